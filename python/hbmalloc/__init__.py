@@ -1,0 +1,58 @@
+"""GPU memory for deep-learning programs: the Python face of libhbmalloc.
+
+Importing this package loads nothing and asks no driver; the library is opened by the
+first call that needs it, the driver by the first allocation. Everything here is ctypes
+over the C interface of `include/hbmalloc.h`; torch is imported by `hbmalloc.torch`'s
+functions only.
+"""
+
+from . import torch
+from ._errors import (
+    BusyError,
+    CapturingError,
+    DriverError,
+    ForkedError,
+    HbmallocError,
+    InternalError,
+    InvalidArgumentError,
+    NoDriverError,
+    NotOwnedError,
+    OptionError,
+    OutOfMemoryError,
+    ShutdownError,
+    UnsupportedError,
+)
+from ._library import BACKENDS, get_include, get_library_path, library_version
+from ._options import Option, get_option, options, set_option
+from ._runtime import device_count, set_log_callback, stats, trim
+from ._version import __version__
+
+__all__ = [
+    "BACKENDS",
+    "BusyError",
+    "CapturingError",
+    "DriverError",
+    "ForkedError",
+    "HbmallocError",
+    "InternalError",
+    "InvalidArgumentError",
+    "NoDriverError",
+    "NotOwnedError",
+    "Option",
+    "OptionError",
+    "OutOfMemoryError",
+    "ShutdownError",
+    "UnsupportedError",
+    "__version__",
+    "device_count",
+    "get_include",
+    "get_library_path",
+    "get_option",
+    "library_version",
+    "options",
+    "set_log_callback",
+    "set_option",
+    "stats",
+    "torch",
+    "trim",
+]

@@ -1,0 +1,167 @@
+"""Finds and opens libhbmalloc, once a process, and declares what it exports.
+
+The search: the file that `HBMALLOC_LIBRARY` names; the one in this package; in a source
+checkout, what cargo built. The same library opened from two paths would be two
+libraries with two states, so everything in the process should use `get_library_path()`.
+"""
+
+import ctypes
+import os
+import threading
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_size_t, c_uint64, c_void_p
+
+from ._errors import BY_STATUS, HbmallocError
+from ._version import __version__
+
+#: Where memory can come from, with the numbers of the C interface.
+BACKENDS = {"device": 0, "managed": 1, "async": 2, "vmm": 3}
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_CHECKOUT = os.path.dirname(os.path.dirname(_PACKAGE))
+
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_char_p, c_void_p)
+
+
+class Stats(ctypes.Structure):
+    """hbm_stats_t."""
+
+    _fields_ = [("struct_size", c_size_t)] + [
+        (name, c_uint64)
+        for name in (
+            "requested", "allocated", "reserved",
+            "peak_requested", "peak_allocated", "peak_reserved",
+            "allocations", "deallocations", "failed_allocations", "rejected_frees",
+            "pending_frees", "pending_bytes", "warnings",
+        )
+    ]
+
+
+class OptionInfo(ctypes.Structure):
+    """hbm_option_t."""
+
+    _fields_ = [("struct_size", c_size_t)] + [
+        (name, c_char_p) for name in ("name", "value", "default_value", "origin", "help", "accepted")
+    ]
+
+
+#: name: (result, arguments); a result of c_int32 is a status unless noted where it is called.
+PROTOTYPES = {
+    "hbm_version": (c_int32, []),
+    "hbm_version_string": (c_char_p, []),
+    "hbm_status_name": (c_char_p, [c_int32]),
+    "hbm_last_error": (c_char_p, []),
+    "hbm_last_driver_code": (c_int32, []),
+    "hbm_option_set": (c_int32, [c_char_p, c_char_p]),
+    "hbm_option_get": (c_int32, [c_char_p, c_char_p, c_size_t, POINTER(c_size_t)]),
+    "hbm_option_count": (c_size_t, []),
+    "hbm_option_describe": (c_int32, [c_size_t, POINTER(OptionInfo)]),
+    "hbm_log_set_callback": (c_int32, [c_void_p, c_void_p]),
+    "hbm_device_count": (c_int32, [POINTER(c_int32)]),
+    "hbm_stats": (c_int32, [c_int32, c_int32, POINTER(Stats)]),
+    "hbm_trim": (c_int32, [c_int32, c_uint64, POINTER(c_uint64)]),
+    "hbm_torch_set_hooked": (None, [c_int32]),
+    "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),
+    "hbm_driver_used": (c_int32, []),
+    "hbm_forked": (c_int32, []),
+    "hbm_torch_memory_fraction": (None, [c_double, c_int32]),
+}
+
+_lock = threading.Lock()
+_opened = None
+
+
+def _candidates():
+    yield os.path.join(_PACKAGE, "lib", "libhbmalloc.so.0")
+    if os.path.exists(os.path.join(_CHECKOUT, "Cargo.toml")):
+        built = [os.environ["CARGO_TARGET_DIR"]] if os.environ.get("CARGO_TARGET_DIR") else []
+        for target in built + [os.path.join(_CHECKOUT, "target")]:
+            for profile in ("release", "debug"):
+                yield os.path.join(target, profile, "libhbmalloc.so")
+
+
+def get_library_path():
+    """The file of the shared library, for `CUDAPluggableAllocator`, linkers and other loaders."""
+    if _opened is not None:
+        return _opened[1]
+    named = os.environ.get("HBMALLOC_LIBRARY")
+    if named:
+        if not os.path.isfile(named):
+            raise HbmallocError("HBMALLOC_LIBRARY names %r, which is not a file" % named)
+        return os.path.abspath(named)
+    tried = list(_candidates())
+    for path in tried:
+        if os.path.isfile(path):
+            return path
+    raise HbmallocError(
+        "libhbmalloc was not found (looked for %s): install the wheel, build it with `cargo build --release`, "
+        "or set HBMALLOC_LIBRARY to the file" % ", ".join(tried))
+
+
+def get_include():
+    """The folder of `hbmalloc.h`, for compilers."""
+    for folder in (os.path.join(_PACKAGE, "include"), os.path.join(_CHECKOUT, "include")):
+        if os.path.isfile(os.path.join(folder, "hbmalloc.h")):
+            return folder
+    raise HbmallocError("hbmalloc.h was not found beside the package; install the wheel")
+
+
+def _open(path):
+    handle = ctypes.CDLL(path)
+    for name, (result, arguments) in PROTOTYPES.items():
+        try:
+            function = getattr(handle, name)
+        except AttributeError:
+            raise HbmallocError("%s does not export %s: it is not the library of hbmalloc %s" % (
+                path, name, __version__)) from None
+        function.restype, function.argtypes = result, arguments
+    theirs = handle.hbm_version()
+    major, minor = (int(part) for part in __version__.split(".")[:2])
+    if (theirs // 10000, theirs // 100 % 100) != (major, minor):
+        raise HbmallocError("%s is version %s and this package is %s: use the two of one release" % (
+            path, handle.hbm_version_string().decode(), __version__))
+    return handle
+
+
+def library():
+    """The opened library; the same object always."""
+    global _opened
+    if _opened is None:
+        with _lock:
+            if _opened is None:
+                path = get_library_path()
+                _opened = (_open(path), path)
+    return _opened[0]
+
+
+def address(name):
+    """The address of an exported function, as torch wants it."""
+    function = getattr(library(), name, None)
+    if function is None:
+        raise HbmallocError("%s does not export %s" % (get_library_path(), name))
+    return ctypes.cast(function, c_void_p).value
+
+
+def check(status, operation):
+    """Raises the exception of a status that is not 0."""
+    if status == 0:
+        return
+    handle = library()
+    text = (handle.hbm_last_error() or b"").decode("utf-8", "replace")
+    name = (handle.hbm_status_name(status) or b"").decode("ascii", "replace") or "status %d" % status
+    raise BY_STATUS.get(status, HbmallocError)(
+        "%s: %s" % (operation, text or name), status, handle.hbm_last_driver_code())
+
+
+def library_version():
+    """The version of the library itself, as a string."""
+    return library().hbm_version_string().decode()
+
+
+def backend_number(backend):
+    """The C interface's number of a backend's name; -1 for None."""
+    if backend is None:
+        return -1
+    try:
+        return BACKENDS[backend]
+    except (KeyError, TypeError):
+        raise ValueError("unknown backend %r: one of %s" % (backend, ", ".join(BACKENDS))) from None
