@@ -12,7 +12,6 @@ def find_command():
     """The Rust program `hbmalloc`: of this installation, of a source checkout, or on PATH."""
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     places = [
-        os.environ.get("HBMALLOC_COMMAND"),
         os.path.join(package_root, "bin", "hbmalloc"),  # pip install --target
         os.path.join(sysconfig.get_path("scripts"), "hbmalloc"),
         os.path.join(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user")), "hbmalloc")
