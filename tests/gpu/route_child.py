@@ -34,8 +34,10 @@ def in_route(tag="cases"):
 
 
 def settle():
+    """Frees what can be freed, cuBLAS's workspaces (one a stream, kept by torch) included."""
     gc.collect()
     torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
 
 

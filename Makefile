@@ -1,0 +1,112 @@
+# What one does with this project. `make demo` is the way in; `make test` is what CI runs.
+# Everything is made under target/, dist/ and .venv/, which `make clean` removes.
+
+SHELL := /bin/bash
+PREFIX ?= /usr/local
+ARCH ?= $(shell uname -m)
+PYTHON ?= python3
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+VENV := .venv
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+SOVERSION := 0
+LIBDIR := $(DESTDIR)$(PREFIX)/lib
+INCLUDEDIR := $(DESTDIR)$(PREFIX)/include
+BINDIR := $(DESTDIR)$(PREFIX)/bin
+INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so \
+	$(LIBDIR)/libhbmalloc.a $(LIBDIR)/libhbmalloc_sim.so $(LIBDIR)/pkgconfig/hbmalloc.pc \
+	$(INCLUDEDIR)/hbmalloc.h $(BINDIR)/hbmalloc
+
+# The children find what this build made, not what a wheel installed.
+FROM_SOURCE = PYTHONPATH=$(CURDIR)/python HBMALLOC_PYTHON=$(PYTHON)
+
+.PHONY: demo test build rust-tests python-tests lint stress miri bench wheel test-aarch64 setup-aarch64 \
+	release install uninstall clean setup help
+
+help:
+	@echo 'make demo            build, and show the library at work (with a GPU and PyTorch, or without)'
+	@echo 'make test            build, all tests, lint'
+	@echo 'make lint            clippy, formatting, documentation'
+	@echo 'make stress          the long form of the stress tests'
+	@echo 'make miri            the core under Miri, where it is installed'
+	@echo 'make bench           benchmarks'
+	@echo 'make wheel [ARCH=aarch64]   a wheel in dist/'
+	@echo 'make setup-aarch64   tools to cross-build and to run the result (root, Debian)'
+	@echo 'make test-aarch64    C tests and the command for AArch64, emulated'
+	@echo 'make install | uninstall [PREFIX=/usr/local] [DESTDIR=]'
+
+setup:
+	@scripts/setup tools
+
+$(VENV)/.ready: scripts/setup
+	@scripts/setup venv $(VENV)
+
+demo: setup release
+	$(FROM_SOURCE) $(TARGET)/release/hbmalloc demo
+
+test: setup build rust-tests python-tests lint
+
+build: setup
+	@echo '== build'
+	cargo build --workspace --all-features
+
+rust-tests: build
+	@echo '== Rust tests'
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		echo cargo nextest run --workspace --all-features; \
+		cargo nextest run --workspace --all-features --no-fail-fast && cargo test --workspace --all-features --doc; \
+	else \
+		echo 'cargo-nextest is not installed: using cargo test'; \
+		cargo test --workspace --all-features --no-fail-fast; \
+	fi
+
+python-tests: build $(VENV)/.ready
+	@echo '== Python tests'
+	HBMALLOC_LIBRARY=$(abspath $(TARGET))/debug/libhbmalloc.so $(VENV)/bin/python -m pytest tests/python
+
+lint: setup
+	@echo '== lint'
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --all-features --no-deps
+
+stress: setup
+	cargo test --workspace --all-features --release stress -- --include-ignored --nocapture
+
+miri: setup
+	@scripts/miri
+
+bench: setup release
+	cargo bench --workspace --all-features
+
+wheel: setup
+	scripts/build-wheel $(ARCH)
+
+setup-aarch64:
+	scripts/aarch64 setup
+
+test-aarch64: setup
+	scripts/aarch64 test
+
+release: setup
+	@echo '== release build'
+	cargo build --release --workspace --lib
+	cargo build --release --features cli --bin hbmalloc
+
+install: release
+	install -d $(LIBDIR)/pkgconfig $(INCLUDEDIR) $(BINDIR)
+	install -m 755 $(TARGET)/release/libhbmalloc.so $(LIBDIR)/libhbmalloc.so.$(VERSION)
+	ln -sf libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION)
+	ln -sf libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so
+	install -m 644 $(TARGET)/release/libhbmalloc.a $(LIBDIR)/libhbmalloc.a
+	install -m 755 $(TARGET)/release/libhbmalloc_sim.so $(LIBDIR)/libhbmalloc_sim.so
+	install -m 644 include/hbmalloc.h $(INCLUDEDIR)/hbmalloc.h
+	install -m 755 $(TARGET)/release/hbmalloc $(BINDIR)/hbmalloc
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' scripts/hbmalloc.pc.in > $(LIBDIR)/pkgconfig/hbmalloc.pc
+	@test -n '$(DESTDIR)' || ldconfig 2>/dev/null || true
+
+uninstall:
+	rm -f $(INSTALLED)
+
+clean:
+	cargo clean
+	rm -rf dist $(VENV)
