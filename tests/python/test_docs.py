@@ -1,0 +1,70 @@
+"""The examples of the README and of docs/ are run as they stand.
+
+A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`.
+What is not here is skipped with a line that says so. Output goes nowhere: an example has
+to run, and to say itself what it checks.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, built_library, environment
+
+PAGES = ["README.md"] + sorted(
+    os.path.join("docs", name) for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md"))
+BLOCK = re.compile(r"(?:<!-- needs: (\w+) -->\n)?^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def examples():
+    for page in PAGES:
+        with open(os.path.join(ROOT, page)) as handle:
+            text = handle.read()
+        for match in BLOCK.finditer(text):
+            line = text[: match.start(3)].count("\n") + 1
+            yield pytest.param(*match.groups(), id="%s:%d" % (page, line))
+
+
+def gpu_is_there():
+    probe = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
+    return subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 0
+
+
+def command_folder():
+    """The folder of the command `hbmalloc` beside the library, or on the path."""
+    beside = os.path.dirname(built_library() or "")
+    if os.access(os.path.join(beside, "hbmalloc"), os.X_OK):
+        return beside
+    return os.path.dirname(shutil.which("hbmalloc") or "") or None
+
+
+@pytest.mark.parametrize("needs, language, code", examples())
+def test_example(needs, language, code, tmp_path):
+    variables = environment(TORCH_HOME=str(tmp_path))
+    if needs == "network":
+        pytest.skip("it installs software: run by hand")
+    if needs == "gpu" and not gpu_is_there():
+        pytest.skip("needs a GPU and PyTorch")
+    if needs == "command":
+        folder = command_folder()
+        if folder is None:
+            pytest.skip("the command hbmalloc is not built")
+        variables["PATH"] = folder + os.pathsep + variables["PATH"]
+    if built_library() is None:
+        pytest.skip("libhbmalloc is not built")
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_lead_somewhere():
+    missing = []
+    for page in PAGES:
+        with open(os.path.join(ROOT, page)) as handle:
+            for target in re.findall(r"\]\(([^)#:]+)\)", handle.read()):
+                if not os.path.exists(os.path.join(ROOT, os.path.dirname(page), target)):
+                    missing.append("%s: %s" % (page, target))
+    assert not missing

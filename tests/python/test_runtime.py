@@ -1,0 +1,127 @@
+"""Statistics, trim, devices, errors and the log, on the simulated driver."""
+
+
+def test_devices_of_the_simulator(sim):
+    sim("""
+        import hbmalloc
+        assert hbmalloc.device_count() == 2
+        assert hbmalloc._library.library().hbm_driver_used() == 1
+    """)
+
+
+ENTRY_POINTS = """
+        import ctypes, hbmalloc
+        library = ctypes.CDLL(hbmalloc.get_library_path())
+        def entry(backend):
+            malloc, free = library[backend + "_malloc"], library[backend + "_free"]
+            malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+            free.restype, free.argtypes = None, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+            return malloc, free
+"""
+
+
+def test_statistics_follow_the_blocks(sim):
+    sim(ENTRY_POINTS + """
+        for backend in hbmalloc.BACKENDS:
+            malloc, free = entry(backend)
+            block = malloc(5000, 1, None)
+            assert block
+            one, every = hbmalloc.stats(1, backend), hbmalloc.stats(1)
+            assert one["requested"] == 5000 <= one["allocated"] <= one["reserved"], one
+            assert one["allocations"] == 1 and every["requested"] >= 5000
+            assert hbmalloc.stats(0, backend)["requested"] == 0
+            free(block, 5000, 1, None)
+            after = hbmalloc.stats(1, backend)
+            assert after["requested"] == 0 and after["deallocations"] == 1, after
+            assert after["peak_requested"] == 5000, after
+        assert hbmalloc.trim(1) >= 0
+    """)
+
+
+def test_a_request_beyond_the_device(sim):
+    sim(ENTRY_POINTS + """
+        malloc, free = entry("vmm")
+        assert not malloc(1 << 50, 0, None)
+        assert hbmalloc.stats(0, "vmm")["failed_allocations"] == 1
+        block = malloc(1 << 20, 0, None)
+        assert block
+        free(block, 1 << 20, 0, None)
+    """)
+
+
+def test_errors_carry_status_and_fit_built_ins(sim):
+    sim("""
+        import hbmalloc
+        try:
+            hbmalloc.stats(99)
+        except hbmalloc.InvalidArgumentError as error:
+            assert error.status == 1 and isinstance(error, ValueError) and "stats" in str(error)
+        else:
+            raise SystemExit(5)
+        try:
+            hbmalloc.stats(0, "cuda")
+        except ValueError as error:
+            assert "vmm" in str(error)
+        else:
+            raise SystemExit(5)
+        assert issubclass(hbmalloc.OutOfMemoryError, MemoryError)
+        assert issubclass(hbmalloc.HbmallocError, RuntimeError)
+    """)
+
+
+def test_every_status_of_the_library_has_its_class(sim):
+    sim("""
+        import hbmalloc
+        from hbmalloc._errors import BY_STATUS
+        library = hbmalloc._library.library()
+        for status, kind in BY_STATUS.items():
+            name = library.hbm_status_name(status).decode()
+            try:
+                hbmalloc._library.check(status, "this call")
+            except kind as error:
+                assert type(error) is kind and "this call" in str(error) and name
+            else:
+                raise SystemExit(5)
+    """)
+
+
+def test_log_callback(sim):
+    out = sim("""
+        import hbmalloc
+        lines = []
+        hbmalloc.set_log_callback(lambda level, target, message: lines.append((level, target, message)))
+        hbmalloc.device_count()
+        assert any("0.1.0" in message for _, _, message in lines), lines
+        assert all(isinstance(level, int) for level, _, _ in lines)
+        hbmalloc.set_log_callback(None)
+        count = len(lines)
+        hbmalloc.trim(0)
+        assert len(lines) == count
+        hbmalloc.set_log_callback(lambda *line: None)   # still set when the process ends
+        print("end")
+    """, HBMALLOC_LOG="info")
+    assert out.rstrip().endswith("end")
+
+
+def test_nothing_on_stdout(sim):
+    out = sim("""
+        import hbmalloc
+        hbmalloc.device_count()
+    """)
+    assert out == ""
+
+
+def test_in_a_forked_child(sim):
+    sim("""
+        import hbmalloc, os
+        hbmalloc.device_count()
+        child = os.fork()
+        if child == 0:
+            assert hbmalloc._library.library().hbm_forked() == 1
+            try:
+                hbmalloc.trim(0)
+            except hbmalloc.ForkedError:
+                os._exit(0)
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
