@@ -33,6 +33,20 @@ def in_route(tag="cases"):
         yield pool
 
 
+def graph_pool(tag):
+    """Keyword arguments that make a capture take its memory from hbmalloc on the pool route.
+
+    The pool is not entered: torch refuses to capture into a pool that the thread allocates from.
+    """
+    if ROUTE != "pool":
+        return {}
+    pools.append(hbmalloc.torch.memory_pool(BACKEND, tag=tag))
+    return {"pool": pools[-1].id}
+
+
+pools = []
+
+
 def settle():
     """Frees what can be freed, cuBLAS's workspaces (one a stream, kept by torch) included."""
     gc.collect()
@@ -96,7 +110,7 @@ def chain(x):
 def graphs():
     generator = torch.Generator().manual_seed(3)
     inputs = [torch.randn(256, 256, generator=generator) for _ in range(4)]
-    with case("graph capture and replay"), in_route("graph") as pool:
+    with case("graph capture and replay"):
         static = inputs[0].cuda()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -105,12 +119,14 @@ def graphs():
         torch.cuda.current_stream().wait_stream(side)
         eager = [chain(x.cuda()) for x in inputs]
         settle()
-        before = stats()["allocated"] if ROUTE == "install" else 0
+        before = stats()["allocated"] if ROUTE in ("install", "pool") else 0
         graph = torch.cuda.CUDAGraph()
         kept = torch.ones(1 << 20, device="cuda")
-        with torch.cuda.graph(graph, **({"pool": pool.id} if pool else {})):
+        with torch.cuda.graph(graph, **graph_pool("graph")):
             result = chain(static)
             doubled = result * 2
+        if ROUTE != "native" and ROUTE != "plain":
+            check(stats()["allocated"] > before, "the graph's memory is not ours")
         for _ in range(3):
             for x, wanted in zip(inputs, eager):
                 static.copy_(x)
@@ -121,14 +137,14 @@ def graphs():
                 del noise
         check(bool((kept == 1).all()), "memory outside of the graph was overwritten")
     with case("graph released"):
-        held = graph
-        del graph, held, result, doubled, kept
+        del graph, result, doubled, kept
+        pools.clear()
         settle()
-        if ROUTE == "install":
+        if ROUTE in ("install", "pool"):
             after = stats()
             check(after["allocated"] <= before, "%d bytes before the graph, %s after" % (before, after))
         check(torch.equal(chain(inputs[0].cuda()), eager[0]), "eager work differs afterwards")
-    with case("make_graphed_callables"), in_route("graphed") as pool:
+    with case("make_graphed_callables"):
         losses = []
         for graphed in (False, True):
             _transformer.deterministic()
@@ -136,8 +152,7 @@ def graphs():
             model = torch.nn.Sequential(
                 torch.nn.Linear(256, 512), torch.nn.GELU(), torch.nn.Linear(512, 256)).cuda()
             sample = inputs[0].cuda().requires_grad_()
-            call = torch.cuda.make_graphed_callables(
-                model, (sample,), **({"pool": pool.id} if pool else {})) if graphed else model
+            call = torch.cuda.make_graphed_callables(model, (sample,), **graph_pool("graphed")) if graphed else model
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
             for x in inputs * 3:
                 optimizer.zero_grad(set_to_none=True)
@@ -146,6 +161,7 @@ def graphs():
                 optimizer.step()
                 losses.append(loss.item())
             del model, call, sample, optimizer, loss
+            pools.clear()
             settle()
         half = len(losses) // 2
         check(losses[:half] == losses[half:], "graphed %s, eager %s" % (losses[half:], losses[:half]))
@@ -225,6 +241,9 @@ def pool_lifetime():
         check(bool((block == 5).all()), "the tensor lost its contents")
         del block
         settle()
+    with case("pools give everything back"):
+        settle()
+        check(stats()["allocated"] == 0, stats())
 
 
 def main():

@@ -41,7 +41,7 @@ def command_folder():
     return os.path.dirname(shutil.which("hbmalloc") or "") or None
 
 
-@pytest.mark.parametrize("needs, language, code", examples())
+@pytest.mark.parametrize("needs, language, code", list(examples()))
 def test_example(needs, language, code, tmp_path):
     variables = environment(TORCH_HOME=str(tmp_path))
     if needs == "network":
