@@ -1,1 +1,22 @@
-//! The allocator library.
+//! hbmalloc owns the memory of deep-learning programs: on the GPU, pinned on the host, and on the
+//! way between them. `docs/design.md` explains the layers; a layer uses only those above it here.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+#[allow(unsafe_code)]
+pub mod capi;
+pub mod config;
+pub mod core;
+pub mod error;
+pub mod extent;
+#[allow(unsafe_code)]
+pub mod gpu;
+pub mod observe;
+#[allow(unsafe_code)]
+pub mod process;
+pub mod registry;
+pub mod source;
+#[allow(unsafe_code)]
+pub mod sys;
+#[allow(unsafe_code)]
+pub mod torch;

@@ -1,0 +1,401 @@
+//! Allocators as objects: one interface over every kind of source.
+
+use super::{export, read_struct, text_argument, write_out, write_struct};
+use crate::config::value::Location;
+use crate::core::size::Align;
+use crate::error::{Error, Result, Status};
+use crate::extent::table::Owner;
+use crate::gpu::Stream;
+use crate::observe;
+use crate::process::{AllocatorId, Demand, Stats};
+use crate::registry::StreamUse;
+use crate::source::{ALIGN, Kind};
+use rustc_hash::FxHashMap;
+use std::ffi::{c_char, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The kinds of allocator.
+#[allow(non_camel_case_types, missing_docs)]
+#[repr(i32)]
+pub enum hbm_kind {
+    /// Synchronous device memory: a free waits for all work of the device.
+    HBM_KIND_DEVICE = 0,
+    /// Managed memory.
+    HBM_KIND_MANAGED = 1,
+    /// The driver's stream-ordered pools.
+    HBM_KIND_ASYNC = 2,
+    /// Virtual memory management; at least one granule (2 MiB) a block.
+    HBM_KIND_VMM = 3,
+}
+
+/// Where virtual-memory blocks live.
+#[allow(non_camel_case_types, missing_docs)]
+#[repr(i32)]
+pub enum hbm_location {
+    /// As the option `vmm_location` says.
+    HBM_LOCATION_DEFAULT = 0,
+    /// In the memory of the device.
+    HBM_LOCATION_DEVICE = 1,
+    /// In host memory of the NUMA node `numa_node`, mapped for the device.
+    HBM_LOCATION_HOST_NUMA = 2,
+}
+
+/// An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
+/// allocator is an error, not a crash.
+#[allow(non_camel_case_types)]
+pub struct hbm_allocator_t {
+    _opaque: [u8; 0],
+}
+
+/// What allocator to make. Zero it, fill in `struct_size`, then what differs from zero.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_allocator_desc_t {
+    /// sizeof(hbm_allocator_desc_t) as the program was compiled.
+    pub struct_size: usize,
+    /// An hbm_kind.
+    pub kind: i32,
+    /// The device's ordinal.
+    pub device: i32,
+    /// A tag for its blocks, or NULL. Copied.
+    pub tag: *const c_char,
+    /// An hbm_location; only for HBM_KIND_VMM.
+    pub location: i32,
+    /// The NUMA node of HBM_LOCATION_HOST_NUMA.
+    pub numa_node: i32,
+}
+
+/// Statistics. Fill in `struct_size` before the call. Sizes in bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_stats_t {
+    /// sizeof(hbm_stats_t) as the program was compiled.
+    pub struct_size: usize,
+    /// Bytes asked for by blocks now given out.
+    pub requested: u64,
+    /// Bytes of blocks now given out.
+    pub allocated: u64,
+    /// Bytes held from the device.
+    pub reserved: u64,
+    /// The most `requested` has been; over all kinds, the sum of their peaks.
+    pub peak_requested: u64,
+    /// The most `allocated` has been; over all kinds, the sum of their peaks.
+    pub peak_allocated: u64,
+    /// The most `reserved` has been; over all kinds, the sum of their peaks.
+    pub peak_reserved: u64,
+    /// Blocks given out since the start.
+    pub allocations: u64,
+    /// Blocks taken back since the start.
+    pub deallocations: u64,
+    /// Requests that failed since the start.
+    pub failed_allocations: u64,
+    /// Frees of addresses that were no block, in the whole process.
+    pub rejected_frees: u64,
+    /// Freed blocks of the device that wait for work to end.
+    pub pending_frees: u64,
+    /// Their bytes.
+    pub pending_bytes: u64,
+    /// Warnings of every kind, in the whole process.
+    pub warnings: u64,
+}
+
+impl From<Stats> for hbm_stats_t {
+    fn from(stats: Stats) -> hbm_stats_t {
+        hbm_stats_t {
+            struct_size: size_of::<hbm_stats_t>(),
+            requested: stats.requested,
+            allocated: stats.allocated,
+            reserved: stats.reserved,
+            peak_requested: stats.peak_requested,
+            peak_allocated: stats.peak_allocated,
+            peak_reserved: stats.peak_reserved,
+            allocations: stats.allocations,
+            deallocations: stats.deallocations,
+            failed_allocations: stats.failed_allocations,
+            rejected_frees: stats.rejected_frees,
+            pending_frees: stats.pending_frees,
+            pending_bytes: stats.pending_bytes,
+            warnings: stats.warnings,
+        }
+    }
+}
+
+struct Allocator {
+    id: AllocatorId,
+    kind: Kind,
+    device: i32,
+    location: Option<Location>,
+    tag: Option<Arc<str>>,
+    live: AtomicU64,
+}
+
+static ALLOCATORS: RwLock<Option<FxHashMap<usize, Arc<Allocator>>>> = RwLock::new(None);
+
+fn find(operation: &'static str, handle: *mut hbm_allocator_t) -> Result<Arc<Allocator>> {
+    let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
+    table
+        .as_ref()
+        .and_then(|table| table.get(&(handle as usize)).cloned())
+        .ok_or_else(|| {
+            Error::invalid(
+                operation,
+                format!("{handle:p} is not an allocator, or was destroyed"),
+            )
+        })
+}
+
+fn parse(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
+    const OPERATION: &str = "hbm_allocator_create";
+    let kind = Kind::from_number(descriptor.kind).ok_or_else(|| {
+        Error::invalid(OPERATION, format!("kind {} is none", descriptor.kind))
+            .advice("Kinds: 0 device, 1 managed, 2 async, 3 vmm")
+    })?;
+    let location = match descriptor.location {
+        0 => None,
+        _ if kind != Kind::Vmm => {
+            return Err(Error::invalid(OPERATION, "only vmm takes a location"));
+        }
+        1 => Some(Location::Device),
+        2 if descriptor.numa_node >= 0 => Some(Location::HostNuma(descriptor.numa_node)),
+        other => {
+            return Err(Error::invalid(
+                OPERATION,
+                format!(
+                    "location {other} with NUMA node {} is none",
+                    descriptor.numa_node
+                ),
+            ));
+        }
+    };
+    let tag = if descriptor.tag.is_null() {
+        None
+    } else {
+        // SAFETY: the caller of hbm_allocator_create vouches for it.
+        Some(unsafe { text_argument(OPERATION, "tag", descriptor.tag)? }.into())
+    };
+    Ok(Allocator {
+        id: AllocatorId::new(),
+        kind,
+        device: descriptor.device,
+        location,
+        tag,
+        live: AtomicU64::new(0),
+    })
+}
+
+/// Makes an allocator and writes it to `*out`. The device is opened now, so that a machine without
+/// one shows here. Any thread.
+///
+/// # Safety
+/// `descriptor` must point to a filled-in descriptor, `out` be valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_allocator_create(
+    descriptor: *const hbm_allocator_desc_t,
+    out: *mut *mut hbm_allocator_t,
+) -> i32 {
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let descriptor = unsafe { read_struct("hbm_allocator_create", descriptor)? };
+        let allocator = parse(&descriptor)?;
+        observe::process().device(allocator.device)?;
+        let handle = allocator.id.get() as usize;
+        // SAFETY: passed on to the caller.
+        unsafe { write_out("hbm_allocator_create", out, handle as *mut hbm_allocator_t)? };
+        ALLOCATORS
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_default()
+            .insert(handle, Arc::new(allocator));
+        Ok(())
+    })
+}
+
+/// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 {
+    export(|| {
+        if allocator.is_null() {
+            return Ok(());
+        }
+        let found = find("hbm_allocator_destroy", allocator)?;
+        let live = found.live.load(Ordering::Acquire);
+        if live > 0 && !crate::process::has_forked() {
+            return Err(Error::new(Status::Busy, "hbm_allocator_destroy")
+                .detail(format!("{live} of its blocks are not deallocated")));
+        }
+        let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = table.as_mut() {
+            table.remove(&(allocator as usize));
+        }
+        Ok(())
+    })
+}
+
+/// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, and only vmm
+/// gives more than 256), for use on `stream` (a CUstream or cudaStream_t of the device; NULL is the
+/// legacy stream), and writes the address to `*out`. Any thread, with any context current or none.
+///
+/// # Safety
+/// `out` must be valid for a write; `stream` must be a live stream of the device.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_allocator_allocate(
+    allocator: *mut hbm_allocator_t,
+    bytes: usize,
+    alignment: usize,
+    stream: *mut c_void,
+    out: *mut *mut c_void,
+) -> i32 {
+    export(|| {
+        const OPERATION: &str = "hbm_allocator_allocate";
+        let found = find(OPERATION, allocator)?;
+        if out.is_null() {
+            return Err(Error::invalid(OPERATION, "the out-pointer is NULL"));
+        }
+        let align = match alignment {
+            0 => ALIGN,
+            other => Align::new(other as u64).ok_or_else(|| {
+                Error::invalid(OPERATION, format!("alignment {other} is no power of two"))
+            })?,
+        };
+        let address = observe::process().allocate(Demand {
+            kind: found.kind,
+            device: found.device,
+            bytes: bytes as u64,
+            align,
+            stream: Stream::from_raw(stream),
+            owner: Owner::Block,
+            stream_use: StreamUse::Reported,
+            allocator: Some(found.id),
+            location: found.location,
+            tag: found.tag.clone(),
+        })?;
+        found.live.fetch_add(1, Ordering::AcqRel);
+        // SAFETY: checked for null above; the rest is the caller's promise.
+        unsafe { write_out(OPERATION, out, address as *mut c_void) }
+    })
+}
+
+/// Takes a block back. Work already given to the stream it was allocated on, to `stream`, and to
+/// every stream recorded for it may still use it; later work may not. HBM_NOT_OWNED for an address
+/// that is no block of this allocator, or no longer one; it is left alone. NULL is fine. Does not
+/// wait, but for device and managed memory. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_allocator_deallocate(
+    allocator: *mut hbm_allocator_t,
+    address: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    export(|| {
+        if address.is_null() || crate::process::has_forked() {
+            return Ok(());
+        }
+        let found = find("hbm_allocator_deallocate", allocator)?;
+        let process = observe::process();
+        let used_on = Some(Stream::from_raw(stream));
+        let outcome = process.deallocate(address as u64, Some(found.id), used_on);
+        let gone = !matches!(&outcome, Err(error) if error.status() == Status::NotOwned);
+        if gone {
+            found.live.fetch_sub(1, Ordering::AcqRel);
+        }
+        outcome
+    })
+}
+
+/// Says that work already given to `stream` uses the block at `address`, so that its memory is not
+/// given back before that work is done. Any thread; no driver call.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_allocator_record_stream(
+    allocator: *mut hbm_allocator_t,
+    address: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    export(|| {
+        find("hbm_allocator_record_stream", allocator)?;
+        observe::process().record_stream(address as u64, Stream::from_raw(stream))
+    })
+}
+
+/// Gives cached memory of the allocator's device back, down to `keep` bytes a source, and writes
+/// the bytes given back to `*released` (which may be NULL). Waits for work on freed blocks; does
+/// nothing while a stream capture is open on the device.
+///
+/// # Safety
+/// `released` must be NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_allocator_trim(
+    allocator: *mut hbm_allocator_t,
+    keep: u64,
+    released: *mut u64,
+) -> i32 {
+    export(|| {
+        let found = find("hbm_allocator_trim", allocator)?;
+        // SAFETY: passed on to the caller.
+        unsafe { trim("hbm_allocator_trim", found.device, keep, released) }
+    })
+}
+
+/// Statistics of the allocator's kind on its device.
+///
+/// # Safety
+/// `out` must point to an hbm_stats_t whose `struct_size` is filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_allocator_stats(
+    allocator: *mut hbm_allocator_t,
+    out: *mut hbm_stats_t,
+) -> i32 {
+    export(|| {
+        let found = find("hbm_allocator_stats", allocator)?;
+        let stats = observe::process().stats(found.device, Some(found.kind))?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_struct("hbm_allocator_stats", out, &hbm_stats_t::from(stats)) }
+    })
+}
+
+/// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1).
+///
+/// # Safety
+/// `out` must point to an hbm_stats_t whose `struct_size` is filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_stats(device: i32, kind: i32, out: *mut hbm_stats_t) -> i32 {
+    export(|| {
+        let kind = match kind {
+            -1 => None,
+            number => Some(
+                Kind::from_number(number)
+                    .ok_or_else(|| Error::invalid("hbm_stats", format!("kind {number} is none")))?,
+            ),
+        };
+        let stats = observe::process().stats(device, kind)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_struct("hbm_stats", out, &hbm_stats_t::from(stats)) }
+    })
+}
+
+/// Gives cached memory of a device back, as hbm_allocator_trim.
+///
+/// # Safety
+/// `released` must be NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_trim(device: i32, keep: u64, released: *mut u64) -> i32 {
+    // SAFETY: passed on to the caller.
+    export(|| unsafe { trim("hbm_trim", device, keep, released) })
+}
+
+unsafe fn trim(operation: &'static str, device: i32, keep: u64, released: *mut u64) -> Result<()> {
+    let given_back = observe::process().trim(device, keep)?;
+    if released.is_null() {
+        return Ok(());
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { write_out(operation, released, given_back) }
+}
+
+/// Forgets a stream that is about to be destroyed, so that the library never names it to the driver
+/// again. Blocks allocated on it must have been deallocated.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
+    export(|| observe::process().forget_stream(device, Stream::from_raw(stream)))
+}

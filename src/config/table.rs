@@ -1,0 +1,250 @@
+//! The one table of options. The environment variables, `hbm_option_set`, `hbmalloc doctor` and
+//! `docs/options.md` are all derived from it.
+
+use super::value::{self, Location, Size, Threshold};
+
+/// The options, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum Opt {
+    /// Which source `hbm_malloc` and `install()` use.
+    Backend,
+    /// Which driver library is opened.
+    Driver,
+    /// What the simulated driver pretends to be.
+    Sim,
+    /// What is logged.
+    Log,
+    /// Where the log goes.
+    LogFile,
+    /// Which managed blocks are prefetched.
+    PrefetchThreshold,
+    /// Memory left free by managed blocks that prefer the device.
+    ManagedHeadroom,
+    /// Which stream-ordered pool is used.
+    AsyncPool,
+    /// What our own stream-ordered pool keeps.
+    AsyncReleaseThreshold,
+    /// Where virtual-memory blocks live.
+    VmmLocation,
+    /// Size of physical chunks on ROCm.
+    RocmChunkSize,
+}
+
+/// A checked value of an option.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Free text, or one of the words accepted.
+    Text(String),
+    /// A size.
+    Size(Size),
+    /// A threshold.
+    Threshold(Threshold),
+    /// A place for memory.
+    Location(Location),
+}
+
+/// One row of the table.
+pub struct Spec {
+    /// Which option it is.
+    pub opt: Opt,
+    /// Its name in calls; the environment variable is `HBMALLOC_` and this in capitals.
+    pub name: &'static str,
+    /// The value when nobody sets one.
+    pub default: &'static str,
+    /// What is accepted, in words.
+    pub accepted: &'static str,
+    /// What it does, in one sentence.
+    pub help: &'static str,
+    /// Checks and converts a text.
+    pub parse: fn(&str) -> Option<Value>,
+}
+
+impl Spec {
+    /// The environment variable of the option.
+    pub fn variable(&self) -> String {
+        format!("HBMALLOC_{}", self.name.to_ascii_uppercase())
+    }
+}
+
+/// The words `backend` accepts.
+pub const BACKENDS: [&str; 4] = ["device", "managed", "async", "vmm"];
+
+fn word(text: &str, accepted: &[&str]) -> Option<Value> {
+    let text = text.trim();
+    accepted
+        .contains(&text)
+        .then(|| Value::Text(text.to_owned()))
+}
+
+fn text(text: &str) -> Option<Value> {
+    Some(Value::Text(text.to_owned()))
+}
+
+fn size(text: &str) -> Option<Value> {
+    value::parse_size(text).map(Value::Size)
+}
+
+fn chunk(text: &str) -> Option<Value> {
+    match value::parse_bytes(text)? {
+        0 => None,
+        bytes => Some(Value::Size(Size::Bytes(bytes))),
+    }
+}
+
+/// The table, in the order of [`Opt`].
+pub static TABLE: [Spec; 11] = [
+    Spec {
+        opt: Opt::Backend,
+        name: "backend",
+        default: "async",
+        accepted: "device, managed, async or vmm",
+        help: "The source that `hbm_malloc` and `install()` use when none is named.",
+        parse: |text| word(text, &BACKENDS),
+    },
+    Spec {
+        opt: Opt::Driver,
+        name: "driver",
+        default: "auto",
+        accepted: "auto, cuda, hip, sim, or the path of a driver library",
+        help: "The driver library to open; `sim` is the simulated driver, found beside this library.",
+        parse: |value| match value.trim() {
+            "" => None,
+            trimmed if trimmed.contains('/') => text(trimmed),
+            trimmed => word(trimmed, &["auto", "cuda", "hip", "sim"]),
+        },
+    },
+    Spec {
+        opt: Opt::Sim,
+        name: "sim",
+        default: "",
+        accepted: "key=value pairs separated by commas, such as devices=2,memory=141GiB,coherent=1",
+        help: "What the simulated driver pretends to be; it reads the environment variable itself.",
+        parse: text,
+    },
+    Spec {
+        opt: Opt::Log,
+        name: "log",
+        default: "warn",
+        accepted: "off, error, warn, info, debug or trace, alone or as target=level, separated by commas",
+        help: "What is written to the log, for instance `info` or `warn,extent=debug`.",
+        parse: |spec| crate::config::log_spec_is_valid(spec).then(|| Value::Text(spec.to_owned())),
+    },
+    Spec {
+        opt: Opt::LogFile,
+        name: "log_file",
+        default: "",
+        accepted: "the path of a file to append to; empty means standard error",
+        help: "Where the log goes.",
+        parse: text,
+    },
+    Spec {
+        opt: Opt::PrefetchThreshold,
+        name: "prefetch_threshold",
+        default: "2GiB",
+        accepted: "a size; 0 or never; all",
+        help: "Managed blocks smaller than this are prefetched to the device when allocated.",
+        parse: |text| value::parse_threshold(text).map(Value::Threshold),
+    },
+    Spec {
+        opt: Opt::ManagedHeadroom,
+        name: "managed_headroom",
+        default: "1GiB",
+        accepted: "a size or a percentage of the device's memory",
+        help: "Managed blocks stop preferring the device once live managed bytes would exceed the memory that was free at first use less this.",
+        parse: size,
+    },
+    Spec {
+        opt: Opt::AsyncPool,
+        name: "async_pool",
+        default: "default",
+        accepted: "default or own",
+        help: "Whether the async source uses the device's default stream-ordered pool or one of its own.",
+        parse: |text| word(text, &["default", "own"]),
+    },
+    Spec {
+        opt: Opt::AsyncReleaseThreshold,
+        name: "async_release_threshold",
+        default: "100%",
+        accepted: "a size or a percentage of the device's memory",
+        help: "Free bytes that our own stream-ordered pool keeps over synchronisations; the default pool is left as it is.",
+        parse: size,
+    },
+    Spec {
+        opt: Opt::VmmLocation,
+        name: "vmm_location",
+        default: "device",
+        accepted: "device or host_numa:N",
+        help: "Where blocks of the vmm source live.",
+        parse: |text| value::parse_location(text).map(Value::Location),
+    },
+    Spec {
+        opt: Opt::RocmChunkSize,
+        name: "rocm_chunk_size",
+        default: "256MiB",
+        accepted: "a size above 0, rounded up to the driver's granularity",
+        help: "On ROCm, the size of one physical chunk; VLLM_ROCM_SLEEP_MEM_CHUNK_SIZE (in MB) is honoured when this is not set.",
+        parse: chunk,
+    },
+];
+
+/// Variables with our prefix that other parts read: the Python package, the tests.
+pub const FOREIGN_VARIABLES: [&str; 4] = [
+    "HBMALLOC_LIBRARY",
+    "HBMALLOC_PYTHON",
+    "HBMALLOC_CHECK_OUT",
+    "HBMALLOC_TEST_SEED",
+];
+
+/// The row of `name`, given as in calls or as the environment variable.
+pub fn find(name: &str) -> Option<&'static Spec> {
+    let lower = name.trim().to_ascii_lowercase();
+    let short = lower.strip_prefix("hbmalloc_").unwrap_or(&lower);
+    TABLE.iter().find(|spec| spec.name == short)
+}
+
+/// The known name most like `name`, for "did you mean".
+pub fn nearest(name: &str) -> &'static str {
+    let lower = name.trim().to_ascii_lowercase();
+    let short = lower.strip_prefix("hbmalloc_").unwrap_or(&lower);
+    TABLE
+        .iter()
+        .min_by_key(|spec| edit_distance(spec.name, short))
+        .map_or("", |spec| spec.name)
+}
+
+/// Levenshtein's distance, by the usual two-row dynamic programme.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stand_in_the_order_of_their_enum_and_accept_their_defaults() {
+        for (index, spec) in TABLE.iter().enumerate() {
+            assert_eq!(spec.opt as usize, index, "{}", spec.name);
+            assert!((spec.parse)(spec.default).is_some(), "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_found() {
+        assert_eq!(nearest("HBMALLOC_PREFETCH_TRESHOLD"), "prefetch_threshold");
+        assert_eq!(nearest("bakend"), "backend");
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+    }
+}

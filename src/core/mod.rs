@@ -1,0 +1,7 @@
+//! Algorithms and data structures that know no GPU and need no unsafe code, so that Miri, property
+//! tests and fuzzers can run them.
+#![forbid(unsafe_code)]
+
+pub mod ownership;
+pub mod size;
+pub mod sync;

@@ -1,0 +1,45 @@
+//! The last error of each thread, for callers who only get a status.
+
+use super::{DriverCode, Error};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char};
+
+thread_local! {
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+struct Last {
+    text: CString,
+    code: Option<DriverCode>,
+}
+
+const NONE: &CStr = c"";
+
+/// Remembers an error for the calling thread.
+pub fn remember(error: Error) {
+    let text = CString::new(error.to_string().replace('\0', " ")).unwrap_or_default();
+    let code = error.code();
+    // Exit handlers may run after thread-local storage is gone; then there is nobody left to ask.
+    let _ = LAST.try_with(|last| *last.borrow_mut() = Some(Last { text, code }));
+}
+
+/// The text of the thread's last error, valid until its next one; empty when there was none.
+pub fn text() -> *const c_char {
+    LAST.try_with(|last| {
+        last.borrow()
+            .as_ref()
+            .map_or(NONE.as_ptr(), |last| last.text.as_ptr())
+    })
+    .unwrap_or(NONE.as_ptr())
+}
+
+/// The driver's code of the thread's last error; 0 where the driver was not the cause.
+pub fn code() -> i32 {
+    LAST.try_with(|last| {
+        last.borrow()
+            .as_ref()
+            .and_then(|last| last.code)
+            .map_or(0, |code| code.0)
+    })
+    .unwrap_or(0)
+}

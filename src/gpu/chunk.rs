@@ -1,0 +1,260 @@
+//! Physical memory and its mappings. A chunk cannot be split, and the driver takes back only what
+//! one map call gave, so chunks are mapped and unmapped whole.
+
+use super::device::Device;
+use crate::config::value::Location;
+use crate::error::{Error, Result};
+use crate::sys::cuda::{AccessDesc, AllocationProp, MemLocation};
+use cuda_sys::driver::sys::{
+    CUmemAccess_flags, CUmemAllocationHandleType,
+    CUmemAllocationProp_st__bindgen_ty_1 as AllocationFlags, CUmemAllocationType,
+    CUmemLocationType,
+};
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+/// How a chunk can be handed to other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Share {
+    /// Not at all.
+    None,
+    /// As a POSIX file descriptor.
+    Fd,
+    /// As a fabric handle, for other hosts of an NVLink domain.
+    Fabric,
+}
+
+/// What kind of chunk is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChunkSpec {
+    /// Where it lives.
+    pub location: Location,
+    /// How it can be handed on.
+    pub share: Share,
+    /// Whether network cards must reach it (GPUDirect RDMA).
+    pub rdma: bool,
+}
+
+impl ChunkSpec {
+    /// A chunk at `location` that is nothing special.
+    pub const fn plain(location: Location) -> ChunkSpec {
+        ChunkSpec {
+            location,
+            share: Share::None,
+            rdma: false,
+        }
+    }
+
+    fn properties(self, device: &Device) -> AllocationProp {
+        AllocationProp {
+            type_: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            requestedHandleTypes: match self.share {
+                Share::None => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+                Share::Fd => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                Share::Fabric => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_FABRIC,
+            },
+            location: mem_location(self.location, device),
+            win32HandleMetaData: std::ptr::null_mut(),
+            allocFlags: AllocationFlags {
+                compressionType: 0,
+                gpuDirectRDMACapable: self.rdma.into(),
+                usage: 0,
+                reserved: [0; 4],
+            },
+        }
+    }
+
+    /// The size of which chunks of this kind must be multiples.
+    pub fn granularity(self, device: &Device) -> Result<u64> {
+        const MINIMUM: c_int = 0;
+        let mut bytes = 0usize;
+        // SAFETY: both pointers are valid for the call.
+        device.check(unsafe {
+            device
+                .cuda()
+                .vmm_granularity(&mut bytes, &self.properties(device), MINIMUM)
+        })?;
+        Ok(bytes as u64)
+    }
+}
+
+pub(super) fn mem_location(location: Location, device: &Device) -> MemLocation {
+    match location {
+        Location::Device => MemLocation {
+            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+            id: device.handle(),
+        },
+        Location::HostNuma(node) => MemLocation {
+            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA,
+            id: node,
+        },
+    }
+}
+
+fn device_location(ordinal: i32) -> MemLocation {
+    MemLocation {
+        type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+        id: ordinal,
+    }
+}
+
+fn read_write(location: MemLocation) -> AccessDesc {
+    AccessDesc {
+        location,
+        flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+    }
+}
+
+/// One physical handle, released when dropped; memory stays until its last mapping is gone too.
+pub struct Chunk {
+    device: Arc<Device>,
+    handle: u64,
+    bytes: u64,
+    spec: ChunkSpec,
+    released: bool,
+}
+
+impl Chunk {
+    /// Creates `bytes` of physical memory, a multiple of the granularity.
+    pub fn create(device: &Arc<Device>, bytes: u64, spec: ChunkSpec) -> Result<Chunk> {
+        let mut handle = 0;
+        // SAFETY: both pointers are valid for the call.
+        device
+            .check(unsafe {
+                device
+                    .cuda()
+                    .vmm_create(&mut handle, bytes as usize, &spec.properties(device), 0)
+            })
+            .map_err(|error| error.bytes(bytes))?;
+        Ok(Chunk {
+            device: device.clone(),
+            handle,
+            bytes,
+            spec,
+            released: false,
+        })
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What kind it is.
+    pub fn spec(&self) -> ChunkSpec {
+        self.spec
+    }
+
+    /// Exports the chunk as a file descriptor, which the caller owns.
+    pub fn export_fd(&self) -> Result<i32> {
+        const POSIX_FD: c_int = 1;
+        let mut fd: c_int = -1;
+        let out = std::ptr::from_mut(&mut fd).cast::<c_void>();
+        // SAFETY: `out` has room for the descriptor that this handle type writes.
+        self.device
+            .check(unsafe { self.device.cuda().vmm_export(out, self.handle, POSIX_FD, 0) })?;
+        Ok(fd)
+    }
+
+    /// Imports a chunk of `bytes` from a file descriptor, which stays the caller's.
+    pub fn import_fd(device: &Arc<Device>, fd: i32, bytes: u64) -> Result<Chunk> {
+        const POSIX_FD: c_int = 1;
+        let mut handle = 0;
+        // SAFETY: this handle type is passed by value in place of the pointer.
+        device.check(unsafe {
+            device
+                .cuda()
+                .vmm_import(&mut handle, fd as usize as *mut c_void, POSIX_FD)
+        })?;
+        Ok(Chunk {
+            device: device.clone(),
+            handle,
+            bytes,
+            spec: ChunkSpec {
+                share: Share::Fd,
+                ..ChunkSpec::plain(Location::Device)
+            },
+            released: false,
+        })
+    }
+
+    /// Releases the handle; on failure it is still held and can be released again.
+    pub fn release(&mut self) -> Result<()> {
+        if !self.released {
+            // SAFETY: the handle is live: `released` says so.
+            self.device
+                .check(unsafe { self.device.cuda().vmm_release(self.handle) })?;
+            self.released = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            tracing::debug!("{error}");
+        }
+    }
+}
+
+/// A chunk mapped at an address. Not unmapped by Drop, since only whoever knows that no work uses
+/// the range any more may do that: `extent` does.
+pub struct Mapping {
+    device: Arc<Device>,
+    address: u64,
+    bytes: u64,
+}
+
+impl Mapping {
+    /// Maps `chunk` as a whole at `address`, inside a reservation. No device has access yet.
+    pub fn new(device: &Arc<Device>, address: u64, chunk: &Chunk) -> Result<Mapping> {
+        // SAFETY: the driver checks that the range is reserved and free.
+        device
+            .check(unsafe {
+                device
+                    .cuda()
+                    .vmm_map(address, chunk.bytes as usize, 0, chunk.handle, 0)
+            })
+            .map_err(|error| error.bytes(chunk.bytes))?;
+        Ok(Mapping {
+            device: device.clone(),
+            address,
+            bytes: chunk.bytes,
+        })
+    }
+
+    /// Lets the owning device, `peers`, and for host memory the host, read and write the range.
+    pub fn allow(&self, peers: &[i32], location: Location) -> Result<()> {
+        let mut access = vec![read_write(device_location(self.device.ordinal()))];
+        access.extend(peers.iter().map(|peer| read_write(device_location(*peer))));
+        if let Location::HostNuma(_) = location {
+            access.push(read_write(mem_location(location, &self.device)));
+        }
+        // SAFETY: the descriptors are valid for the call; the range is one whole mapping.
+        self.device
+            .check(unsafe {
+                self.device.cuda().vmm_set_access(
+                    self.address,
+                    self.bytes as usize,
+                    access.as_ptr(),
+                    access.len(),
+                )
+            })
+            .map_err(|error| error.bytes(self.bytes))
+    }
+
+    /// Unmaps the range, which no work may use any more; on failure the mapping comes back.
+    pub fn unmap(self) -> std::result::Result<(), (Mapping, Error)> {
+        // SAFETY: the range is exactly what `new` mapped.
+        let outcome = unsafe {
+            self.device
+                .cuda()
+                .vmm_unmap(self.address, self.bytes as usize)
+        };
+        match self.device.check(outcome) {
+            Ok(()) => Ok(()),
+            Err(error) => Err((self, error)),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A device: its primary context, what it can do, which streams were seen on it.
+
+use super::capability::Capabilities;
+use super::capture::RelaxedCapture;
+use super::stream::Stream;
+use crate::core::sync::lock;
+use crate::error::{Result, Warnings};
+use crate::sys::cuda::{Cuda, Handle, Refusal};
+use rustc_hash::FxHashSet;
+use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A device whose primary context this library has retained, for good: contexts end with the process.
+pub struct Device {
+    cuda: Arc<Cuda>,
+    ordinal: i32,
+    handle: c_int,
+    context: Context,
+    name: String,
+    total_memory: u64,
+    warnings: Arc<Warnings>,
+    capabilities: Capabilities,
+    streams: Streams,
+}
+
+struct Context(Handle);
+
+// SAFETY: a context handle may be used from any thread.
+unsafe impl Send for Context {}
+// SAFETY: the driver synchronises its own use of a context.
+unsafe impl Sync for Context {}
+
+impl Device {
+    pub(super) fn open(cuda: Arc<Cuda>, ordinal: i32, warnings: Arc<Warnings>) -> Result<Device> {
+        let check = |outcome: std::result::Result<(), Refusal>| {
+            outcome.map_err(|refusal| cuda.error(refusal))
+        };
+        let mut handle: c_int = 0;
+        let mut total: usize = 0;
+        let mut name = [0 as c_char; 256];
+        // SAFETY: every pointer is a valid out-pointer of the size the driver is told.
+        unsafe {
+            check(cuda.device_get(&mut handle, ordinal))?;
+            check(cuda.device_total_memory(&mut total, handle))?;
+            check(cuda.device_name(name.as_mut_ptr(), 255, handle))?;
+        }
+        let mut context: Handle = std::ptr::null_mut();
+        // SAFETY: `context` is a valid out-pointer. Last, so that no later failure leaves it retained.
+        check(unsafe { cuda.primary_context_retain(&mut context, handle) })?;
+        // SAFETY: the driver ended the name with a zero byte within the 256 of the array.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+        Ok(Device {
+            ordinal,
+            handle,
+            context: Context(context),
+            name: name.to_string_lossy().into_owned(),
+            total_memory: total as u64,
+            warnings,
+            capabilities: Capabilities::default(),
+            streams: Streams::default(),
+            cuda,
+        })
+    }
+
+    /// Its number among the visible devices.
+    pub fn ordinal(&self) -> i32 {
+        self.ordinal
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its memory in bytes.
+    pub fn total_memory(&self) -> u64 {
+        self.total_memory
+    }
+
+    /// Where warnings about it are counted.
+    pub fn warnings(&self) -> &Warnings {
+        &self.warnings
+    }
+
+    /// What has been probed of it so far.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The streams seen on it.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
+    pub(super) fn cuda(&self) -> &Cuda {
+        &self.cuda
+    }
+
+    pub(super) fn context(&self) -> Handle {
+        self.context.0
+    }
+
+    pub(super) fn handle(&self) -> c_int {
+        self.handle
+    }
+
+    pub(super) fn check(&self, outcome: std::result::Result<(), Refusal>) -> Result<()> {
+        outcome.map_err(|refusal| self.cuda.error(refusal))
+    }
+
+    /// An attribute by the driver's number; 0 where the driver does not know it.
+    pub fn attribute(&self, attribute: c_int) -> i32 {
+        let mut value: c_int = 0;
+        // SAFETY: `value` is a valid out-pointer.
+        match unsafe {
+            self.cuda
+                .device_attribute(&mut value, attribute, self.handle)
+        } {
+            Ok(()) => value,
+            Err(_) => 0,
+        }
+    }
+
+    /// Makes this device's primary context current on the calling thread, and capture rules relaxed,
+    /// until the guard is dropped. The thread's own context and mode come back then.
+    pub fn enter(&self) -> Result<ContextGuard<'_>> {
+        let mut current: Handle = std::ptr::null_mut();
+        // SAFETY: `current` is a valid out-pointer.
+        self.check(unsafe { self.cuda.context_current(&mut current) })?;
+        let pushed = current != self.context.0;
+        if pushed {
+            // SAFETY: the context is retained for the life of the process.
+            self.check(unsafe { self.cuda.context_push(self.context.0) })?;
+        }
+        Ok(ContextGuard {
+            relaxed: Some(RelaxedCapture::enter(&self.cuda)),
+            device: self,
+            pushed,
+        })
+    }
+
+    /// Free and total bytes of the device's memory.
+    pub fn memory_info(&self) -> Result<(u64, u64)> {
+        let _guard = self.enter()?;
+        let (mut free, mut total) = (0usize, 0usize);
+        // SAFETY: both are valid out-pointers.
+        self.check(unsafe { self.cuda.memory_info(&mut free, &mut total) })?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// Whether `peer`, another ordinal, can reach this device's memory and has an active context.
+    pub fn has_active_peer(&self, peer: i32) -> bool {
+        let (mut handle, mut can, mut active) = (0 as c_int, 0 as c_int, 0 as c_int);
+        let mut flags: c_uint = 0;
+        // SAFETY: every pointer is a valid out-pointer.
+        unsafe {
+            self.cuda.device_get(&mut handle, peer).is_ok()
+                && self
+                    .cuda
+                    .primary_context_state(handle, &mut flags, &mut active)
+                    .is_ok()
+                && active != 0
+                && self
+                    .cuda
+                    .device_can_access_peer(&mut can, handle, self.handle)
+                    .is_ok()
+                && can != 0
+        }
+    }
+
+    /// The ordinals of the other devices that can reach this one's memory and are in use.
+    pub fn active_peers(&self) -> Vec<i32> {
+        let mut count: c_int = 0;
+        // SAFETY: `count` is a valid out-pointer.
+        if unsafe { self.cuda.device_count(&mut count) }.is_err() {
+            return Vec::new();
+        }
+        (0..count)
+            .filter(|peer| *peer != self.ordinal && self.has_active_peer(*peer))
+            .collect()
+    }
+}
+
+/// The context of a device is current on this thread while this lives.
+pub struct ContextGuard<'a> {
+    relaxed: Option<RelaxedCapture<'a>>,
+    device: &'a Device,
+    pushed: bool,
+}
+
+impl Drop for ContextGuard<'_> {
+    fn drop(&mut self) {
+        self.relaxed = None;
+        if self.pushed {
+            let mut popped: Handle = std::ptr::null_mut();
+            // SAFETY: `popped` is a valid out-pointer, and what is popped is what `enter` pushed.
+            let _ = unsafe { self.device.cuda.context_pop(&mut popped) };
+        }
+    }
+}
+
+/// The streams on which a device was asked for memory, and the captures that hooks told us of.
+#[derive(Default)]
+pub struct Streams {
+    seen: Mutex<FxHashSet<Stream>>,
+    told_captures: AtomicUsize,
+}
+
+impl Streams {
+    /// Notes a stream.
+    pub fn note(&self, stream: Stream) {
+        lock(&self.seen).insert(stream);
+    }
+
+    /// Forgets a stream that is about to be destroyed, or was.
+    pub fn forget(&self, stream: Stream) {
+        lock(&self.seen).remove(&stream);
+    }
+
+    /// The streams seen and not forgotten.
+    pub fn seen(&self) -> Vec<Stream> {
+        lock(&self.seen).iter().copied().collect()
+    }
+
+    /// A capture begins that the streams seen may not show yet.
+    pub fn capture_begins(&self) {
+        self.told_captures.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A capture told of ends.
+    pub fn capture_ends(&self) {
+        let _ = self
+            .told_captures
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
+                open.checked_sub(1)
+            });
+    }
+
+    pub(super) fn told_captures(&self) -> usize {
+        self.told_captures.load(Ordering::SeqCst)
+    }
+}

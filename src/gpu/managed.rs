@@ -1,0 +1,72 @@
+//! Managed memory: one address for host and device, pages that move, and advice on where they live.
+
+use super::device::Device;
+use super::stream::Stream;
+use crate::error::Result;
+use crate::sys::cuda::MemLocation;
+use cuda_sys::driver::sys::CUmemLocationType;
+use std::ffi::{c_int, c_uint};
+
+const ATTACH_GLOBAL: c_uint = 1;
+const SET_PREFERRED_LOCATION: c_int = 3;
+const SET_ACCESSED_BY: c_int = 5;
+
+impl Device {
+    /// Allocates managed memory attached to every stream.
+    pub fn allocate_managed(&self, bytes: u64) -> Result<u64> {
+        let _guard = self.enter()?;
+        let mut address = 0;
+        // SAFETY: `address` is a valid out-pointer.
+        self.check(unsafe {
+            self.cuda()
+                .memory_alloc_managed(&mut address, bytes as usize, ATTACH_GLOBAL)
+        })
+        .map_err(|error| error.bytes(bytes))?;
+        Ok(address)
+    }
+
+    /// Advises that the range should live on this device.
+    pub fn prefer_device(&self, address: u64, bytes: u64) -> Result<()> {
+        self.advise(address, bytes, SET_PREFERRED_LOCATION, self.as_location())
+    }
+
+    /// Advises that the host will reach the range, so that its mapping is kept.
+    pub fn accessed_by_host(&self, address: u64, bytes: u64) -> Result<()> {
+        let host = MemLocation {
+            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST,
+            id: 0,
+        };
+        self.advise(address, bytes, SET_ACCESSED_BY, host)
+    }
+
+    /// Moves the range to this device in `stream`'s order.
+    pub fn prefetch(&self, address: u64, bytes: u64, stream: Stream) -> Result<()> {
+        let _guard = self.enter()?;
+        // SAFETY: the range is a live managed allocation; the caller vouches for the stream.
+        self.check(unsafe {
+            self.cuda().memory_prefetch(
+                address,
+                bytes as usize,
+                self.as_location(),
+                0,
+                stream.raw(),
+            )
+        })
+    }
+
+    fn advise(&self, address: u64, bytes: u64, advice: c_int, to: MemLocation) -> Result<()> {
+        let _guard = self.enter()?;
+        // SAFETY: the range is a live managed allocation.
+        self.check(unsafe {
+            self.cuda()
+                .memory_advise(address, bytes as usize, advice, to)
+        })
+    }
+
+    fn as_location(&self) -> MemLocation {
+        MemLocation {
+            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+            id: self.handle(),
+        }
+    }
+}

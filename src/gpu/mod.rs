@@ -1,0 +1,22 @@
+//! One safe type a driver verb. What CUDA and HIP do differently is decided here and nowhere above;
+//! nothing here knows how memory is pooled.
+
+pub mod capability;
+pub mod capture;
+pub mod chunk;
+pub mod device;
+pub mod driver;
+pub mod fence;
+pub mod managed;
+pub mod plain;
+pub mod reservation;
+pub mod stream;
+pub mod stream_ordered;
+
+pub use capability::Probe;
+pub use chunk::{Chunk, ChunkSpec, Mapping, Share};
+pub use device::{ContextGuard, Device};
+pub use driver::Driver;
+pub use fence::{Event, Fence};
+pub use reservation::Reservation;
+pub use stream::Stream;

@@ -1,0 +1,46 @@
+//! A stream's handle, as the driver and torch pass it, and what can be asked of it.
+
+use super::device::Device;
+use crate::error::Result;
+use crate::sys::cuda::Handle;
+
+/// A stream handle. 0 and 1 both mean the legacy stream, 2 the calling thread's own default stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Stream(usize);
+
+impl Stream {
+    /// The legacy stream.
+    pub const LEGACY: Stream = Stream(0);
+
+    /// The stream of a driver handle; both names of the legacy stream become one.
+    pub fn from_raw(handle: Handle) -> Stream {
+        Stream(match handle as usize {
+            1 => 0,
+            other => other,
+        })
+    }
+
+    /// The handle to pass to the driver.
+    pub fn raw(self) -> Handle {
+        self.0 as Handle
+    }
+
+    /// Whether it is one of the driver's built-in streams, which are never destroyed.
+    pub fn is_built_in(self) -> bool {
+        self.0 <= 2
+    }
+
+    /// The driver's number for the stream, which no other stream of the process ever has.
+    pub fn id(self, device: &Device) -> Result<u64> {
+        let mut id = 0;
+        // SAFETY: `id` is a valid out-pointer; the caller vouches for the handle.
+        device.check(unsafe { device.cuda().stream_id(self.raw(), &mut id) })?;
+        Ok(id)
+    }
+
+    /// Waits until the stream's work is done.
+    pub fn synchronize(self, device: &Device) -> Result<()> {
+        // SAFETY: the caller vouches for the handle.
+        device.check(unsafe { device.cuda().stream_synchronize(self.raw()) })
+    }
+}

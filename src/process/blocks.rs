@@ -1,0 +1,220 @@
+//! Giving blocks out and taking them back, whoever asks.
+
+use super::graphs::Kept;
+use super::{Process, lifetime};
+use crate::config::value::Location;
+use crate::core::size::Align;
+use crate::error::{Error, Result, Status, Warning};
+use crate::extent::table::Owner;
+use crate::gpu::Stream;
+use crate::registry::{AllocatorId, GraphPool, GraphUse, Record, StreamUse};
+use crate::source::{Kind, LastUse, Request};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// What a caller wants.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// From which kind of source.
+    pub kind: Kind,
+    /// On which device.
+    pub device: i32,
+    /// How many bytes, above zero.
+    pub bytes: u64,
+    /// With what alignment.
+    pub align: Align,
+    /// For use on which stream first.
+    pub stream: Stream,
+    /// Who divides it up. Torch keeps segments of captures itself, so only blocks are kept for them.
+    pub owner: Owner,
+    /// Who tells of the streams that use it.
+    pub stream_use: StreamUse,
+    /// Which allocator object gives it out, where one does.
+    pub allocator: Option<AllocatorId>,
+    /// Where it lives, where that is not left to the option `vmm_location`.
+    pub location: Option<Location>,
+    /// The tag of what will live in it.
+    pub tag: Option<Arc<str>>,
+}
+
+impl Process {
+    /// Gives out a block and returns its address.
+    pub fn allocate(&self, demand: Demand) -> Result<u64> {
+        if demand.bytes == 0 {
+            return Err(Error::invalid("allocate", "a size of 0 bytes"));
+        }
+        let device = self.device(demand.device)?;
+        let capturing = device.meet(demand.stream)?;
+        // A stream-ordered allocation on a capturing stream would become a node of the graph.
+        let kind = match demand.kind {
+            Kind::Async if capturing => Kind::Vmm,
+            kind => kind,
+        };
+        let request = Request {
+            bytes: demand.bytes,
+            align: demand.align,
+            stream: demand.stream,
+            capturing,
+            owner: demand.owner,
+            tag: demand.tag.clone(),
+        };
+        let source = device.source_at(kind, demand.location);
+        let block = device
+            .allocate(&*source, &request)
+            .inspect_err(|_| device.counters(kind).failed())?;
+        let record = Record {
+            block,
+            source,
+            device: demand.device,
+            allocator: demand.allocator,
+            others: Vec::new(),
+            stream_use: demand.stream_use,
+            graph: match demand.owner {
+                Owner::Block if capturing => self.graphs.of_capture(demand.device),
+                _ => GraphUse::None,
+            },
+            tag: demand.tag,
+        };
+        if let Err(record) = self.registry.insert(block.address, block.bytes, record) {
+            // The driver gave out an address that is in use: keep the old holder safe and this
+            // memory out of reach.
+            drop(record);
+            return Err(Error::new(Status::Internal, "allocate")
+                .detail(format!("the driver gave out {:#x} twice", block.address)));
+        }
+        device.counters(kind).gave(&block);
+        Ok(block.address)
+    }
+
+    /// Takes a block of `allocator` back, or any block where none is named. Work already given to
+    /// `used_on` may still use it. What is no block, or no longer one, is reported and left alone.
+    pub fn deallocate(
+        &self,
+        address: u64,
+        allocator: Option<AllocatorId>,
+        used_on: Option<Stream>,
+    ) -> Result<()> {
+        if lifetime::has_forked() || lifetime::is_exiting() {
+            return Ok(());
+        }
+        let ours = |record: &Record| allocator.is_none() || record.allocator == allocator;
+        let Some(mut record) = self.registry.remove_if(address, ours) else {
+            return Err(self.reject(address));
+        };
+        if let Some(stream) = used_on {
+            record.note_use(stream);
+        }
+        let device = self.device(record.device)?;
+        device.counters(record.source.kind()).took(&record.block);
+        let kept = Kept {
+            block: record.block,
+            source: record.source.clone(),
+        };
+        match record.graph {
+            GraphUse::None => give_back(&kept, record.last_use()),
+            GraphUse::Pool(pool) => match self.graphs.keep(pool, kept) {
+                None => Ok(()),
+                Some(kept) => give_back(&kept, LastUse::Anywhere),
+            },
+            GraphUse::Unknown => {
+                self.warnings.warn(Warning::CaptureKept, || {
+                    format!(
+                        "a block of {} bytes freed after a stream capture is kept for good, since nothing tells when its graph is gone; hbmalloc.torch.install() sets the hooks that do",
+                        kept.block.bytes
+                    )
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Says that work already given to `stream` uses the block at `address`.
+    pub fn record_stream(&self, address: u64, stream: Stream) -> Result<()> {
+        if lifetime::has_forked() || lifetime::is_exiting() {
+            return Ok(());
+        }
+        let recorded = self.registry.with(address, |record| {
+            record.note_use(stream);
+            record.device
+        });
+        match recorded {
+            Some(device) => {
+                self.device(device)?.state().device.streams().note(stream);
+                Ok(())
+            }
+            None => Err(not_owned("record_stream", address)),
+        }
+    }
+
+    /// Forgets a stream that is about to be destroyed: its work on this library's blocks must be
+    /// done or ordered before other streams' work.
+    pub fn forget_stream(&self, device: i32, stream: Stream) -> Result<()> {
+        self.device(device)?.state().device.streams().forget(stream);
+        Ok(())
+    }
+
+    /// The beginning and length of the block that `address` lies in.
+    pub fn block_of(&self, address: u64) -> Option<(u64, u64)> {
+        if lifetime::has_forked() {
+            return None;
+        }
+        self.registry.range_of(address)
+    }
+
+    /// How many blocks are given out.
+    pub fn live_blocks(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// A capture whose blocks belong to a graph pool is about to begin.
+    pub fn graph_begin(&self, pool: GraphPool) -> Result<()> {
+        let device = self.device(pool.device)?;
+        device.state().device.streams().capture_begins();
+        self.graphs.begin(pool);
+        Ok(())
+    }
+
+    /// The capture is about to end.
+    pub fn graph_end(&self, pool: GraphPool) -> Result<()> {
+        let device = self.device(pool.device)?;
+        if self.graphs.end(pool) {
+            device.state().device.streams().capture_ends();
+        }
+        Ok(())
+    }
+
+    /// A graph of the pool is gone; with the last, its freed blocks are given back.
+    pub fn graph_release(&self, pool: GraphPool) -> Result<()> {
+        if lifetime::has_forked() || lifetime::is_exiting() {
+            return Ok(());
+        }
+        let mut outcome = Ok(());
+        for kept in self.graphs.release(pool) {
+            let given = give_back(&kept, LastUse::Anywhere);
+            outcome = outcome.and(given);
+        }
+        outcome
+    }
+
+    fn reject(&self, address: u64) -> Error {
+        self.rejected_frees.fetch_add(1, Ordering::Relaxed);
+        let error = not_owned("deallocate", address);
+        self.warnings
+            .warn(Warning::RejectedFree, || error.to_string());
+        error
+    }
+}
+
+/// Once the driver is down at exit, memory is gone with it and a free has nothing left to do.
+fn give_back(kept: &Kept, last_use: LastUse) -> Result<()> {
+    match kept.source.deallocate(&kept.block, last_use) {
+        Err(error) if error.status() == Status::Shutdown => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn not_owned(operation: &'static str, address: u64) -> Error {
+    Error::new(Status::NotOwned, operation)
+        .detail(format!("{address:#x} is not the address of a live block"))
+        .advice("It was freed already, or comes from another allocator")
+}

@@ -1,0 +1,174 @@
+//! A device in use: its shared state and its four sources.
+
+use super::stats::Counters;
+use crate::config::Settings;
+use crate::config::table::Opt;
+use crate::config::value::Location;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::extent::DeviceState;
+use crate::gpu::{Device, Stream};
+use crate::source::device::DeviceSource;
+use crate::source::managed::{ManagedSource, Placement};
+use crate::source::stream_ordered::{AsyncSource, PoolChoice};
+use crate::source::vmm::VmmSource;
+use crate::source::{Block, Kind, Request, Source};
+use rustc_hash::FxHashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A device in use.
+pub struct DeviceEntry {
+    state: Arc<DeviceState>,
+    device: Arc<DeviceSource>,
+    managed: Arc<ManagedSource>,
+    stream_ordered: Arc<AsyncSource>,
+    vmm: Arc<VmmSource>,
+    placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
+    counters: [Counters; Kind::ALL.len()],
+    /// The most bytes that blocks may take together.
+    limit: AtomicU64,
+}
+
+impl DeviceEntry {
+    pub(super) fn new(gpu: Arc<Device>, settings: Arc<Settings>) -> DeviceEntry {
+        let state = Arc::new(DeviceState::new(gpu));
+        for opt in [Opt::AsyncPool, Opt::AsyncReleaseThreshold, Opt::VmmLocation] {
+            settings.fix(opt);
+        }
+        let pool = match settings.text(Opt::AsyncPool).as_str() {
+            "own" => PoolChoice::Own(settings.size(Opt::AsyncReleaseThreshold)),
+            _ => PoolChoice::DeviceDefault,
+        };
+        let location = settings.location(Opt::VmmLocation);
+        DeviceEntry {
+            device: Arc::new(DeviceSource::new(state.clone())),
+            stream_ordered: Arc::new(AsyncSource::new(state.clone(), pool)),
+            // CUDA backs a block of any size with one chunk.
+            vmm: Arc::new(VmmSource::new(state.clone(), location, None)),
+            managed: Arc::new(ManagedSource::new(state.clone(), move || Placement {
+                prefetch: settings.threshold(Opt::PrefetchThreshold),
+                headroom: settings.size(Opt::ManagedHeadroom),
+            })),
+            placed: Mutex::default(),
+            counters: Default::default(),
+            limit: AtomicU64::new(u64::MAX),
+            state,
+        }
+    }
+
+    /// What its sources share.
+    pub fn state(&self) -> &Arc<DeviceState> {
+        &self.state
+    }
+
+    /// The source of a kind.
+    pub fn source(&self, kind: Kind) -> Arc<dyn Source> {
+        match kind {
+            Kind::Device => self.device.clone(),
+            Kind::Managed => self.managed.clone(),
+            Kind::Async => self.stream_ordered.clone(),
+            Kind::Vmm => self.vmm.clone(),
+        }
+    }
+
+    /// The source of a kind whose memory is at `location`, where one is named. A place other than
+    /// the option's is served by a source of its own over the same extents.
+    pub(super) fn source_at(&self, kind: Kind, location: Option<Location>) -> Arc<dyn Source> {
+        match location {
+            Some(place) if kind == Kind::Vmm && place != self.vmm.location() => lock(&self.placed)
+                .entry(place)
+                .or_insert_with(|| Arc::new(VmmSource::new(self.state.clone(), place, None)))
+                .clone(),
+            _ => self.source(kind),
+        }
+    }
+
+    pub(super) fn counters(&self, kind: Kind) -> &Counters {
+        &self.counters[kind as usize]
+    }
+
+    /// Sets the most bytes that blocks of all kinds may take together.
+    pub fn set_limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes a stream and says whether it is capturing.
+    pub(super) fn meet(&self, stream: Stream) -> Result<bool> {
+        self.state.device.streams().note(stream);
+        let _guard = self.state.device.enter()?;
+        self.state.device.is_capturing(stream)
+    }
+
+    /// Allocates from the source of `kind`; when memory has run out, once more after everything
+    /// that can be given back has been.
+    pub(super) fn allocate(&self, source: &dyn Source, request: &Request) -> Result<Block> {
+        self.check_limit(request.bytes)?;
+        match source.allocate(request) {
+            Err(error) if error.status() == Status::OutOfMemory => {
+                self.trim(0)?;
+                source
+                    .allocate(request)
+                    .map_err(|error| self.out_of_memory(error))
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn check_limit(&self, bytes: u64) -> Result<()> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit == u64::MAX {
+            return Ok(());
+        }
+        let live: u64 = self.counters.iter().map(Counters::allocated).sum();
+        match live.checked_add(bytes) {
+            Some(sum) if sum <= limit => Ok(()),
+            _ => Err(Error::new(Status::OutOfMemory, "allocate")
+                .bytes(bytes)
+                .detail(format!(
+                    "the limit of device {} is {limit} bytes and {live} are in use",
+                    self.state.device.ordinal()
+                ))
+                .advice("Raise the limit or free something")),
+        }
+    }
+
+    fn out_of_memory(&self, error: Error) -> Error {
+        if error.status() != Status::OutOfMemory {
+            return error;
+        }
+        let ordinal = self.state.device.ordinal();
+        let live: u64 = self.counters.iter().map(Counters::allocated).sum();
+        match self.state.device.memory_info() {
+            Ok((free, total)) => error.detail(format!(
+                "device {ordinal} has {free} bytes free of {total}; this process holds {live} in blocks, and {} wait for work to end",
+                self.state.deferral.bytes()
+            )),
+            Err(_) => error,
+        }
+    }
+
+    /// Gives back what is cached or waits, down to `keep` bytes a source.
+    pub(super) fn trim(&self, keep: u64) -> Result<u64> {
+        if self.state.device.capture_open() {
+            return Ok(0);
+        }
+        let before = self.held();
+        for kind in Kind::ALL {
+            self.source(kind).trim(keep)?;
+        }
+        Ok(before.saturating_sub(self.held()))
+    }
+
+    fn held(&self) -> u64 {
+        Kind::ALL
+            .into_iter()
+            .map(|kind| self.source(kind).held().now)
+            .sum()
+    }
+
+    pub(super) fn admit_peer(&self, peer: i32) {
+        self.state.extents.admit_peer(peer);
+        self.stream_ordered.admit_peers();
+    }
+}

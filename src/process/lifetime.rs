@@ -1,0 +1,48 @@
+//! Fork and exit. After a fork the driver answers 3 and locks may be held for ever by threads that
+//! are not there; at exit the driver may be gone before the last tensor is. From then on frees do
+//! nothing, and in a forked child allocating is an error.
+
+use crate::error::{Error, Result, Status};
+use crate::sys::linux;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static FORKED: AtomicBool = AtomicBool::new(false);
+static EXITING: AtomicBool = AtomicBool::new(false);
+
+/// From here on, fork and exit are noticed. Called once the driver is initialised: a process that
+/// forks before that has lost nothing.
+pub(super) fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        linux::at_fork_in_child(note_fork);
+        linux::at_exit(note_exit);
+    });
+}
+
+unsafe extern "C" fn note_fork() {
+    FORKED.store(true, Ordering::SeqCst);
+}
+
+extern "C" fn note_exit() {
+    EXITING.store(true, Ordering::SeqCst);
+}
+
+/// Whether this process was forked from one that had initialised the driver.
+pub fn has_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
+
+/// Whether the process is running its exit handlers.
+pub fn is_exiting() -> bool {
+    EXITING.load(Ordering::Relaxed)
+}
+
+pub(super) fn check_not_forked() -> Result<()> {
+    if !has_forked() {
+        return Ok(());
+    }
+    Err(Error::new(Status::Forked, "fork")
+        .detail("this process was forked after the GPU driver was initialised, and the driver does not work in the child")
+        .advice("Start the process by 'spawn' or 'forkserver', or fork before the first GPU allocation"))
+}

@@ -1,0 +1,171 @@
+//! The state of the process: options, the driver opened once, a state for each device in use, the
+//! blocks given out; and what fork and exit mean for them.
+
+mod blocks;
+mod devices;
+mod graphs;
+mod lifetime;
+pub mod stats;
+
+pub use crate::registry::AllocatorId;
+pub use blocks::Demand;
+pub use devices::DeviceEntry;
+pub use lifetime::{has_forked, is_exiting};
+pub use stats::Stats;
+
+use crate::config::Settings;
+use crate::config::table::Opt;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status, Warning, Warnings};
+use crate::gpu::Driver;
+use crate::gpu::driver::version_text;
+use crate::registry::Registry;
+use crate::source::Kind;
+use graphs::GraphPools;
+use once_cell::sync::OnceCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// The state of the process.
+pub struct Process {
+    settings: Arc<Settings>,
+    warnings: Arc<Warnings>,
+    driver: OnceCell<Driver>,
+    driver_touched: AtomicBool,
+    devices: Mutex<Vec<Option<Arc<DeviceEntry>>>>,
+    registry: Registry,
+    graphs: GraphPools,
+    rejected_frees: AtomicU64,
+    hooked: AtomicBool,
+}
+
+impl Process {
+    /// The state of this process, its options read from the environment at the first call. Makes no
+    /// driver call.
+    pub fn current() -> &'static Process {
+        static PROCESS: OnceLock<Process> = OnceLock::new();
+        PROCESS.get_or_init(|| {
+            Process::with_settings(Settings::from_variables(std::env::vars_os().filter_map(
+                |(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)),
+            )))
+        })
+    }
+
+    fn with_settings(settings: Settings) -> Process {
+        Process {
+            settings: Arc::new(settings),
+            warnings: Arc::default(),
+            driver: OnceCell::new(),
+            driver_touched: AtomicBool::new(false),
+            devices: Mutex::default(),
+            registry: Registry::default(),
+            graphs: GraphPools::default(),
+            rejected_frees: AtomicU64::new(0),
+            hooked: AtomicBool::new(false),
+        }
+    }
+
+    /// The options.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The warnings so far.
+    pub fn warnings(&self) -> &Warnings {
+        &self.warnings
+    }
+
+    /// Whether the driver has been opened, or tried to.
+    pub fn driver_touched(&self) -> bool {
+        self.driver_touched.load(Ordering::Relaxed)
+    }
+
+    /// Declares that torch tells us of streams and captures (its hooks are set).
+    pub fn set_hooked(&self, hooked: bool) {
+        self.hooked.store(hooked, Ordering::Relaxed);
+    }
+
+    /// Whether torch tells us of streams and captures.
+    pub fn is_hooked(&self) -> bool {
+        self.hooked.load(Ordering::Relaxed)
+    }
+
+    /// The source that the option `backend` names.
+    pub fn default_kind(&self) -> Result<Kind> {
+        self.settings.check()?;
+        Kind::from_name(&self.settings.text(Opt::Backend))
+            .ok_or_else(|| Error::new(Status::Internal, "option backend"))
+    }
+
+    /// The driver, opened at the first call. A failure is not kept: the next call tries again.
+    pub fn driver(&self) -> Result<&Driver> {
+        lifetime::check_not_forked()?;
+        self.settings.check()?;
+        self.driver.get_or_try_init(|| {
+            self.driver_touched.store(true, Ordering::Relaxed);
+            let choice = self.settings.text(Opt::Driver);
+            let (sim, origin) = self.settings.describe(Opt::Sim);
+            let by_call = (origin == crate::config::Origin::Call).then_some(sim.as_str());
+            let driver = Driver::load(&choice, by_call, self.warnings.clone())?;
+            lifetime::watch();
+            for opt in [Opt::Driver, Opt::Sim] {
+                self.settings.fix(opt);
+            }
+            self.greet(&driver);
+            Ok(driver)
+        })
+    }
+
+    fn greet(&self, driver: &Driver) {
+        for notice in self.settings.notices() {
+            self.warnings.warn(Warning::Environment, || notice.clone());
+        }
+        tracing::info!(
+            "hbmalloc {}, backend {}, {:?} driver {} ({}), {} device(s)",
+            env!("CARGO_PKG_VERSION"),
+            self.settings.text(Opt::Backend),
+            driver.kind(),
+            version_text(driver.version()),
+            driver.path().display(),
+            driver.device_count()
+        );
+    }
+
+    /// The state of a device, made at its first use.
+    pub fn device(&self, ordinal: i32) -> Result<Arc<DeviceEntry>> {
+        let driver = self.driver()?;
+        let gpu = driver.device(ordinal)?;
+        let mut devices = lock(&self.devices);
+        devices.resize(driver.device_count(), None);
+        let slot = &mut devices[gpu.ordinal() as usize];
+        if let Some(entry) = slot {
+            return Ok(entry.clone());
+        }
+        let entry = Arc::new(DeviceEntry::new(gpu.clone(), self.settings.clone()));
+        *slot = Some(entry.clone());
+        let others: Vec<_> = devices.iter().flatten().cloned().collect();
+        drop(devices);
+        for other in others {
+            other.admit_peer(gpu.ordinal());
+        }
+        Ok(entry)
+    }
+
+    fn devices_in_use(&self) -> Vec<Arc<DeviceEntry>> {
+        lock(&self.devices).iter().flatten().cloned().collect()
+    }
+
+    /// Gives cached memory of a device back, down to `keep` bytes a source; returns the bytes given
+    /// back. Waits for work on freed blocks; does nothing while a capture is open there.
+    pub fn trim(&self, ordinal: i32, keep: u64) -> Result<u64> {
+        self.device(ordinal)?.trim(keep)
+    }
+
+    /// [`Process::trim`] on every device in use.
+    pub fn trim_all(&self) -> Result<u64> {
+        lifetime::check_not_forked()?;
+        self.devices_in_use()
+            .iter()
+            .try_fold(0, |sum, device| Ok(sum + device.trim(0)?))
+    }
+}

@@ -1,0 +1,131 @@
+//! Counts of what was asked for, given out and held.
+
+use super::{DeviceEntry, Process};
+use crate::error::Result;
+use crate::source::{Block, Held, Kind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts of one kind of source on one device.
+#[derive(Default)]
+pub(super) struct Counters {
+    requested: Gauge,
+    allocated: Gauge,
+    allocations: AtomicU64,
+    deallocations: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[derive(Default)]
+struct Gauge {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Gauge {
+    fn add(&self, bytes: u64) {
+        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    fn sub(&self, bytes: u64) {
+        self.now.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Held {
+        Held {
+            now: self.now.load(Ordering::Relaxed),
+            peak: self.peak.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Counters {
+    pub(super) fn gave(&self, block: &Block) {
+        self.requested.add(block.requested);
+        self.allocated.add(block.bytes);
+        self.allocations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn took(&self, block: &Block) {
+        self.requested.sub(block.requested);
+        self.allocated.sub(block.bytes);
+        self.deallocations.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn allocated(&self) -> u64 {
+        self.allocated.read().now
+    }
+}
+
+/// Statistics of one kind of source, or of all, on one device. Bytes, and counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes asked for by blocks now given out.
+    pub requested: u64,
+    /// Bytes of blocks now given out.
+    pub allocated: u64,
+    /// Bytes held from the device.
+    pub reserved: u64,
+    /// The most `requested` has been; over all kinds, the sum of their peaks.
+    pub peak_requested: u64,
+    /// The most `allocated` has been; over all kinds, the sum of their peaks.
+    pub peak_allocated: u64,
+    /// The most `reserved` has been; over all kinds, the sum of their peaks.
+    pub peak_reserved: u64,
+    /// Blocks given out.
+    pub allocations: u64,
+    /// Blocks taken back.
+    pub deallocations: u64,
+    /// Requests that failed.
+    pub failed_allocations: u64,
+    /// Frees of addresses that are no block, in the whole process.
+    pub rejected_frees: u64,
+    /// Freed blocks that wait for work to end, on the device.
+    pub pending_frees: u64,
+    /// Their bytes.
+    pub pending_bytes: u64,
+    /// Warnings of every kind, in the whole process.
+    pub warnings: u64,
+}
+
+impl Process {
+    /// Statistics of `kind`, or of every kind, on a device.
+    pub fn stats(&self, ordinal: i32, kind: Option<Kind>) -> Result<Stats> {
+        let device = self.device(ordinal)?;
+        let mut stats = Stats {
+            rejected_frees: self.rejected_frees.load(Ordering::Relaxed),
+            pending_frees: device.state().deferral.entries(),
+            pending_bytes: device.state().deferral.bytes(),
+            warnings: self.warnings.total(),
+            ..Stats::default()
+        };
+        for kind in Kind::ALL
+            .into_iter()
+            .filter(|one| kind.is_none_or(|kind| kind == *one))
+        {
+            stats.add(&device, kind);
+        }
+        Ok(stats)
+    }
+}
+
+impl Stats {
+    fn add(&mut self, device: &DeviceEntry, kind: Kind) {
+        let counters = device.counters(kind);
+        let (requested, allocated) = (counters.requested.read(), counters.allocated.read());
+        let held = device.source(kind).held();
+        self.requested += requested.now;
+        self.allocated += allocated.now;
+        self.reserved += held.now;
+        self.peak_requested += requested.peak;
+        self.peak_allocated += allocated.peak;
+        self.peak_reserved += held.peak;
+        self.allocations += counters.allocations.load(Ordering::Relaxed);
+        self.deallocations += counters.deallocations.load(Ordering::Relaxed);
+        self.failed_allocations += counters.failed.load(Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,96 @@
+//! Which block lives at an address, and everything its free must know. What this record says is
+//! trusted over what a caller of free passes: released versions of torch passed stale sizes and
+//! streams.
+
+use crate::core::ownership::Ownership;
+use crate::gpu::Stream;
+use crate::source::{Block, LastUse, Source};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A graph's private pool, as torch numbers it, on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphPool {
+    /// The device's ordinal.
+    pub device: i32,
+    /// The two halves of torch's pool id.
+    pub id: (u64, u64),
+}
+
+/// How a block is tied to graphs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraphUse {
+    /// It is not.
+    None,
+    /// A replay of this pool's graphs may write to it until the pool is released.
+    Pool(GraphPool),
+    /// Allocated during a capture nobody will tell us the end of.
+    Unknown,
+}
+
+/// Who tells us of the streams that use a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamUse {
+    /// Every other stream is reported by `record_stream`.
+    Reported,
+    /// Nobody does.
+    Unreported,
+}
+
+/// An allocator object; blocks of one cannot be taken back through another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllocatorId(u64);
+
+impl AllocatorId {
+    /// An id that no allocator of the process has had.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> AllocatorId {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        AllocatorId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The id as a number above 0.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// What is known of a block given out.
+pub struct Record {
+    /// The block.
+    pub block: Block,
+    /// Who gave it.
+    pub source: Arc<dyn Source>,
+    /// The device's ordinal.
+    pub device: i32,
+    /// Which allocator object gave it out, where one did.
+    pub allocator: Option<AllocatorId>,
+    /// Other streams that use it.
+    pub others: Vec<Stream>,
+    /// Who tells us of them.
+    pub stream_use: StreamUse,
+    /// Whether a graph may use it.
+    pub graph: GraphUse,
+    /// Its tag.
+    pub tag: Option<Arc<str>>,
+}
+
+impl Record {
+    /// Notes that work given to `stream` uses the block.
+    pub fn note_use(&mut self, stream: Stream) {
+        if stream != self.block.stream && !self.others.contains(&stream) {
+            self.others.push(stream);
+        }
+    }
+
+    /// The work behind which the block's memory may go.
+    pub fn last_use(&mut self) -> LastUse {
+        match self.stream_use {
+            StreamUse::Reported => LastUse::Streams(std::mem::take(&mut self.others)),
+            StreamUse::Unreported => LastUse::Anywhere,
+        }
+    }
+}
+
+/// Every block given out, by address.
+pub type Registry = Ownership<Record>;

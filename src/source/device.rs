@@ -1,0 +1,99 @@
+//! Synchronous device memory, with `cudaMalloc`'s and `cudaFree`'s behaviour: the free waits for all
+//! work of the device, so every block is as safe as the driver's own.
+
+use super::{Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use crate::core::size::Align;
+use crate::error::Result;
+use crate::extent::DeviceState;
+use crate::source::ALIGN;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The source.
+pub struct DeviceSource {
+    state: Arc<DeviceState>,
+    gauge: Arc<Gauge>,
+}
+
+/// Bytes given out and not yet back with the driver.
+#[derive(Default)]
+pub(super) struct Gauge {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Gauge {
+    pub(super) fn add(&self, bytes: u64) {
+        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn sub(&self, bytes: u64) {
+        self.now.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn held(&self) -> Held {
+        Held {
+            now: self.now.load(Ordering::Relaxed),
+            peak: self.peak.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The driver places plain allocations at multiples of this.
+const DRIVER_ALIGN: Align = Align::new(512).expect("a power of two");
+
+impl DeviceSource {
+    /// A source over `state`'s device.
+    pub fn new(state: Arc<DeviceState>) -> DeviceSource {
+        DeviceSource {
+            state,
+            gauge: Arc::default(),
+        }
+    }
+}
+
+impl Source for DeviceSource {
+    fn kind(&self) -> Kind {
+        Kind::Device
+    }
+
+    fn allocate(&self, request: &Request) -> Result<Block> {
+        check_align(request)?;
+        let bytes = rounded(request, DRIVER_ALIGN)?;
+        self.state.deferral.drain();
+        let address = self.state.device.allocate_plain(bytes)?;
+        debug_assert!(ALIGN.divides(address));
+        self.gauge.add(bytes);
+        Ok(Block {
+            address,
+            requested: request.bytes,
+            bytes,
+            stream: request.stream,
+        })
+    }
+
+    fn deallocate(&self, block: &Block, _: LastUse) -> Result<()> {
+        let (device, gauge) = (self.state.device.clone(), self.gauge.clone());
+        let Block { address, bytes, .. } = *block;
+        let give_back = move || {
+            device.free_plain(address)?;
+            gauge.sub(bytes);
+            Ok(())
+        };
+        if self.state.device.capture_open() {
+            self.state.deferral.push(None, bytes, Box::new(give_back));
+            return Ok(());
+        }
+        self.state.give_back_now(bytes, give_back)
+    }
+
+    fn trim(&self, _: u64) -> Result<()> {
+        self.state.deferral.wait();
+        Ok(())
+    }
+
+    fn held(&self) -> Held {
+        self.gauge.held()
+    }
+}

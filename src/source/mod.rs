@@ -1,0 +1,189 @@
+//! Where memory comes from: one file a kind, one contract. A source serves one device and knows
+//! nothing of how its blocks are cached or who asks for them.
+
+pub mod device;
+pub mod managed;
+pub mod stream_ordered;
+pub mod vmm;
+
+use crate::core::size::Align;
+use crate::error::{Error, Result};
+use crate::extent::DeviceState;
+use crate::extent::table::Owner;
+use crate::gpu::{Fence, Stream};
+use std::sync::Arc;
+
+/// The kinds of source; the integers are those of the C ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum Kind {
+    /// Synchronous device memory.
+    Device = 0,
+    /// Managed memory.
+    Managed = 1,
+    /// The driver's stream-ordered pools.
+    Async = 2,
+    /// Virtual memory management.
+    Vmm = 3,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 4] = [Kind::Device, Kind::Managed, Kind::Async, Kind::Vmm];
+
+    /// The kind's name in options and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Device => "device",
+            Kind::Managed => "managed",
+            Kind::Async => "async",
+            Kind::Vmm => "vmm",
+        }
+    }
+
+    /// The kind of a name.
+    pub fn from_name(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The kind of the C ABI's integer.
+    pub fn from_number(number: i32) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| *kind as i32 == number)
+    }
+}
+
+/// The alignment every block has at least: what the driver gives and kernels rely on.
+pub const ALIGN: Align = Align::new(256).expect("a power of two");
+
+/// What is asked of a source.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Bytes wanted, above zero.
+    pub bytes: u64,
+    /// Alignment of the address.
+    pub align: Align,
+    /// The stream on which the block is used first.
+    pub stream: Stream,
+    /// Whether that stream is capturing.
+    pub capturing: bool,
+    /// Who divides the memory up.
+    pub owner: Owner,
+    /// The tag of what will live in it.
+    pub tag: Option<Arc<str>>,
+}
+
+/// Memory handed out by a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Its first address.
+    pub address: u64,
+    /// Bytes asked for.
+    pub requested: u64,
+    /// Bytes that belong to it.
+    pub bytes: u64,
+    /// The stream it was allocated on.
+    pub stream: Stream,
+}
+
+/// Which work may still use a block that is given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LastUse {
+    /// Work already given to the block's own stream and to these others.
+    Streams(Vec<Stream>),
+    /// Any work already given to the device: nobody told us of the streams.
+    Anywhere,
+}
+
+/// Bytes a source holds from the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Now.
+    pub now: u64,
+    /// At most so far.
+    pub peak: u64,
+}
+
+/// The contract of every source.
+///
+/// Any thread may call it, with any context current or none; the thread's context and capture mode
+/// are as before afterwards. A call that fails leaves nothing behind.
+pub trait Source: Send + Sync {
+    /// What kind it is.
+    fn kind(&self) -> Kind;
+
+    /// Gives out a block of at least the bytes asked for, aligned as asked for, that no other block
+    /// overlaps and that work given to the request's stream from now on may use.
+    fn allocate(&self, request: &Request) -> Result<Block>;
+
+    /// Takes a block back once the work of `last_use` no longer uses it. The block is gone for the
+    /// caller whatever is returned; after an error its memory is given back on a later slow path.
+    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()>;
+
+    /// Gives cached memory back to the device down to `keep` bytes, waiting for work on freed blocks.
+    fn trim(&self, keep: u64) -> Result<()>;
+
+    /// What it holds from the device.
+    fn held(&self) -> Held;
+}
+
+impl DeviceState {
+    /// The fence behind which a block's memory may go: none while a capture is open, when nothing
+    /// may be recorded. On an error nothing was recorded either, and an order point must serve.
+    fn fence(&self, block: &Block, last_use: &LastUse) -> (Option<Fence>, Result<()>) {
+        if self.device.capture_open() {
+            return (None, Ok(()));
+        }
+        let fence = match last_use {
+            LastUse::Anywhere => Fence::order_point(&self.device),
+            LastUse::Streams(others) => {
+                let mut streams = vec![block.stream];
+                streams.extend(others.iter().filter(|stream| **stream != block.stream));
+                Fence::behind_streams(&self.device, &streams)
+            }
+        };
+        match fence {
+            Ok(fence) => (Some(fence), Ok(())),
+            Err(error) => (None, Err(error)),
+        }
+    }
+
+    /// Runs `give_back` now; if it fails, queues it to be tried again and returns the error.
+    fn give_back_now(
+        &self,
+        bytes: u64,
+        mut give_back: impl FnMut() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        give_back().inspect_err(|_| {
+            self.deferral
+                .push(Some(Fence::DONE), bytes, Box::new(give_back));
+        })
+    }
+}
+
+/// Rounds a request up, so that arithmetic on sizes near the end of the range fails here and not in
+/// the driver.
+fn rounded(request: &Request, granularity: Align) -> Result<u64> {
+    granularity
+        .round_up(request.bytes)
+        // Beyond this no device has addresses, and some drivers answer with strange codes.
+        .filter(|bytes| *bytes <= 1 << 56)
+        .ok_or_else(|| {
+            Error::new(crate::error::Status::OutOfMemory, "allocate").bytes(request.bytes)
+        })
+}
+
+/// Alignment that only virtual memory can give is refused by the others.
+fn check_align(request: &Request) -> Result<()> {
+    if request.align <= ALIGN {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "allocate",
+        format!(
+            "alignment {} is more than this source's {}",
+            request.align.get(),
+            ALIGN.get()
+        ),
+    )
+    .advice("Use the vmm source for larger alignments"))
+}

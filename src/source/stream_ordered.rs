@@ -1,0 +1,171 @@
+//! The driver's stream-ordered pools: allocation and free take their place in a stream's order and
+//! cost about half a microsecond.
+//!
+//! On a capturing stream the driver would make the allocation a node of the graph, whose memory the
+//! graph owns; such requests are not for this source (see `process`, which sends them to vmm).
+
+use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use crate::config::value::Size;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status, Warning};
+use crate::extent::DeviceState;
+use crate::gpu::stream_ordered::StreamPool;
+use crate::gpu::{Fence, Stream};
+use once_cell::sync::OnceCell;
+use std::sync::{Arc, Mutex};
+
+/// Which pool to use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PoolChoice {
+    /// The device's default pool, its settings untouched.
+    DeviceDefault,
+    /// One of our own, with this release threshold.
+    Own(Size),
+}
+
+/// The source.
+pub struct AsyncSource {
+    state: Arc<DeviceState>,
+    choice: PoolChoice,
+    pool: OnceCell<Arc<StreamPool>>,
+    /// Peers the pool has been opened to.
+    peers: Mutex<Vec<i32>>,
+}
+
+impl AsyncSource {
+    /// A source over `state`'s device; the pool is made at the first allocation.
+    pub fn new(state: Arc<DeviceState>, choice: PoolChoice) -> AsyncSource {
+        AsyncSource {
+            state,
+            choice,
+            pool: OnceCell::new(),
+            peers: Mutex::default(),
+        }
+    }
+
+    fn pool(&self) -> Result<&Arc<StreamPool>> {
+        self.pool.get_or_try_init(|| {
+            let device = &self.state.device;
+            device
+                .memory_pools()?
+                .map_err(|error| error.advice("Use the device or vmm source on this device"))?;
+            Ok(Arc::new(match self.choice {
+                PoolChoice::DeviceDefault => StreamPool::device_default(device)?,
+                PoolChoice::Own(threshold) => {
+                    StreamPool::create(device, threshold.of(device.total_memory()))?
+                }
+            }))
+        })
+    }
+
+    /// Opens the pool to a device that came into use; memory already given out is reached too.
+    pub fn admit_peers(&self) {
+        let Some(pool) = self.pool.get() else {
+            return;
+        };
+        let mut admitted = lock(&self.peers);
+        let new: Vec<i32> = self
+            .state
+            .device
+            .active_peers()
+            .into_iter()
+            .filter(|peer| !admitted.contains(peer))
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        match pool.allow(&new) {
+            Ok(()) => admitted.extend(new),
+            Err(error) => self.state.device.warnings().warn(Warning::PeerAccess, || {
+                format!("devices {new:?} cannot reach the stream-ordered pool: {error}")
+            }),
+        }
+    }
+}
+
+impl Source for AsyncSource {
+    fn kind(&self) -> Kind {
+        Kind::Async
+    }
+
+    fn allocate(&self, request: &Request) -> Result<Block> {
+        check_align(request)?;
+        if request.capturing {
+            return Err(Error::new(Status::Capturing, "cuMemAllocFromPoolAsync")
+                .bytes(request.bytes)
+                .detail("on a capturing stream the block would belong to the graph"));
+        }
+        let bytes = rounded(request, ALIGN)?;
+        let is_first = self.pool.get().is_none();
+        let pool = self.pool()?;
+        if is_first {
+            self.admit_peers();
+        }
+        self.state.deferral.drain();
+        let address = pool.allocate(bytes, request.stream)?;
+        Ok(Block {
+            address,
+            requested: request.bytes,
+            bytes,
+            stream: request.stream,
+        })
+    }
+
+    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+        let pool = self.pool()?.clone();
+        let Block {
+            address,
+            bytes,
+            stream,
+            ..
+        } = *block;
+        if self.state.device.capture_open() {
+            // The order point of the queue stands behind every stream, so any stream will do then.
+            let give_back = move || pool.free(address, Stream::LEGACY);
+            self.state.deferral.push(None, bytes, Box::new(give_back));
+            return Ok(());
+        }
+        let ordered = order_on(&self.state, stream, &last_use);
+        if let Err(error) = ordered.and_then(|()| pool.free(address, stream)) {
+            let give_back = move || pool.free(address, Stream::LEGACY);
+            self.state.deferral.push(None, bytes, Box::new(give_back));
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn trim(&self, keep: u64) -> Result<()> {
+        self.state.deferral.wait();
+        match self.pool.get() {
+            Some(pool) => pool.trim(keep),
+            None => Ok(()),
+        }
+    }
+
+    fn held(&self) -> Held {
+        let reserved = self.pool.get().map(|pool| pool.reserved());
+        match reserved {
+            Some(Ok((now, peak))) => Held { now, peak },
+            _ => Held::default(),
+        }
+    }
+}
+
+/// Makes `stream` wait for the other work that uses a block, without waiting here.
+fn order_on(state: &DeviceState, stream: Stream, last_use: &LastUse) -> Result<()> {
+    let fence = match last_use {
+        LastUse::Streams(others) => {
+            let others: Vec<Stream> = others.iter().copied().filter(|s| *s != stream).collect();
+            if others.is_empty() {
+                return Ok(());
+            }
+            Fence::behind_streams(&state.device, &others)?
+        }
+        LastUse::Anywhere => Fence::order_point(&state.device)?,
+    };
+    let _guard = state.device.enter()?;
+    fence
+        .events()
+        .iter()
+        .try_for_each(|event| event.holds_back(stream))
+}

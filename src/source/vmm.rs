@@ -1,0 +1,125 @@
+//! Memory by virtual memory management: every block is a range of addresses of its own, backed by
+//! chunks that `extent` can take away and bring back. Uncached, a block costs tens of microseconds
+//! and at least one granule; the pool builds on the same extents.
+
+use super::{Block, Held, Kind, LastUse, Request, Source, rounded};
+use crate::config::value::Location;
+use crate::core::size::Align;
+use crate::error::{Error, Result, Status};
+use crate::extent::DeviceState;
+use crate::extent::table::RunSpec;
+use crate::gpu::ChunkSpec;
+use once_cell::sync::OnceCell;
+use std::sync::Arc;
+
+/// The source.
+pub struct VmmSource {
+    state: Arc<DeviceState>,
+    location: Location,
+    /// The most bytes of one chunk: on ROCm large handles misbehave.
+    chunk_limit: Option<u64>,
+    grain: OnceCell<(ChunkSpec, Align)>,
+}
+
+impl VmmSource {
+    /// A source over `state`'s device with its memory at `location`, each block in chunks of at most
+    /// `chunk_limit` bytes, where there is a limit.
+    pub fn new(state: Arc<DeviceState>, location: Location, chunk_limit: Option<u64>) -> VmmSource {
+        VmmSource {
+            state,
+            location,
+            chunk_limit,
+            grain: OnceCell::new(),
+        }
+    }
+
+    /// Where its memory is.
+    pub fn location(&self) -> Location {
+        self.location
+    }
+
+    /// The kind of chunk that works here, probed once, and its granularity.
+    fn grain(&self) -> Result<(ChunkSpec, Align)> {
+        self.grain
+            .get_or_try_init(|| {
+                let device = &self.state.device;
+                let probe = match self.location {
+                    Location::Device => device.vmm()?,
+                    Location::HostNuma(_) => device.host_numa()?,
+                };
+                probe.map_err(|error| error.advice("Use the device or async source here"))?;
+                let spec = device.best_chunk(self.location)?;
+                let bytes = spec.granularity(device)?;
+                let align = Align::new(bytes).ok_or_else(|| {
+                    Error::new(Status::Unsupported, "cuMemGetAllocationGranularity")
+                        .detail(format!("a granularity of {bytes} is no power of two"))
+                })?;
+                Ok((spec, align))
+            })
+            .copied()
+    }
+
+    fn build(&self, spec: &RunSpec) -> Result<u64> {
+        match self.state.extents.build(spec) {
+            Err(error) if error.status() == Status::OutOfMemory => {
+                // Freed blocks may still wait for their work: wait with them and try once more.
+                match self.state.deferral.wait() {
+                    0 => Err(error),
+                    _ => self.state.extents.build(spec),
+                }
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+impl Source for VmmSource {
+    fn kind(&self) -> Kind {
+        Kind::Vmm
+    }
+
+    fn allocate(&self, request: &Request) -> Result<Block> {
+        let (chunk, granularity) = self.grain()?;
+        let bytes = rounded(request, granularity)?;
+        self.state.deferral.drain();
+        let chunk_bytes = match self.chunk_limit {
+            Some(limit) => granularity.round_up(limit).unwrap_or(bytes),
+            None => bytes,
+        };
+        let address = self.build(&RunSpec {
+            bytes,
+            align: request.align.max(granularity).get(),
+            chunk_bytes,
+            chunk,
+            owner: request.owner,
+            tag: request.tag.clone(),
+        })?;
+        Ok(Block {
+            address,
+            requested: request.bytes,
+            bytes,
+            stream: request.stream,
+        })
+    }
+
+    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+        let (fence, recorded) = self.state.fence(block, &last_use);
+        let (state, address) = (self.state.clone(), block.address);
+        let give_back = move || state.extents.retire(address);
+        self.state
+            .deferral
+            .push(fence, block.bytes, Box::new(give_back));
+        self.state.deferral.drain_if_full();
+        recorded
+    }
+
+    fn trim(&self, _: u64) -> Result<()> {
+        self.state.deferral.wait();
+        Ok(())
+    }
+
+    fn held(&self) -> Held {
+        let (now, peak) = self.state.extents.physical();
+        Held { now, peak }
+    }
+}

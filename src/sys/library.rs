@@ -1,0 +1,107 @@
+//! Shared libraries opened at run time and never closed, since a driver's threads and exit handlers
+//! outlive every use of ours.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+
+/// An open shared library.
+pub struct Library {
+    handle: *mut c_void,
+    path: PathBuf,
+    /// The simulated driver answers for its own symbols, so that it can play an older driver.
+    lookup: Option<unsafe extern "C" fn(*const c_char) -> *mut c_void>,
+}
+
+// SAFETY: a dlopen handle may be used from any thread.
+unsafe impl Send for Library {}
+// SAFETY: dlsym is thread-safe.
+unsafe impl Sync for Library {}
+
+impl Library {
+    /// Opens `name`, a soname or a path: the copy already loaded where there is one. On failure,
+    /// the loader's own text.
+    pub fn open(name: &Path) -> Result<Library, String> {
+        let c_name = CString::new(name.as_os_str().as_encoded_bytes())
+            .map_err(|_| format!("{}: the name holds a zero byte", name.display()))?;
+        let loaded = open_handle(
+            &c_name,
+            libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NOLOAD,
+        );
+        let handle = loaded
+            .or_else(|| open_handle(&c_name, libc::RTLD_NOW | libc::RTLD_LOCAL))
+            .ok_or_else(last_loader_error)?;
+        let mut library = Library {
+            handle,
+            path: name.to_owned(),
+            lookup: None,
+        };
+        library.lookup = library
+            .symbol(c"hbmsim_symbol")
+            // SAFETY: the simulator declares this symbol with this signature.
+            .map(|address| unsafe { std::mem::transmute(address) });
+        Ok(library)
+    }
+
+    /// The library, only if the process has it loaded already.
+    pub fn loaded(name: &CStr) -> Option<Library> {
+        let handle = open_handle(name, libc::RTLD_NOW | libc::RTLD_NOLOAD)?;
+        Some(Library {
+            handle,
+            path: PathBuf::from(name.to_string_lossy().into_owned()),
+            lookup: None,
+        })
+    }
+
+    /// The address of a symbol.
+    pub fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
+        let address = match self.lookup {
+            // SAFETY: `lookup` takes a C string and returns an address or null.
+            Some(lookup) => unsafe { lookup(name.as_ptr()) },
+            // SAFETY: the handle is open and stays so.
+            None => unsafe { libc::dlsym(self.handle, name.as_ptr()) },
+        };
+        (!address.is_null()).then_some(address)
+    }
+
+    /// Under which name it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is the simulated driver.
+    pub fn is_simulator(&self) -> bool {
+        self.lookup.is_some()
+    }
+}
+
+fn open_handle(name: &CStr, flags: c_int) -> Option<*mut c_void> {
+    // SAFETY: `name` is a C string; the library's initialisers are the driver's own.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), flags) };
+    (!handle.is_null()).then_some(handle)
+}
+
+fn last_loader_error() -> String {
+    // SAFETY: dlerror returns null or a string valid until the next call on this thread.
+    unsafe {
+        let text = libc::dlerror();
+        if text.is_null() {
+            "the loader gave no reason".to_owned()
+        } else {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    }
+}
+
+/// The file from which the code at `address` was loaded.
+pub fn file_of(address: *const c_void) -> Option<PathBuf> {
+    // SAFETY: an all-zero Dl_info is a valid out-argument.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: dladdr only inspects the address.
+    if unsafe { libc::dladdr(address, &mut info) } == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: dladdr filled in a C string owned by the loader.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    let path = PathBuf::from(name.to_string_lossy().into_owned());
+    Some(std::fs::canonicalize(&path).unwrap_or(path))
+}

@@ -1,0 +1,5 @@
+//! Foreign ABIs and nothing else: the driver's symbols, opened at run time, and Linux.
+
+pub mod cuda;
+pub mod library;
+pub mod linux;

@@ -1,0 +1,59 @@
+//! The entry points, with torch's signatures. `X_malloc` and `X_free` serve
+//! `torch.cuda.memory.CUDAPluggableAllocator`; the segment forms serve `torch.cuda.MemPool`, vLLM
+//! and CuPy, whose own retry needs a NULL.
+
+use super::{allocate_block, allocate_segment, deallocate, guarded, raise};
+use crate::error::last;
+use crate::source::Kind;
+use std::ffi::{c_int, c_void};
+
+pub(super) fn segment_or_null(outcome: crate::error::Result<*mut c_void>) -> *mut c_void {
+    outcome.unwrap_or_else(|error| {
+        last::remember(error);
+        std::ptr::null_mut()
+    })
+}
+
+macro_rules! entry_points {
+    ($($source:literal, $kind:expr, $malloc:ident, $free:ident, $segment_malloc:ident, $segment_free:ident;)*) => { $(
+        #[doc = concat!("Allocates `size` bytes for a tensor from ", $source, ", first used on `stream` of `device`.")]
+        /// NULL for size 0. On failure, where torch is in the process, raises
+        /// `torch.OutOfMemoryError` or `RuntimeError`; elsewhere returns NULL and sets the
+        /// thread's last error. Any thread.
+        #[unsafe(no_mangle)]
+        pub extern "C-unwind" fn $malloc(size: usize, device: c_int, stream: *mut c_void) -> *mut c_void {
+            match guarded(|| allocate_block($kind, size, device, stream)) {
+                Ok(address) => address,
+                Err(error) => raise::raise_or_null(error),
+            }
+        }
+
+        #[doc = concat!("Takes back what `", stringify!($malloc), "` gave. The other arguments are not trusted.")]
+        /// A double or foreign free is reported and ignored. Any thread.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $free(address: *mut c_void, _size: usize, _device: c_int, _stream: *mut c_void) {
+            deallocate(address);
+        }
+
+        #[doc = concat!("Allocates a segment of `size` bytes from ", $source, " that the caller divides up.")]
+        /// NULL on failure, with the thread's last error set; never raises. Any thread.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $segment_malloc(size: usize, device: c_int, stream: *mut c_void) -> *mut c_void {
+            segment_or_null(guarded(|| allocate_segment($kind, size, device, stream, None)))
+        }
+
+        #[doc = concat!("Takes back what `", stringify!($segment_malloc), "` gave, once all work given to the device is done.")]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $segment_free(address: *mut c_void, _size: usize, _device: c_int, _stream: *mut c_void) {
+            deallocate(address);
+        }
+    )* };
+}
+
+entry_points! {
+    "the source that the option `backend` names", None, hbm_malloc, hbm_free, hbm_segment_malloc, hbm_segment_free;
+    "synchronous device memory", Some(Kind::Device), device_malloc, device_free, device_segment_malloc, device_segment_free;
+    "managed memory", Some(Kind::Managed), managed_malloc, managed_free, managed_segment_malloc, managed_segment_free;
+    "the stream-ordered pool", Some(Kind::Async), async_malloc, async_free, async_segment_malloc, async_segment_free;
+    "virtual memory", Some(Kind::Vmm), vmm_malloc, vmm_free, vmm_segment_malloc, vmm_segment_free;
+}

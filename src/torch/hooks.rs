@@ -1,0 +1,94 @@
+//! The hooks of torch's pluggable allocator. `hbmalloc.torch` sets all of them and then calls
+//! `hbm_torch_set_hooked`.
+
+use super::{guarded, hook};
+use crate::gpu::Stream;
+use crate::observe;
+use crate::registry::GraphPool;
+use std::ffi::{c_int, c_void};
+
+/// Says that every hook is set (1), or that none is (0): then a freed block waits behind all work
+/// of the device.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_set_hooked(hooked: c_int) {
+    observe::process().set_hooked(hooked != 0);
+}
+
+/// torch's init hook: called with the number of devices. Nothing to do: devices come into use with
+/// their first allocation.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_init(_device_count: c_int) {}
+
+/// torch's reset hook, from `torch.cuda.empty_cache()`: gives back what is cached, on every device
+/// in use.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_reset() {
+    hook(|| observe::process().trim_all().map(|_| ()));
+}
+
+/// torch's memory fraction hook: limits what blocks on `device` may take to a share of its memory.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_memory_fraction(fraction: f64, device: c_int) {
+    hook(|| {
+        let device = observe::process().device(device)?;
+        let total = device.state().device.total_memory();
+        device.set_limit((total as f64 * fraction.clamp(0.0, 1.0)) as u64);
+        Ok(())
+    });
+}
+
+/// torch's base allocation hook: the beginning of the block that `address` lies in, its size to
+/// `*size`; `address` itself where it lies in none.
+///
+/// # Safety
+/// `size` must be NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_torch_base_alloc(
+    address: *mut c_void,
+    size: *mut usize,
+) -> *mut c_void {
+    let found = guarded(|| Ok(observe::process().block_of(address as u64)));
+    let Ok(Some((begin, bytes))) = found else {
+        return address;
+    };
+    if !size.is_null() {
+        // SAFETY: passed on to the caller.
+        unsafe { size.write(bytes as usize) };
+    }
+    begin as *mut c_void
+}
+
+/// torch's record_stream hook: work already given to `stream` uses the block at `address`.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_record_stream(address: *mut c_void, stream: *mut c_void) {
+    if !address.is_null() {
+        hook(|| observe::process().record_stream(address as u64, Stream::from_raw(stream)));
+    }
+}
+
+/// torch's begin_allocate_to_pool hook: a capture into a graph pool is about to begin. torch's
+/// filter of streams is not needed: the driver says which streams capture.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_begin_allocate_to_pool(
+    device: c_int,
+    id_high: u64,
+    id_low: u64,
+    _filter: *mut c_void,
+) {
+    let id = (id_high, id_low);
+    hook(|| observe::process().graph_begin(GraphPool { device, id }));
+}
+
+/// torch's end_allocate_to_pool hook: the capture is over.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_end_allocate_to_pool(device: c_int, id_high: u64, id_low: u64) {
+    let id = (id_high, id_low);
+    hook(|| observe::process().graph_end(GraphPool { device, id }));
+}
+
+/// torch's release_pool hook: one graph of the pool is gone.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_torch_release_pool(device: c_int, id_high: u64, id_low: u64) {
+    let id = (id_high, id_low);
+    hook(|| observe::process().graph_release(GraphPool { device, id }));
+}

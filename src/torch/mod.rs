@@ -1,0 +1,110 @@
+//! PyTorch's pluggable allocator: entry points with its signatures, its hooks, and failures raised
+//! as its exceptions.
+
+mod entry;
+mod hooks;
+mod raise;
+mod segments;
+
+pub use entry::*;
+pub use hooks::*;
+pub use segments::*;
+
+use crate::error::{Error, Result, Status, Warning, last};
+use crate::extent::table::Owner;
+use crate::gpu::Stream;
+use crate::observe;
+use crate::process::Demand;
+use crate::registry::StreamUse;
+use crate::source::{ALIGN, Kind};
+use std::ffi::c_void;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Runs the body of an export, with a panic turned into an error.
+fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        Err(Error::new(Status::Internal, "export").detail("a panic was caught; please report it"))
+    })
+}
+
+/// Runs the body of a hook: torch offers no way to report its failure, so it is remembered for
+/// `hbm_last_error` and logged.
+fn hook(body: impl FnOnce() -> Result<()>) {
+    if let Err(error) = guarded(body) {
+        tracing::debug!("{error}");
+        last::remember(error);
+    }
+}
+
+/// A block for one tensor. `None` names the source that the option `backend` does.
+fn allocate_block(
+    kind: Option<Kind>,
+    size: usize,
+    device: i32,
+    stream: *mut c_void,
+) -> Result<*mut c_void> {
+    let process = observe::process();
+    let stream_use = if process.is_hooked() {
+        StreamUse::Reported
+    } else {
+        process.warnings().warn(Warning::PlainLoad, || {
+            "torch loaded the allocator without its hooks, so record_stream and graph pools are unknown here and every free waits behind all work; use hbmalloc.torch.install() instead".to_owned()
+        });
+        StreamUse::Unreported
+    };
+    allocate(kind, size, device, stream, Owner::Block, stream_use, None)
+}
+
+/// A segment that torch divides up itself. It frees one without saying on which streams its parts
+/// were used, so that stays unreported.
+fn allocate_segment(
+    kind: Option<Kind>,
+    size: usize,
+    device: i32,
+    stream: *mut c_void,
+    tag: Option<Arc<str>>,
+) -> Result<*mut c_void> {
+    let unreported = StreamUse::Unreported;
+    allocate(kind, size, device, stream, Owner::Segment, unreported, tag)
+}
+
+fn allocate(
+    kind: Option<Kind>,
+    size: usize,
+    device: i32,
+    stream: *mut c_void,
+    owner: Owner,
+    stream_use: StreamUse,
+    tag: Option<Arc<str>>,
+) -> Result<*mut c_void> {
+    // torch asks for 0 bytes too, takes NULL for it and never frees that.
+    if size == 0 {
+        return Ok(std::ptr::null_mut());
+    }
+    let process = observe::process();
+    let kind = match kind {
+        Some(kind) => kind,
+        None => process.default_kind()?,
+    };
+    let address = process.allocate(Demand {
+        kind,
+        device,
+        bytes: size as u64,
+        align: ALIGN,
+        stream: Stream::from_raw(stream),
+        owner,
+        stream_use,
+        allocator: None,
+        location: None,
+        tag,
+    })?;
+    Ok(address as *mut c_void)
+}
+
+/// Our own record says where the block came from; what torch passes along is not needed.
+fn deallocate(address: *mut c_void) {
+    if !address.is_null() {
+        hook(|| observe::process().deallocate(address as u64, None, None));
+    }
+}
