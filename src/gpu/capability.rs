@@ -43,6 +43,7 @@ pub struct Capabilities {
     pools: OnceCell<Probe>,
     managed: OnceCell<Probe>,
     concurrent_managed: OnceCell<Probe>,
+    context_events: OnceCell<Probe>,
     granularity: OnceCell<u64>,
 }
 
@@ -119,6 +120,17 @@ impl Device {
     pub fn concurrent_managed_access(&self) -> Result<Probe> {
         probe(&self.capabilities().concurrent_managed, || {
             self.wants(CONCURRENT_MANAGED_ACCESS, "concurrent managed access")
+        })
+    }
+
+    /// An event behind everything a context was given, without waiting for it.
+    pub fn context_events(self: &Arc<Self>) -> Result<Probe> {
+        probe(&self.capabilities().context_events, || {
+            if self.cuda().has_context_record_event() {
+                return Ok(());
+            }
+            Err(Error::new(Status::Unsupported, "cuCtxRecordEvent")
+                .detail("the driver does not have it: an order point waits for the context"))
         })
     }
 

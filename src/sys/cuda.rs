@@ -221,6 +221,11 @@ impl Cuda {
         &self.library
     }
 
+    /// Whether the driver can record an event behind a whole context.
+    pub fn has_context_record_event(&self) -> bool {
+        self.context_record_event.is_some()
+    }
+
     /// Turns a refusal into an error with the driver's own words.
     pub fn error(&self, refusal: Refusal) -> Error {
         match refusal.code {
