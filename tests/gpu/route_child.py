@@ -207,11 +207,11 @@ def streams():
                         torch.cuda._sleep(20_000_000)
                         results.append(sum(weight.sum(dtype=torch.float64) for weight in weights))
                     if recorded:
-                        for weight in weights:
-                            weight.record_stream(side)
+                        for layer in range(len(weights)):
+                            weights[layer].record_stream(side)
                     else:
                         torch.cuda.current_stream().wait_stream(side)
-                    del weights, weight
+                    weights.clear()
                     torch.full((8, 1024, 1024), -1.0, device="cuda")
             settle()  # on the pool route this gives the segments back
             for number, result in enumerate(results):
