@@ -17,7 +17,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// The kinds of allocator.
 #[allow(non_camel_case_types, missing_docs)]
-#[repr(i32)]
+#[repr(C)]
 pub enum hbm_kind {
     /// Synchronous device memory: a free waits for all work of the device.
     HBM_KIND_DEVICE = 0,
@@ -31,7 +31,7 @@ pub enum hbm_kind {
 
 /// Where virtual-memory blocks live.
 #[allow(non_camel_case_types, missing_docs)]
-#[repr(i32)]
+#[repr(C)]
 pub enum hbm_location {
     /// As the option `vmm_location` says.
     HBM_LOCATION_DEFAULT = 0,

@@ -7,7 +7,7 @@ use std::ffi::{CString, c_char, c_void};
 
 /// What a call returns: 0 for success, else the kind of failure.
 #[allow(non_camel_case_types, missing_docs)]
-#[repr(i32)]
+#[repr(C)]
 pub enum hbm_status {
     HBM_OK = 0,
     HBM_INVALID_ARGUMENT = 1,

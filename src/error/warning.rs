@@ -43,7 +43,7 @@ impl Warnings {
     /// Counts a warning, and logs its text the first time its kind arises.
     pub fn warn(&self, kind: Warning, text: impl FnOnce() -> String) {
         if self.counts[kind as usize].fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::warn!("{}", text());
+            tracing::warn!(target: "hbmalloc", "{}", text());
         }
     }
 

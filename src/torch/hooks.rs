@@ -17,7 +17,9 @@ pub extern "C" fn hbm_torch_set_hooked(hooked: c_int) {
 /// torch's init hook: called with the number of devices. Nothing to do: devices come into use with
 /// their first allocation.
 #[unsafe(no_mangle)]
-pub extern "C" fn hbm_torch_init(_device_count: c_int) {}
+pub extern "C" fn hbm_torch_init(device_count: c_int) {
+    let _ = device_count;
+}
 
 /// torch's reset hook, from `torch.cuda.empty_cache()`: gives back what is cached, on every device
 /// in use.
@@ -73,8 +75,9 @@ pub extern "C" fn hbm_torch_begin_allocate_to_pool(
     device: c_int,
     id_high: u64,
     id_low: u64,
-    _filter: *mut c_void,
+    filter: *mut c_void,
 ) {
+    let _ = filter;
     let id = (id_high, id_low);
     hook(|| observe::process().graph_begin(GraphPool { device, id }));
 }
