@@ -52,13 +52,13 @@ def set_option(name, value):
 
 def set_options(values):
     """Sets all of `values`, or none: after an error the earlier values are back."""
-    before = [(name, get_option(name)) for name in values]
-    done = 0
+    earlier, done = options(), []
     try:
         for name, value in values.items():
             set_option(name, value)
-            done += 1
+            done.append(name)
     except Exception:
-        for name, value in reversed(before[:done]):
-            set_option(name, value)
+        for name in reversed(done):
+            row = name.lower()
+            set_option(name, earlier[row[len("hbmalloc_"):] if row.startswith("hbmalloc_") else row].value)
         raise

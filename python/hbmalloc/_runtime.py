@@ -20,7 +20,7 @@ def stats(device=0, backend=None):
     """Bytes and counts of one device, of one backend or of all together, as a dict.
 
     `requested` <= `allocated` <= `reserved`: what callers asked for, what their blocks
-    hold, what is held from the driver. Makes no driver call.
+    hold, what is held from the driver.
     """
     out = _library.Stats(struct_size=ctypes.sizeof(_library.Stats))
     _library.check(_library.library().hbm_stats(device, _library.backend_number(backend), byref(out)), "stats")
