@@ -6,7 +6,6 @@ the only way across architectures. *Local* uses the machine's own linker, for
 `pip install .`, and the wheel's tag then says what the machine really has.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -98,14 +97,13 @@ def host_glibc():
     return version if name == "glibc" else None
 
 
-def features():
-    """The features of the main crate, from cargo itself."""
-    done = subprocess.run(["cargo", "metadata", "--no-deps", "--format-version", "1"],
-                          cwd=ROOT, capture_output=True, text=True, check=True)
-    for package in json.loads(done.stdout)["packages"]:
-        if package["name"] == "hbmalloc":
-            return package["features"]
-    return {}
+def without_build_paths(environment):
+    """Compiler flags that keep this machine's folders out of panic messages and of the files."""
+    home = environment.get("CARGO_HOME") or os.path.join(os.path.expanduser("~"), ".cargo")
+    flags = [environment["RUSTFLAGS"]] if environment.get("RUSTFLAGS") else []
+    for path, name in ((ROOT, "hbmalloc"), (os.path.join(home, "registry", "src"), "crates")):
+        flags.append("--remap-path-prefix=%s=/%s" % (path, name))
+    return " ".join(flags)
 
 
 def cargo(arguments, environment):
@@ -122,6 +120,7 @@ def build(arch=None, portable=False):
         raise Unavailable("cargo is not on the path; see https://rustup.rs")
     target_dir = os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target")
     environment = dict(os.environ, CARGO_TARGET_DIR=target_dir, CARGO_PROFILE_RELEASE_STRIP="debuginfo")
+    environment["RUSTFLAGS"] = without_build_paths(environment)
     compiler = compiler_for(arch)
     if compiler != "rustc":
         environment["RUSTC"] = compiler
@@ -147,17 +146,11 @@ def build(arch=None, portable=False):
 
     place = ["--release", "--locked", "--target", triple(arch)]
     cargo(["build", "--package", "hbmalloc", "--package", "hbmalloc-sim", "--lib"] + place, environment)
-    command = "cli" in features()
-    if command:
-        cargo(["build", "--package", "hbmalloc", "--features", "cli", "--bin", "hbmalloc"] + place, environment)
+    cargo(["build", "--package", "hbmalloc", "--features", "cli", "--bin", "hbmalloc"] + place, environment)
     built = os.path.join(target_dir, triple(arch), "release")
-    files = {
+    return {
         "hbmalloc/lib/libhbmalloc.so.0": os.path.join(built, "libhbmalloc.so"),
         "hbmalloc/lib/libhbmalloc_sim.so": os.path.join(built, "libhbmalloc_sim.so"),
-    }
-    header = os.path.join(ROOT, "include", "hbmalloc.h")
-    if os.path.exists(header):
-        files["hbmalloc/include/hbmalloc.h"] = header
-    if command:
-        files["scripts/hbmalloc"] = os.path.join(built, "hbmalloc")
-    return files, tag
+        "hbmalloc/include/hbmalloc.h": os.path.join(ROOT, "include", "hbmalloc.h"),
+        "scripts/hbmalloc": os.path.join(built, "hbmalloc"),
+    }, tag
