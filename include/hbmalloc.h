@@ -250,8 +250,9 @@ int32_t hbm_stats(int32_t device, int32_t kind, struct hbm_stats_t *out);
 // Required: `released` must be NULL or valid for a write.
 int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 
-// Forgets a stream that is about to be destroyed, so that the library never names it to the driver
-// again. Blocks allocated on it must have been deallocated.
+// Call this before destroying a stream that was named to the library, so that the library never
+// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks
+// that used the stream stay valid; their memory is later given back behind all work of the device.
 int32_t hbm_stream_forget(int32_t device, void *stream);
 
 // Says that every hook is set (1), or that none is (0): then a freed block waits behind all work

@@ -393,8 +393,9 @@ unsafe fn trim(operation: &'static str, device: i32, keep: u64, released: *mut u
     unsafe { write_out(operation, released, given_back) }
 }
 
-/// Forgets a stream that is about to be destroyed, so that the library never names it to the driver
-/// again. Blocks allocated on it must have been deallocated.
+/// Call this before destroying a stream that was named to the library, so that the library never
+/// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks
+/// that used the stream stay valid; their memory is later given back behind all work of the device.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
     export(|| observe::process().forget_stream(device, Stream::from_raw(stream)))

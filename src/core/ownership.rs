@@ -53,6 +53,15 @@ impl<T> Ownership<T> {
             .map(|entry| change(&mut entry.owner))
     }
 
+    /// Lets `change` see and change every owner, a shard at a time.
+    pub fn for_each(&self, mut change: impl FnMut(&mut T)) {
+        for shard in &self.shards {
+            for entry in lock(shard).values_mut() {
+                change(&mut entry.owner);
+            }
+        }
+    }
+
     /// The beginning and length of the range that `address` lies in. Looks at every shard: for
     /// questions off the hot path.
     pub fn range_of(&self, address: u64) -> Option<(u64, u64)> {

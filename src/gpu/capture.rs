@@ -2,19 +2,81 @@
 
 use super::device::Device;
 use super::stream::Stream;
+use crate::core::sync::lock;
 use crate::error::{DriverCode, Result};
 use crate::sys::cuda::Cuda;
+use rustc_hash::FxHashSet;
 use std::ffi::c_int;
 use std::marker::PhantomData;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Asking the legacy stream while another blocking stream captures answers this code.
 const IMPLICIT_CAPTURE: DriverCode = DriverCode(906);
 
 const MODE_RELAXED: c_int = 2;
 
+/// The captures known to be open on a device.
+#[derive(Default)]
+pub struct Captures {
+    /// Streams met while they captured. Only these are ever asked again: the driver crashes on the
+    /// handle of a destroyed stream, and a stream is not destroyed while it captures.
+    streams: Mutex<FxHashSet<Stream>>,
+    /// Captures that hooks told us of, which no stream may show yet.
+    told: AtomicUsize,
+}
+
+impl Captures {
+    /// A capture begins.
+    pub fn begin(&self) {
+        self.told.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A capture told of ends.
+    pub fn end(&self) {
+        let _ = self
+            .told
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
+                open.checked_sub(1)
+            });
+    }
+
+    /// Never asks about `stream` again: it is about to be destroyed.
+    pub fn forget(&self, stream: Stream) {
+        lock(&self.streams).remove(&stream);
+    }
+}
+
 impl Device {
-    /// Whether `stream` is part of a capture, valid or already broken.
+    /// Whether `stream`, which must be live, is part of a capture, valid or already broken. The
+    /// legacy stream counts as one while any stream that orders with it captures. Needs the
+    /// device's context current.
     pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let capturing = self.asks_capturing(stream)?;
+        if capturing {
+            lock(&self.captures().streams).insert(stream);
+        }
+        Ok(capturing)
+    }
+
+    /// Whether a capture is open on this device, as far as hooks told or streams met show.
+    pub fn capture_open(&self) -> bool {
+        let captures = self.captures();
+        if captures.told.load(Ordering::SeqCst) > 0 {
+            return true;
+        }
+        let mut streams = lock(&captures.streams);
+        if streams.is_empty() {
+            return false;
+        }
+        let Ok(_guard) = self.enter() else {
+            return true;
+        };
+        streams.retain(|stream| self.asks_capturing(*stream).unwrap_or(false));
+        !streams.is_empty()
+    }
+
+    fn asks_capturing(&self, stream: Stream) -> Result<bool> {
         let mut status: c_int = 0;
         // SAFETY: `status` is a valid out-pointer; the caller vouches for the handle.
         match unsafe { self.cuda().stream_is_capturing(stream.raw(), &mut status) } {
@@ -22,17 +84,6 @@ impl Device {
             Err(refusal) if refusal.code == Some(IMPLICIT_CAPTURE) => Ok(true),
             Err(refusal) => Err(self.cuda().error(refusal)),
         }
-    }
-
-    /// Whether a capture is open on this device, as far as hooks told or the streams seen show.
-    pub fn capture_open(&self) -> bool {
-        self.streams().told_captures() > 0
-            || self
-                .streams()
-                .seen()
-                .into_iter()
-                // A stream destroyed since cannot be asked, and does not capture either.
-                .any(|stream| self.is_capturing(stream).unwrap_or(false))
     }
 }
 

@@ -1,15 +1,11 @@
-//! A device: its primary context, what it can do, which streams were seen on it.
+//! A device: its primary context, and what is known of it.
 
 use super::capability::Capabilities;
-use super::capture::RelaxedCapture;
-use super::stream::Stream;
-use crate::core::sync::lock;
+use super::capture::{Captures, RelaxedCapture};
 use crate::error::{Result, Warnings};
 use crate::sys::cuda::{Cuda, Handle, Refusal};
-use rustc_hash::FxHashSet;
 use std::ffi::{CStr, c_char, c_int, c_uint};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// A device whose primary context this library has retained, for good: contexts end with the process.
 pub struct Device {
@@ -21,7 +17,7 @@ pub struct Device {
     total_memory: u64,
     warnings: Arc<Warnings>,
     capabilities: Capabilities,
-    streams: Streams,
+    captures: Captures,
 }
 
 struct Context(Handle);
@@ -58,7 +54,7 @@ impl Device {
             total_memory: total as u64,
             warnings,
             capabilities: Capabilities::default(),
-            streams: Streams::default(),
+            captures: Captures::default(),
             cuda,
         })
     }
@@ -88,9 +84,9 @@ impl Device {
         &self.capabilities
     }
 
-    /// The streams seen on it.
-    pub fn streams(&self) -> &Streams {
-        &self.streams
+    /// The captures known to be open on it.
+    pub fn captures(&self) -> &Captures {
+        &self.captures
     }
 
     pub(super) fn cuda(&self) -> &Cuda {
@@ -197,47 +193,5 @@ impl Drop for ContextGuard<'_> {
             // SAFETY: `popped` is a valid out-pointer, and what is popped is what `enter` pushed.
             let _ = unsafe { self.device.cuda.context_pop(&mut popped) };
         }
-    }
-}
-
-/// The streams on which a device was asked for memory, and the captures that hooks told us of.
-#[derive(Default)]
-pub struct Streams {
-    seen: Mutex<FxHashSet<Stream>>,
-    told_captures: AtomicUsize,
-}
-
-impl Streams {
-    /// Notes a stream.
-    pub fn note(&self, stream: Stream) {
-        lock(&self.seen).insert(stream);
-    }
-
-    /// Forgets a stream that is about to be destroyed, or was.
-    pub fn forget(&self, stream: Stream) {
-        lock(&self.seen).remove(&stream);
-    }
-
-    /// The streams seen and not forgotten.
-    pub fn seen(&self) -> Vec<Stream> {
-        lock(&self.seen).iter().copied().collect()
-    }
-
-    /// A capture begins that the streams seen may not show yet.
-    pub fn capture_begins(&self) {
-        self.told_captures.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// A capture told of ends.
-    pub fn capture_ends(&self) {
-        let _ = self
-            .told_captures
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
-                open.checked_sub(1)
-            });
-    }
-
-    pub(super) fn told_captures(&self) -> usize {
-        self.told_captures.load(Ordering::SeqCst)
     }
 }

@@ -25,9 +25,10 @@ impl Stream {
         self.0 as Handle
     }
 
-    /// Whether it is one of the driver's built-in streams, which are never destroyed.
-    pub fn is_built_in(self) -> bool {
-        self.0 <= 2
+    /// Whether the handle means another stream on every thread, so that naming it later, or on
+    /// another thread, names another stream.
+    pub fn is_per_thread(self) -> bool {
+        self.0 == 2
     }
 
     /// The driver's number for the stream, which no other stream of the process ever has.

@@ -44,7 +44,7 @@ impl Process {
             return Err(Error::invalid("allocate", "a size of 0 bytes"));
         }
         let device = self.device(demand.device)?;
-        let capturing = device.meet(demand.stream)?;
+        let capturing = device.is_capturing(demand.stream)?;
         // A stream-ordered allocation on a capturing stream would become a node of the graph.
         let kind = match demand.kind {
             Kind::Async if capturing => Kind::Vmm,
@@ -68,7 +68,10 @@ impl Process {
             device: demand.device,
             allocator: demand.allocator,
             others: Vec::new(),
-            stream_use: demand.stream_use,
+            stream_use: match demand.stream.is_per_thread() {
+                true => StreamUse::Unreported,
+                false => demand.stream_use,
+            },
             graph: match demand.owner {
                 Owner::Block if capturing => self.graphs.of_capture(demand.device),
                 _ => GraphUse::None,
@@ -133,23 +136,24 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
-        let recorded = self.registry.with(address, |record| {
-            record.note_use(stream);
-            record.device
-        });
-        match recorded {
-            Some(device) => {
-                self.device(device)?.state().device.streams().note(stream);
-                Ok(())
-            }
-            None => Err(not_owned("record_stream", address)),
-        }
+        self.registry
+            .with(address, |record| record.note_use(stream))
+            .ok_or_else(|| not_owned("record_stream", address))
     }
 
-    /// Forgets a stream that is about to be destroyed: its work on this library's blocks must be
-    /// done or ordered before other streams' work.
+    /// Never names a stream to the driver again, since it is about to be destroyed. Blocks that it
+    /// uses are then given back behind all work of the device.
     pub fn forget_stream(&self, device: i32, stream: Stream) -> Result<()> {
-        self.device(device)?.state().device.streams().forget(stream);
+        if lifetime::has_forked() {
+            return Ok(());
+        }
+        let entry = self.device(device)?;
+        entry.state().device.captures().forget(stream);
+        self.registry.for_each(|record| {
+            if record.device == device {
+                record.forget_use(stream);
+            }
+        });
         Ok(())
     }
 
@@ -169,7 +173,7 @@ impl Process {
     /// A capture whose blocks belong to a graph pool is about to begin.
     pub fn graph_begin(&self, pool: GraphPool) -> Result<()> {
         let device = self.device(pool.device)?;
-        device.state().device.streams().capture_begins();
+        device.state().device.captures().begin();
         self.graphs.begin(pool);
         Ok(())
     }
@@ -178,7 +182,7 @@ impl Process {
     pub fn graph_end(&self, pool: GraphPool) -> Result<()> {
         let device = self.device(pool.device)?;
         if self.graphs.end(pool) {
-            device.state().device.streams().capture_ends();
+            device.state().device.captures().end();
         }
         Ok(())
     }

@@ -93,9 +93,8 @@ impl DeviceEntry {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
-    /// Notes a stream and says whether it is capturing.
-    pub(super) fn meet(&self, stream: Stream) -> Result<bool> {
-        self.state.device.streams().note(stream);
+    /// Whether a stream is capturing.
+    pub(super) fn is_capturing(&self, stream: Stream) -> Result<bool> {
         let _guard = self.state.device.enter()?;
         self.state.device.is_capturing(stream)
     }

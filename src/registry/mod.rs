@@ -78,8 +78,19 @@ pub struct Record {
 impl Record {
     /// Notes that work given to `stream` uses the block.
     pub fn note_use(&mut self, stream: Stream) {
-        if stream != self.block.stream && !self.others.contains(&stream) {
+        if stream.is_per_thread() {
+            self.stream_use = StreamUse::Unreported;
+        } else if stream != self.block.stream && !self.others.contains(&stream) {
             self.others.push(stream);
+        }
+    }
+
+    /// Forgets the handle of a stream: whatever it did is then covered by waiting for everything.
+    pub fn forget_use(&mut self, stream: Stream) {
+        if self.block.stream == stream || self.others.contains(&stream) {
+            self.stream_use = StreamUse::Unreported;
+            self.others.clear();
+            self.block.stream = Stream::LEGACY;
         }
     }
 

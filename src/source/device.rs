@@ -73,7 +73,7 @@ impl Source for DeviceSource {
         })
     }
 
-    fn deallocate(&self, block: &Block, _: LastUse) -> Result<()> {
+    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
         let (device, gauge) = (self.state.device.clone(), self.gauge.clone());
         let Block { address, bytes, .. } = *block;
         let give_back = move || {
@@ -81,11 +81,13 @@ impl Source for DeviceSource {
             gauge.sub(bytes);
             Ok(())
         };
-        if self.state.device.capture_open() {
-            self.state.deferral.push(None, bytes, Box::new(give_back));
-            return Ok(());
+        match self.state.is_captured(block, &last_use) {
+            Ok(false) => self.state.give_back_now(bytes, give_back),
+            captured => {
+                self.state.deferral.push(None, bytes, Box::new(give_back));
+                captured.map(|_| ())
+            }
         }
-        self.state.give_back_now(bytes, give_back)
     }
 
     fn trim(&self, _: u64) -> Result<()> {

@@ -128,12 +128,22 @@ impl Source for ManagedSource {
             gauge.sub(bytes);
             Ok(())
         };
-        let waited = wait_for(&self.state.device, block, &last_use);
-        if self.state.device.capture_open() || waited.is_err() {
-            self.state.deferral.push(None, bytes, Box::new(give_back));
-            return waited;
+        let settled = self
+            .state
+            .is_captured(block, &last_use)
+            .and_then(|captured| {
+                if !captured {
+                    wait_for(&self.state.device, block, &last_use)?;
+                }
+                Ok(captured)
+            });
+        match settled {
+            Ok(false) => self.state.give_back_now(bytes, give_back),
+            captured => {
+                self.state.deferral.push(None, bytes, Box::new(give_back));
+                captured.map(|_| ())
+            }
         }
-        self.state.give_back_now(bytes, give_back)
     }
 
     fn trim(&self, _: u64) -> Result<()> {
@@ -149,9 +159,6 @@ impl Source for ManagedSource {
 /// Pages of managed memory may be with the host, so the driver's own wait at a free is not relied
 /// on: the streams that used the block are waited for by name.
 fn wait_for(device: &Arc<Device>, block: &Block, last_use: &LastUse) -> Result<()> {
-    if device.capture_open() {
-        return Ok(());
-    }
     let _guard = device.enter()?;
     match last_use {
         LastUse::Anywhere => Fence::order_point(device)?.wait(),

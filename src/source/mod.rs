@@ -127,23 +127,34 @@ pub trait Source: Send + Sync {
 }
 
 impl DeviceState {
-    /// The fence behind which a block's memory may go: none while a capture is open, when nothing
-    /// may be recorded. On an error nothing was recorded either, and an order point must serve.
-    fn fence(&self, block: &Block, last_use: &LastUse) -> (Option<Fence>, Result<()>) {
+    /// Whether giving `block` back must wait for the end of a capture: nothing may be recorded,
+    /// queried or waited for until then.
+    fn is_captured(&self, block: &Block, last_use: &LastUse) -> Result<bool> {
         if self.device.capture_open() {
-            return (None, Ok(()));
+            return Ok(true);
         }
-        let fence = match last_use {
+        let LastUse::Streams(others) = last_use else {
+            return Ok(false);
+        };
+        let _guard = self.device.enter()?;
+        for stream in std::iter::once(&block.stream).chain(others) {
+            if self.device.is_capturing(*stream)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The fence behind which a block's memory may go, or why there is none yet: an order point
+    /// must serve later.
+    fn fence(&self, block: &Block, last_use: &LastUse) -> Result<Fence> {
+        match last_use {
             LastUse::Anywhere => Fence::order_point(&self.device),
             LastUse::Streams(others) => {
                 let mut streams = vec![block.stream];
                 streams.extend(others.iter().filter(|stream| **stream != block.stream));
                 Fence::behind_streams(&self.device, &streams)
             }
-        };
-        match fence {
-            Ok(fence) => (Some(fence), Ok(())),
-            Err(error) => (None, Err(error)),
         }
     }
 

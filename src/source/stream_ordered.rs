@@ -119,19 +119,23 @@ impl Source for AsyncSource {
             stream,
             ..
         } = *block;
-        if self.state.device.capture_open() {
-            // The order point of the queue stands behind every stream, so any stream will do then.
-            let give_back = move || pool.free(address, Stream::LEGACY);
-            self.state.deferral.push(None, bytes, Box::new(give_back));
+        let settled = self
+            .state
+            .is_captured(block, &last_use)
+            .and_then(|captured| {
+                if !captured {
+                    order_on(&self.state, stream, &last_use)?;
+                    pool.free(address, stream)?;
+                }
+                Ok(captured)
+            });
+        if let Ok(false) = settled {
             return Ok(());
         }
-        let ordered = order_on(&self.state, stream, &last_use);
-        if let Err(error) = ordered.and_then(|()| pool.free(address, stream)) {
-            let give_back = move || pool.free(address, Stream::LEGACY);
-            self.state.deferral.push(None, bytes, Box::new(give_back));
-            return Err(error);
-        }
-        Ok(())
+        // The order point of the queue stands behind every stream, so any stream will do then.
+        let give_back = move || pool.free(address, Stream::LEGACY);
+        self.state.deferral.push(None, bytes, Box::new(give_back));
+        settled.map(|_| ())
     }
 
     fn trim(&self, keep: u64) -> Result<()> {

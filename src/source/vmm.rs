@@ -103,12 +103,18 @@ impl Source for VmmSource {
     }
 
     fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
-        let (fence, recorded) = self.state.fence(block, &last_use);
         let (state, address) = (self.state.clone(), block.address);
-        let give_back = move || state.extents.retire(address);
-        self.state
-            .deferral
-            .push(fence, block.bytes, Box::new(give_back));
+        let give_back = Box::new(move || state.extents.retire(address));
+        let fence = match self.state.is_captured(block, &last_use) {
+            Ok(true) => Ok(None),
+            Ok(false) => self.state.fence(block, &last_use).map(Some),
+            Err(error) => Err(error),
+        };
+        let (fence, recorded) = match fence {
+            Ok(fence) => (fence, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        self.state.deferral.push(fence, block.bytes, give_back);
         self.state.deferral.drain_if_full();
         recorded
     }
