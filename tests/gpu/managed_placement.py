@@ -71,6 +71,7 @@ def main():
     library.managed_free.restype = None
     library.managed_free.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
     library.hbm_last_error.restype = ctypes.c_char_p
+    library.hbm_torch_set_hooked(1)  # so that the entry points behave as under install()
     driver.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
     context, stream = ctypes.c_void_p(), ctypes.c_void_p()
     with case("a context and a stream"):

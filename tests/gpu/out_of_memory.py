@@ -7,6 +7,7 @@ import gpucase
 from gpucase import case, check
 
 BLOCK = 4 << 30
+SLACK = 1 << 30  # what CUDA itself may come to hold meanwhile
 
 
 def one(route, backend):
@@ -17,6 +18,16 @@ def one(route, backend):
 
     import hbmalloc
 
+    torch.cuda.synchronize()
+    empty = torch.cuda.mem_get_info()[0]
+    with case("just beyond the card"):
+        try:
+            torch.empty(torch.cuda.get_device_properties(0).total_memory + (1 << 30), dtype=torch.uint8, device="cuda")
+            raise AssertionError("it was not refused")
+        except torch.OutOfMemoryError as error:
+            print("    %s" % error)
+        torch.cuda.synchronize()
+        check(empty - torch.cuda.mem_get_info()[0] < SLACK, "the refused request left memory taken")
     with case("the card filled"):
         blocks, pool = [], None
         if route == "pool":
@@ -38,9 +49,14 @@ def one(route, backend):
         if pool is not None:
             pool.__exit__(None, None, None)
             del pool
-    with case("training on"):
+    with case("given back"):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+        hbmalloc.trim(0)
+        torch.cuda.synchronize()
+        left = empty - torch.cuda.mem_get_info()[0]
+        check(left < SLACK, "%d bytes are still taken" % left)
+    with case("training on"):
         first = _transformer.train("cuda", 5)
         check(first == _transformer.train("cuda", 5), "two runs after it differ")
         again = torch.zeros(BLOCK, dtype=torch.uint8, device="cuda")

@@ -56,22 +56,24 @@ def settle():
 
 
 def stats():
-    return hbmalloc.stats(0, BACKEND)
+    """Of all backends: `async` takes captured blocks from `vmm`."""
+    return hbmalloc.stats(0)
 
 
 def training():
-    """30 steps with a request beyond the card in the middle of them."""
+    """30 steps with a request beyond any card in the middle of them.
+
+    Requests that nearly fit are for out_of_memory.py, which has the card to itself.
+    """
     refused = []
 
     def each_step(step):
         if step == 10:
-            for size in [1 << 50] + ([] if BACKEND == "managed" else [beyond]):
-                try:
-                    torch.empty(size, dtype=torch.uint8, device="cuda")
-                except torch.OutOfMemoryError as error:
-                    refused.append(str(error))
+            try:
+                torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+            except torch.OutOfMemoryError as error:
+                refused.append(str(error))
 
-    beyond = torch.cuda.get_device_properties(0).total_memory + (1 << 30)
     with case("training"), in_route("training"):
         losses = _transformer.train("cuda", STEPS, each_step=each_step)
         if ROUTE == "native":
@@ -83,8 +85,7 @@ def training():
         check(not different, "losses differ from native's from step %s on" % (different[:1]))
         check(float.fromhex(losses[-1]) < float.fromhex(losses[0]), "it does not learn")
     with case("out of memory, then on"):
-        expected = 1 if BACKEND == "managed" else 2
-        check(len(refused) == expected, "%d of %d requests beyond the card were refused" % (len(refused), expected))
+        check(refused, "a request beyond the card was not refused")
     if ROUTE in ("install", "pool"):
         with case("statistics"):
             now = stats()
@@ -144,6 +145,9 @@ def graphs():
             after = stats()
             check(after["allocated"] <= before, "%d bytes before the graph, %s after" % (before, after))
         check(torch.equal(chain(inputs[0].cuda()), eager[0]), "eager work differs afterwards")
+    quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if quiet:
+        quiet(False)  # torch warns of its own warm-up here, with its own allocator too
     with case("make_graphed_callables"):
         losses = []
         for graphed in (False, True):
