@@ -31,6 +31,8 @@ pub const LOCATION_HOST_NUMA: i32 = 3;
 pub const LOCATION_HOST_NUMA_CURRENT: i32 = 4;
 
 pub const HANDLE_POSIX_FD: u32 = 1;
+/// The two kinds of Windows handles.
+pub const HANDLE_WINDOWS: u32 = 2 | 4;
 pub const HANDLE_FABRIC: u32 = 8;
 pub const ALLOCATION_PINNED: i32 = 1;
 

@@ -1,7 +1,7 @@
 //! Every exported call in one table: its name, what it costs on the virtual clock, whether an open capture forbids it, and the driver version that brought it.
 //! Figures are those of one H200 with driver 580 (CUDA 13.0); what depends on size adds its part from `cost`.
 
-/// Whether a call disturbs a capture that is open in "global" or "thread-local" mode.
+/// Whether a call disturbs a capture that is open in "global" or "thread-local" mode. Calls that depend on their stream or event look for themselves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Capture {
     Safe,
@@ -100,9 +100,9 @@ calls! {
     cuMemAllocAsync 290 Safe 11020;
     cuMemFreeAsync 285 Safe 11020;
     cuMemAllocFromPoolAsync 290 Safe 11020;
-    cuMemPoolCreate 20000 Safe 11020;
-    cuMemPoolDestroy 20000 Safe 11020;
-    cuMemPoolTrimTo 1000 Safe 11020;
+    cuMemPoolCreate 20000 Unsafe 11020;
+    cuMemPoolDestroy 20000 Unsafe 11020;
+    cuMemPoolTrimTo 1000 Unsafe 11020;
     cuMemPoolSetAttribute 60 Safe 11020;
     cuMemPoolGetAttribute 60 Safe 11020;
     cuMemPoolSetAccess 20000 Safe 11020;
@@ -132,26 +132,26 @@ calls! {
     cuMemRetainAllocationHandle 60 Safe 11000;
     cuMemExportToShareableHandle 10000 Safe 10020;
     cuMemImportFromShareableHandle 20000 Safe 10020;
-    cuMemcpy 6000 Unsafe 4000;
+    cuMemcpy 6000 Safe 4000;
     cuMemcpyAsync 1500 Safe 4000;
-    cuMemcpyDtoH_v2 6000 Unsafe 3020;
-    cuMemcpyHtoD_v2 6000 Unsafe 3020;
-    cuMemcpyDtoD_v2 6000 Unsafe 3020;
+    cuMemcpyDtoH_v2 6000 Safe 3020;
+    cuMemcpyHtoD_v2 6000 Safe 3020;
+    cuMemcpyDtoD_v2 6000 Safe 3020;
     cuMemcpyDtoHAsync_v2 1500 Safe 3020;
     cuMemcpyHtoDAsync_v2 1500 Safe 3020;
     cuMemcpyDtoDAsync_v2 1500 Safe 3020;
     cuMemcpyPeerAsync 2000 Safe 4000;
-    cuMemsetD8_v2 3000 Unsafe 3020;
-    cuMemsetD16_v2 3000 Unsafe 3020;
-    cuMemsetD32_v2 3000 Unsafe 3020;
+    cuMemsetD8_v2 3000 Safe 3020;
+    cuMemsetD16_v2 3000 Safe 3020;
+    cuMemsetD32_v2 3000 Safe 3020;
     cuMemsetD8Async 1500 Safe 3020;
     cuMemsetD16Async 1500 Safe 3020;
     cuMemsetD32Async 1500 Safe 3020;
     cuStreamCreate 10000 Safe 2000;
     cuStreamCreateWithPriority 10000 Safe 5050;
     cuStreamDestroy_v2 5000 Safe 4000;
-    cuStreamQuery 268 Unsafe 2000;
-    cuStreamSynchronize 1500 Unsafe 2000;
+    cuStreamQuery 268 Safe 2000;
+    cuStreamSynchronize 1500 Safe 2000;
     cuStreamWaitEvent 182 Safe 3020;
     cuStreamGetId 22 Safe 12000;
     cuStreamGetCtx 22 Safe 9020;
@@ -172,8 +172,8 @@ calls! {
     cuEventCreate 137 Safe 2000;
     cuEventDestroy_v2 137 Safe 4000;
     cuEventRecord 256 Safe 2000;
-    cuEventQuery 287 Unsafe 2000;
-    cuEventSynchronize 500 Unsafe 2000;
+    cuEventQuery 287 Safe 2000;
+    cuEventSynchronize 500 Safe 2000;
     cuEventElapsedTime 500 Safe 2000;
     cuEventElapsedTime_v2 500 Safe 12080;
 }

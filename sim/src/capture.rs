@@ -3,6 +3,7 @@
 use crate::codes::{self, Result};
 use crate::context;
 use crate::counters::Snapshot;
+use crate::event::Captured;
 use crate::sim::Sim;
 use crate::stream::{Action, NON_BLOCKING};
 use rustc_hash::FxHashMap;
@@ -85,6 +86,12 @@ impl Captures {
             .last
             .get(&stream)
             .map(|node| node as *const u64)
+    }
+
+    /// Whether pool memory is a node of an open capture.
+    pub fn allocated_in(&self, id: u64, base: u64) -> bool {
+        let nodes = self.map.get(&id).and_then(|c| self.graphs.get(&c.graph));
+        nodes.is_some_and(|nodes| nodes.iter().any(|n| n.memory == base))
     }
 
     pub fn graph(&self, handle: u64) -> Result<&Vec<Node>> {
@@ -190,9 +197,7 @@ impl Sim {
             self.invalidate(id);
             return Err(codes::STREAM_CAPTURE_UNMATCHED);
         }
-        if capture.mode != RELAXED && capture.thread != context::thread() {
-            return Err(codes::STREAM_CAPTURE_WRONG_THREAD);
-        }
+        let wrong_thread = capture.mode != RELAXED && capture.thread != context::thread();
         let unjoined = !capture.joined();
         let (invalid, graph) = (capture.invalid, capture.graph);
         self.captures.map.remove(&id);
@@ -202,15 +207,14 @@ impl Sim {
             .filter(|s| s.capture == Some(id))
             .for_each(|s| s.capture = None);
         self.events.forget_capture(id);
-        if !invalid && !unjoined {
-            return Ok(graph);
-        }
+        let failure = match (wrong_thread, invalid, unjoined) {
+            (true, ..) => codes::STREAM_CAPTURE_WRONG_THREAD,
+            (_, true, _) => codes::STREAM_CAPTURE_INVALIDATED,
+            (_, _, true) => codes::STREAM_CAPTURE_UNJOINED,
+            _ => return Ok(graph),
+        };
         self.destroy_graph(graph)?;
-        Err(if invalid {
-            codes::STREAM_CAPTURE_INVALIDATED
-        } else {
-            codes::STREAM_CAPTURE_UNJOINED
-        })
+        Err(failure)
     }
 
     pub fn invalidate(&mut self, id: u64) {
@@ -313,7 +317,7 @@ impl Sim {
             return Err(codes::STREAM_CAPTURE_INVALIDATED);
         }
         let frontier = capture.frontiers.get(&key).cloned().unwrap_or_default();
-        self.events.get_mut(event)?.captured = Some((id, frontier));
+        self.events.get_mut(event)?.captured = Captured::In(id, frontier);
         Ok(())
     }
 
@@ -323,20 +327,21 @@ impl Sim {
         let entry = self.events.get(event)?;
         let recorded = entry.record.is_some();
         let (id, frontier) = match (mine, entry.captured.clone()) {
-            (None, None) => return Ok(false),
-            (Some(id), None) => {
+            (_, Captured::Ended) => return Err(codes::INVALID_VALUE),
+            (None, Captured::No) => return Ok(false),
+            (Some(id), Captured::No) => {
                 if !recorded {
                     return Ok(true);
                 }
                 self.invalidate(id);
                 return Err(codes::STREAM_CAPTURE_ISOLATION);
             }
-            (Some(id), Some((other, _))) if id != other => {
+            (Some(id), Captured::In(other, _)) if id != other => {
                 self.invalidate(id);
                 self.invalidate(other);
                 return Err(codes::STREAM_CAPTURE_MERGE);
             }
-            (_, Some(captured)) => captured,
+            (_, Captured::In(id, frontier)) => (id, frontier),
         };
         self.refuse_implicit(key)?;
         let capture = self.captures.map.get_mut(&id).ok_or(codes::ILLEGAL_STATE)?;

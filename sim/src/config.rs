@@ -31,6 +31,8 @@ pub struct Config {
     pub granularity: u64,
     pub poison: bool,
     pub delay_us: u64,
+    /// Refuse what the driver lets pass though it is a mistake: unmapping twice, ranges with gaps.
+    pub strict: bool,
     pub missing: Vec<String>,
     /// (call, nth, code): armed once, when the configuration is read.
     pub fail: Vec<(String, u64, i32)>,
@@ -58,6 +60,7 @@ impl Default for Config {
             granularity: 2 << 20,
             poison: false,
             delay_us: 0,
+            strict: true,
             missing: Vec::new(),
             fail: Vec::new(),
         }
@@ -118,6 +121,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
         "granularity" => config.granularity = granularity(value)?,
         "poison" => config.poison = flag(value)?,
         "delay_us" => config.delay_us = number(value, 0, 10_000_000)?,
+        "strict" => config.strict = flag(value)?,
         "missing" => config.missing = value.split('+').map(str::to_owned).collect(),
         "fail" => config.fail = value.split('+').map(failure).collect::<Result<_, _>>()?,
         _ => return Err("unknown key (sim/README.md lists them)".into()),

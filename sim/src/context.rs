@@ -35,6 +35,13 @@ pub fn primary_handle(device: i32) -> u64 {
     PRIMARY + (device as u64 + 1) * HANDLE_STEP
 }
 
+/// The device of a primary context's handle, also while it is not active.
+pub fn primary_device(handle: u64) -> Option<i32> {
+    (PRIMARY..CREATED)
+        .contains(&handle)
+        .then(|| ((handle - PRIMARY) / HANDLE_STEP) as i32 - 1)
+}
+
 const DEPTH: usize = 64;
 
 struct Stack {

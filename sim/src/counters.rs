@@ -74,7 +74,7 @@ impl Sim {
                     out.pinned_allocs += 1;
                     out.pinned_bytes += region.size;
                 }
-                Kind::PoolSegment { .. } => {}
+                Kind::PoolSpace { .. } => {}
             }
         }
         self.pools.count(&mut out);

@@ -31,7 +31,7 @@ impl Sim {
         Ok(base)
     }
 
-    fn drop_plain(&mut self, base: u64) {
+    pub fn drop_plain(&mut self, base: u64) {
         let Some(region) = self.regions.remove(base) else {
             return;
         };
@@ -60,6 +60,13 @@ impl Sim {
         self.host.drop_context(context);
     }
 
+    /// Frees plain memory in stream order, which the driver takes too.
+    pub fn free_plain_behind(&mut self, base: u64, key: u64) -> Result {
+        self.freeable(base)?;
+        self.enqueue(key, crate::stream::Action::Free { base }, 0);
+        Ok(())
+    }
+
     /// Whether an address is the start of something `cuMemFree` takes.
     fn freeable(&self, base: u64) -> Result<u64> {
         match self.regions.get(base) {
@@ -72,8 +79,8 @@ impl Sim {
 }
 
 impl Locked {
+    /// Needs no current context: the memory knows its own.
     pub fn free_plain(&mut self, base: u64) -> Result {
-        let context = self.current()?;
         if base == 0 {
             return Ok(());
         }
@@ -81,11 +88,8 @@ impl Locked {
             return self.free_pool_now(base);
         }
         let id = self.freeable(base)?;
-        let owner = self.regions.get(base).map_or(context, |r| r.context);
+        let owner = self.regions.get(base).map_or(0, |r| r.context);
         self.synchronize_context(owner)?;
-        if owner != context {
-            self.synchronize_context(context)?;
-        }
         if self.freeable(base)? != id {
             return Err(codes::INVALID_VALUE);
         }

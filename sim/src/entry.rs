@@ -109,6 +109,19 @@ pub fn run(call: Call, body: impl FnOnce(&mut Locked) -> Result) -> Code {
     })
 }
 
+/// One exported call that needs no driver at all, so that it works in a forked child too.
+pub fn run_anywhere(call: Call, body: impl FnOnce() -> Result) -> Code {
+    guarded(|| {
+        if PHASE.load(Ordering::Acquire) == DEINITIALIZED {
+            return Err(codes::DEINITIALIZED);
+        }
+        if !forked() {
+            admit(call)?;
+        }
+        body()
+    })
+}
+
 /// One exported call that works before `cuInit`.
 pub fn run_early(call: Call, body: impl FnOnce() -> Result) -> Code {
     guarded(|| {

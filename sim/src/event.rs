@@ -35,12 +35,21 @@ impl Record {
     }
 }
 
+/// Whether the last recording was part of a capture.
+#[derive(Clone)]
+pub enum Captured {
+    No,
+    /// Inside this one, behind so much of each of its streams.
+    In(u64, FxHashMap<u64, u64>),
+    /// Inside one that has ended: the event stands for nothing until it is recorded again.
+    Ended,
+}
+
 pub struct Event {
     pub context: u64,
     pub flags: u32,
     pub record: Option<Arc<Record>>,
-    /// Recorded last inside this capture, behind so much of each of its streams.
-    pub captured: Option<(u64, FxHashMap<u64, u64>)>,
+    pub captured: Captured,
 }
 
 pub const DISABLE_TIMING: u32 = 2;
@@ -72,7 +81,7 @@ impl Events {
                 context,
                 flags,
                 record: None,
-                captured: None,
+                captured: Captured::No,
             },
         );
         handle
@@ -94,12 +103,8 @@ impl Events {
 
     pub fn forget_capture(&mut self, capture: u64) {
         for event in self.map.values_mut() {
-            if event
-                .captured
-                .as_ref()
-                .is_some_and(|(id, _)| *id == capture)
-            {
-                event.captured = None;
+            if matches!(event.captured, Captured::In(id, _) if id == capture) {
+                event.captured = Captured::Ended;
             }
         }
     }

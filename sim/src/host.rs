@@ -52,8 +52,11 @@ impl HostMemory {
 impl Sim {
     pub fn alloc_pinned(&mut self, size: u64, flags: u32) -> Result<u64> {
         let context = self.current()?;
-        if size == 0 || flags & !ALLOC_FLAGS != 0 {
+        if flags & !ALLOC_FLAGS != 0 {
             return Err(codes::INVALID_VALUE);
+        }
+        if size == 0 {
+            return Ok(0);
         }
         cost::charge(interpolate(cost::HOST_ALLOC, size));
         let len = region::page_round(size)?;
@@ -112,11 +115,20 @@ impl Sim {
 
 impl Locked {
     pub fn free_pinned(&mut self, base: u64) -> Result {
-        self.current()?;
-        let len = match self.regions.get(base) {
-            Some(region) if matches!(region.kind, Kind::Pinned { .. }) => region.len,
-            _ => return Err(codes::INVALID_VALUE),
+        if base == 0 {
+            return Ok(());
+        }
+        let pinned = |sim: &Sim| match sim.regions.get(base) {
+            Some(region) if matches!(region.kind, Kind::Pinned { .. }) => {
+                Ok((region.id, region.len, region.context))
+            }
+            _ => Err(codes::INVALID_VALUE),
         };
+        let (id, len, context) = pinned(self)?;
+        self.synchronize_context(context)?;
+        if pinned(self)?.0 != id {
+            return Err(codes::INVALID_VALUE);
+        }
         self.fault_users(base, len, "cuMemFreeHost");
         self.wait_until(|sim| !sim.streams.running_in(base, len));
         cost::charge(interpolate(cost::HOST_FREE, len));
@@ -128,12 +140,14 @@ impl Locked {
 
     pub fn unregister(&mut self, address: u64) -> Result {
         self.current()?;
-        let entry = self
-            .host
-            .registered
-            .get(&address)
-            .ok_or(codes::HOST_MEMORY_NOT_REGISTERED)?;
-        let len = entry.len;
+        let known = |sim: &Sim| match sim.host.find(address) {
+            Some((base, entry)) if base == address => Ok((entry.len, entry.context)),
+            Some(_) => Err(codes::INVALID_VALUE),
+            None => Err(codes::HOST_MEMORY_NOT_REGISTERED),
+        };
+        let (len, context) = known(self)?;
+        self.synchronize_context(context)?;
+        known(self)?;
         self.fault_users(address, len, "cuMemHostUnregister");
         self.wait_until(|sim| !sim.streams.running_in(address, len));
         cost::charge(interpolate(cost::UNREGISTER, len));

@@ -5,8 +5,10 @@
 
 mod abi;
 mod api;
+mod attributes;
 mod calls;
 mod capture;
+mod chunk;
 mod codes;
 mod config;
 mod context;
@@ -22,6 +24,7 @@ mod inject;
 mod managed;
 mod physical;
 mod pool;
+mod pool_space;
 mod region;
 mod sim;
 mod stream;

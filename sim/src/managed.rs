@@ -148,12 +148,15 @@ impl Sim {
 
     pub fn advise(&mut self, address: u64, count: u64, advice: i32, location: Location) -> Result {
         let range = self.managed_range(address, count)?;
-        // The location means nothing to these three.
-        let needs_location = !matches!(
+        if !(LOCATION_DEVICE..=LOCATION_HOST_NUMA_CURRENT).contains(&location.kind) {
+            return Err(codes::INVALID_VALUE);
+        }
+        // The number means nothing to these three, but the kind is looked at.
+        let kind_only = matches!(
             advice,
             SET_READ_MOSTLY | UNSET_READ_MOSTLY | UNSET_PREFERRED
         );
-        if needs_location {
+        if !kind_only {
             self.check_location(location)?;
         }
         let by = matches!(advice, SET_ACCESSED_BY | UNSET_ACCESSED_BY);
@@ -166,6 +169,9 @@ impl Sim {
         let Some((from, to, end)) = range else {
             return Ok(());
         };
+        // Seen on a machine with one node: preferring the node reads back as preferring the host.
+        let on_host = location.kind >= LOCATION_HOST && !self.config.coherent;
+        let location = if on_host { Location::HOST } else { location };
         if let Some((_, region)) = self.regions.find_mut(from) {
             if let Kind::Managed(managed) = &mut region.kind {
                 managed.change(from, to, end, |entry| apply(entry, advice, location));
@@ -261,7 +267,7 @@ pub const INVALID: i32 = -2;
 fn device_number(location: Location) -> i32 {
     match location.kind {
         LOCATION_DEVICE => location.id,
-        LOCATION_HOST => CPU,
+        LOCATION_HOST | LOCATION_HOST_NUMA => CPU,
         _ => INVALID,
     }
 }
@@ -308,6 +314,7 @@ fn kind_number(location: Location) -> i32 {
 fn number(location: Location) -> i32 {
     match location.kind {
         LOCATION_DEVICE | LOCATION_HOST_NUMA => location.id,
+        LOCATION_HOST => CPU,
         _ => INVALID,
     }
 }

@@ -43,7 +43,7 @@ pub enum Kind {
     Reservation(BTreeMap<u64, Mapping>),
     Device { device: i32 },
     Managed(Managed),
-    PoolSegment { pool: u64 },
+    PoolSpace { pool: u64 },
     Pinned { flags: u32 },
 }
 

@@ -1,6 +1,7 @@
 //! All tables of the simulated machine, under one lock. The files beside this one add the verbs of one concept each.
 
 use crate::capture::Captures;
+use crate::chunk::Chunks;
 use crate::codes::{self, Code, Result};
 use crate::config::Config;
 use crate::context::Contexts;
@@ -13,7 +14,6 @@ use crate::physical::Physical;
 use crate::pool::Pools;
 use crate::region::Regions;
 use crate::stream::Streams;
-use crate::vmm::Chunks;
 
 #[derive(Default)]
 pub struct Sim {

@@ -43,6 +43,10 @@ pub enum Action {
         len: u64,
         place: Option<Location>,
     },
+    /// Plain memory that goes when the stream comes to it.
+    Free {
+        base: u64,
+    },
     /// Uses a range until it is stopped.
     Spin {
         base: u64,
@@ -84,6 +88,7 @@ impl Action {
             Action::Record(_) => "event record",
             Action::Wait(_) => "event wait",
             Action::Marker { .. } => "prefetch",
+            Action::Free { .. } => "free",
             Action::Spin { .. } => "kernel",
         }
     }

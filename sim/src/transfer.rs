@@ -37,7 +37,13 @@ impl Sim {
                 self.mapped_place(mappings, address, end, device, access)
             }
             Kind::Device { device } => Ok(Place::Device(*device)),
-            Kind::PoolSegment { pool } => Ok(Place::Device(self.pools.device_of(*pool))),
+            Kind::PoolSpace { pool } if !self.pools.is_memory(*pool, address, end) => {
+                Err(codes::INVALID_VALUE)
+            }
+            Kind::PoolSpace { pool } => Ok(self
+                .pools
+                .device_of(*pool)
+                .map_or(Place::Pinned, Place::Device)),
             Kind::Managed(_) => Ok(Place::Managed),
             Kind::Pinned { .. } => Ok(Place::Pinned),
         }

@@ -156,6 +156,7 @@ impl Sim {
                 len,
                 place: Some(place),
             } => self.prefetched(base, len, place),
+            Action::Free { base } => self.drop_plain(base),
             _ => {}
         }
     }

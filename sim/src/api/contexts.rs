@@ -4,6 +4,7 @@ use crate::codes::{self, Out, put};
 use crate::context;
 use crate::cost;
 use crate::entry::driver;
+use crate::event::Captured;
 use crate::stream::Action;
 
 driver! {
@@ -92,8 +93,12 @@ driver! {
 
     fn cuCtxGetDevice(out: Out<i32>) |sim| {
         let top = context::top();
-        let entry = sim.contexts.get(top);
-        put(out, entry.ok_or(if top == 0 { codes::INVALID_CONTEXT } else { codes::CONTEXT_IS_DESTROYED })?.device)
+        if top == 0 {
+            return Err(codes::INVALID_CONTEXT);
+        }
+        // A primary context that was released still knows its device.
+        let device = sim.contexts.get(top).map(|c| c.device).or_else(|| context::primary_device(top));
+        put(out, device.ok_or(codes::CONTEXT_IS_DESTROYED)?)
     }
 
     fn cuCtxGetFlags(out: Out<u32>) |sim| {
@@ -160,7 +165,7 @@ driver! {
         let record = sim.record_behind(&keys);
         let entry = sim.events.get_mut(event)?;
         entry.record = Some(record);
-        entry.captured = None;
+        entry.captured = Captured::No;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 /// A pageable source up to this size is copied away at the call.
-const STAGED: u64 = 64 << 10;
+const STAGED: u64 = 1 << 20;
 
 /// What the name of a call says of its ends.
 #[derive(Clone, Copy, PartialEq, Eq)]

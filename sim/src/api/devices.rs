@@ -1,9 +1,8 @@
 //! Devices and what they say of themselves.
 
 use crate::abi::Uuid;
+use crate::attributes;
 use crate::codes::{self, Out, put};
-use crate::config::Config;
-use crate::config::Fabric;
 use crate::entry::driver;
 use std::ffi::c_char;
 
@@ -21,52 +20,6 @@ fn write_text(to: *mut c_char, len: i32, text: &str) -> codes::Result {
     Ok(())
 }
 
-/// Attributes by the driver's numbers. What is not listed answers 0, as an unsupported feature does.
-fn attribute(config: &Config, which: i32, device: i32) -> codes::Result<i32> {
-    let flag = |value: bool| Ok(value as i32);
-    match which {
-        1 => Ok(1024),                        // threads a block
-        8 => Ok(227 << 10),                   // shared memory a block
-        10 => Ok(32),                         // warp
-        13 => Ok(1_980_000),                  // clock in kHz
-        14 => Ok(512),                        // texture alignment
-        15 | 19 | 31 | 37 | 40 | 41 => Ok(1), // overlap, map host memory, concurrent kernels, unified addressing, async engines...
-        16 => Ok(132),                        // multiprocessors
-        33 => Ok(device),                     // PCI bus
-        34 => Ok(0),                          // PCI device
-        36 => Ok(3_201_000),                  // memory clock in kHz
-        38 => Ok(50 << 20),                   // L2 cache
-        39 => Ok(2048),                       // threads a multiprocessor
-        50 => Ok(0),                          // PCI domain
-        75 => Ok(9),                          // compute capability
-        76 => Ok(0),
-        78 => Ok(1),                                         // stream priorities
-        83 => Ok(1),                                         // managed memory
-        88 | 100 => flag(config.coherent), // pageable memory access, and by the host's page tables
-        89 => flag(config.concurrent_managed), // concurrent managed access
-        91 => Ok(1),                       // host pointer for registered memory
-        99 => Ok(1),                       // host registration
-        101 => flag(config.coherent),      // direct managed access from the host
-        102 => flag(config.vmm),           // virtual memory management
-        103 => flag(config.vmm && config.posix_fd), // POSIX file handles
-        110 => flag(config.rdma),          // GPUDirect RDMA
-        115 => flag(config.pools),         // stream-ordered pools
-        116 => flag(config.rdma && config.vmm), // GPUDirect RDMA with virtual memory management
-        119 => Ok((config.pools && config.posix_fd) as i32), // handle types of pools
-        128 => flag(config.fabric != Fabric::None), // fabric handles
-        130 => Ok(if config.coherent {
-            device % config.numa_nodes as i32
-        } else {
-            -1
-        }), // device's NUMA node
-        132 => flag(config.multicast),
-        134 => Ok(if config.numa_nodes > 0 { 0 } else { -1 }), // nearest host node
-        141 => flag(config.host_numa && config.vmm), // host memory with virtual memory management
-        ..=0 => Err(codes::INVALID_VALUE),
-        _ => Ok(0),
-    }
-}
-
 driver! {
     fn cuDeviceGetCount(count: Out<i32>) |sim| { put(count, sim.config.devices as i32) }
 
@@ -82,7 +35,8 @@ driver! {
 
     fn cuDeviceGetAttribute(value: Out<i32>, which: i32, device: i32) |sim| {
         sim.check_device(device)?;
-        put(value, attribute(&sim.config, which, device)?)
+        let found = attributes::value(&sim.config, which, device);
+        put(value, found.ok_or(codes::INVALID_VALUE)?)
     }
 
     fn cuDeviceTotalMem_v2(bytes: Out<usize>, device: i32) |sim| {

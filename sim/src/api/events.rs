@@ -1,17 +1,22 @@
 //! Events.
 
+use crate::capture::refuse_unsafe;
 use crate::codes::{self, Out, Result, put};
 use crate::entry::{Locked, driver};
-use crate::event::{DISABLE_TIMING, EVENT_FLAGS, Record};
+use crate::event::{Captured, DISABLE_TIMING, EVENT_FLAGS, Record};
 use std::sync::Arc;
 
 /// What an event stands for, for a call that asks the host's side of it.
 fn recording(sim: &mut Locked, event: u64) -> Result<(u64, Option<Arc<Record>>)> {
     let entry = sim.events.get(event)?;
     let (context, record) = (entry.context, entry.record.clone());
-    if let Some((id, _)) = entry.captured.clone() {
-        sim.invalidate(id);
-        return Err(codes::CAPTURED_EVENT);
+    match entry.captured {
+        Captured::No => {}
+        Captured::Ended => return Err(codes::INVALID_VALUE),
+        Captured::In(id, _) => {
+            sim.invalidate(id);
+            return Err(codes::CAPTURED_EVENT);
+        }
     }
     sim.context_error(context)?;
     Ok((context, record))
@@ -41,7 +46,11 @@ driver! {
         put(out, handle)
     }
 
-    fn cuEventDestroy_v2(event: u64) |sim| { sim.events.destroy(event) }
+    fn cuEventDestroy_v2(event: u64) |sim| {
+        let context = sim.events.get(event)?.context;
+        sim.events.destroy(event)?;
+        sim.context_error(context)
+    }
 
     fn cuEventRecord(event: u64, stream: u64) |sim| {
         let key = sim.stream_key(stream)?;
@@ -57,17 +66,19 @@ driver! {
         let record = sim.record_behind(&[key]);
         let entry = sim.events.get_mut(event)?;
         entry.record = Some(record);
-        entry.captured = None;
+        entry.captured = Captured::No;
         Ok(())
     }
 
     fn cuEventQuery(event: u64) |sim| {
         let (_, record) = recording(sim, event)?;
+        refuse_unsafe(sim)?;
         if record.is_none_or(|r| r.done()) { Ok(()) } else { Err(codes::NOT_READY) }
     }
 
     fn cuEventSynchronize(event: u64) |sim| {
         let (context, record) = recording(sim, event)?;
+        refuse_unsafe(sim)?;
         let Some(record) = record else { return Ok(()) };
         sim.wait_until(|sim| record.done() || sim.contexts.error(context).is_some());
         sim.context_error(context)?;

@@ -54,6 +54,11 @@ driver! {
 
     fn cuMemAdvise_v2(base: u64, count: usize, advice: i32, location: Location) |sim| {
         sim.current()?;
+        // The second form answers 1 for a device that is not there, the old one 101.
+        let known = location.kind != LOCATION_DEVICE || sim.check_device(location.id).is_ok();
+        if !known {
+            return Err(codes::INVALID_VALUE);
+        }
         sim.advise(base, count as u64, advice, location)
     }
 
@@ -69,6 +74,7 @@ driver! {
     }
 
     fn cuMemRangeGetAttribute(data: *mut c_void, size: usize, which: i32, base: u64, count: usize) |sim| {
+        sim.current()?;
         write_attribute(sim, data, size, which, base, count as u64)
     }
 

@@ -23,6 +23,7 @@ driver! {
     fn cuMemFree_v2(base: u64) |sim| { sim.free_plain(base) }
 
     fn cuMemGetAddressRange_v2(base: Out<u64>, size: Out<usize>, address: u64) |sim| {
+        sim.current()?;
         let (start, len) = sim.allocation_range(address).ok_or(codes::NOT_FOUND)?;
         if let Some(base) = base {
             base.write(start);
@@ -44,7 +45,7 @@ impl crate::sim::Sim {
                 .map(|(base, entry)| (base, entry.len));
         };
         match &region.kind {
-            Kind::PoolSegment { pool } => self.pools.allocation_at(*pool, address),
+            Kind::PoolSpace { pool } => self.pools.allocation_at(*pool, address),
             Kind::Reservation(mappings) => {
                 let (start, mapping) = mappings.range(..=address).next_back()?;
                 (address - start < mapping.len).then_some((*start, mapping.len))

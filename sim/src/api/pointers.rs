@@ -1,6 +1,6 @@
 //! What the driver knows of an address.
 
-use crate::abi::{HANDLE_FABRIC, HANDLE_POSIX_FD, LOCATION_DEVICE};
+use crate::abi::{ACCESS_NONE, HANDLE_FABRIC, HANDLE_POSIX_FD, LOCATION_DEVICE};
 use crate::codes::{self, Result};
 use crate::context::primary_handle;
 use crate::entry::driver;
@@ -42,7 +42,8 @@ struct Facts {
     context: u64,
     id: u64,
     pool: u64,
-    mapped: bool,
+    /// Some device was given access.
+    reachable: bool,
     handle_types: u32,
     rdma: bool,
     start: u64,
@@ -50,10 +51,7 @@ struct Facts {
 }
 
 fn facts(sim: &Sim, address: u64) -> Result<Facts> {
-    let (start, size) = sim
-        .allocation_range(address)
-        .or_else(|| bare_range(sim, address))
-        .ok_or(codes::INVALID_VALUE)?;
+    let (start, size) = sim.allocation_range(address).ok_or(codes::INVALID_VALUE)?;
     let mut facts = Facts {
         kind: MEMORY_HOST,
         host: true,
@@ -63,7 +61,7 @@ fn facts(sim: &Sim, address: u64) -> Result<Facts> {
         context: 0,
         id: 0,
         pool: 0,
-        mapped: true,
+        reachable: true,
         handle_types: 0,
         rdma: false,
         start,
@@ -84,9 +82,13 @@ fn facts(sim: &Sim, address: u64) -> Result<Facts> {
             facts.managed = true;
             facts.device = sim.contexts.get(region.context).map_or(0, |c| c.device);
         }
-        Kind::Device { device } => facts.on_device(*device, true),
-        Kind::PoolSegment { pool } => {
-            facts.on_device(sim.pools.device_of(*pool), false);
+        Kind::Device { device } => {
+            facts.on_device(*device, true);
+            facts.rdma = sim.config.rdma;
+        }
+        Kind::PoolSpace { pool } => {
+            facts.on_device(sim.pools.device_of(*pool).unwrap_or(0), false);
+            facts.context = 0;
             facts.pool = *pool;
         }
         Kind::Reservation(_) => describe_mapping(sim, address, &mut facts),
@@ -107,13 +109,13 @@ impl Facts {
 }
 
 fn describe_mapping(sim: &Sim, address: u64, facts: &mut Facts) {
-    let Some(chunk) = sim
-        .mapping_at(address)
-        .and_then(|m| sim.chunks.by_key(m.chunk))
-    else {
-        facts.on_device(0, false);
-        facts.context = 0;
-        facts.mapped = false;
+    let Some(mapping) = sim.mapping_at(address) else {
+        return;
+    };
+    facts.reachable = mapping.widest() != ACCESS_NONE;
+    facts.host = false;
+    facts.context = 0;
+    let Some(chunk) = sim.chunks.by_key(mapping.chunk) else {
         return;
     };
     facts.handle_types = chunk.prop.handle_types & (HANDLE_POSIX_FD | HANDLE_FABRIC);
@@ -124,28 +126,22 @@ fn describe_mapping(sim: &Sim, address: u64, facts: &mut Facts) {
     }
 }
 
-/// A reserved range without a mapping is known too.
-fn bare_range(sim: &Sim, address: u64) -> Option<(u64, u64)> {
-    let (base, region) = sim.regions.find(address)?;
-    matches!(region.kind, Kind::Reservation(_)).then_some((base, region.len))
-}
-
 fn value(sim: &Sim, facts: &Facts, address: u64, which: i32) -> Result<(u64, usize)> {
     match which {
-        CONTEXT if facts.context == 0 => Err(codes::INVALID_VALUE),
         CONTEXT => answer(facts.context, 8),
         MEMORY_TYPE => answer(facts.kind, 4),
+        DEVICE_POINTER if !facts.reachable => Err(codes::INVALID_VALUE),
         DEVICE_POINTER => answer(address, 8),
         HOST_POINTER if facts.host => answer(address, 8),
         HOST_POINTER => Err(codes::INVALID_VALUE),
-        SYNC_MEMOPS => answer(0, 4),
+        SYNC_MEMOPS => answer(facts.managed as u64, 4),
         BUFFER_ID => answer(facts.id, 8),
         IS_MANAGED => answer(facts.managed as u64, 4),
         DEVICE_ORDINAL => answer(facts.device as u64, 4),
         LEGACY_IPC => answer(facts.legacy as u64, 4),
         RANGE_START => answer(facts.start, 8),
         RANGE_SIZE => answer(facts.size, 8),
-        MAPPED => answer(facts.mapped as u64, 4),
+        MAPPED => answer(1, 4),
         HANDLE_TYPES => answer(facts.handle_types as u64, 8),
         RDMA => answer(facts.rdma as u64, 4),
         ACCESS_FLAGS => {
@@ -168,6 +164,15 @@ unsafe fn write(to: *mut c_void, (value, bytes): (u64, usize)) {
     unsafe { std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), to.cast(), bytes) };
 }
 
+/// The answer for an address that nobody knows.
+fn nothing(which: i32) -> u64 {
+    if which == DEVICE_ORDINAL {
+        -2i32 as u32 as u64
+    } else {
+        0
+    }
+}
+
 /// How many bytes an attribute has, known without an answer.
 fn width(which: i32) -> usize {
     match which {
@@ -179,7 +184,6 @@ fn width(which: i32) -> usize {
 
 driver! {
     fn cuPointerGetAttribute(to: *mut c_void, which: i32, address: u64) |sim| {
-        sim.current()?;
         if to.is_null() {
             return Err(codes::INVALID_VALUE);
         }
@@ -191,7 +195,6 @@ driver! {
     }
 
     fn cuPointerGetAttributes(count: u32, which: *const i32, to: *mut *mut c_void, address: u64) |sim| {
-        sim.current()?;
         if which.is_null() || to.is_null() {
             return Err(codes::INVALID_VALUE);
         }
@@ -205,7 +208,7 @@ driver! {
             // What does not apply is answered with zeros here, not with an error.
             let found = facts.as_ref().and_then(|facts| value(sim, facts, address, which).ok());
             // SAFETY: the caller passes room for the attribute it names.
-            unsafe { write(to, found.unwrap_or((0, width(which)))) };
+            unsafe { write(to, found.unwrap_or((nothing(which), width(which)))) };
         }
         Ok(())
     }

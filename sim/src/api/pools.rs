@@ -1,7 +1,7 @@
 //! Stream-ordered allocation.
 
 use crate::abi::{AccessDesc, LOCATION_DEVICE, Location, PoolProps};
-use crate::capture::{NODE_ALLOC, NODE_FREE, Node};
+use crate::capture::{NODE_ALLOC, NODE_FREE, Node, refuse_unsafe};
 use crate::codes::{self, Out, Result, put};
 use crate::entry::{Locked, driver};
 use std::ffi::c_void;
@@ -12,10 +12,16 @@ fn alloc(sim: &mut Locked, out: Out<u64>, size: usize, pool: Option<u64>, stream
     let key = sim.stream_key(stream)?;
     let (context, device) = sim.stream(key).map(|s| (s.context, s.device))?;
     sim.context_error(context)?;
-    if size == 0 || out.is_none() {
+    if out.is_none() {
         return Err(codes::INVALID_VALUE);
     }
+    if size == 0 {
+        return put(out, 0);
+    }
     sim.refuse_implicit(key)?;
+    if sim.stream(key)?.capture.is_none() {
+        refuse_unsafe(sim)?;
+    }
     let pool = pool.unwrap_or_else(|| sim.pools.current_of(device));
     let base = sim.pool_alloc(pool, size as u64, key)?;
     if let Some(id) = sim.stream(key)?.capture {
@@ -50,14 +56,18 @@ driver! {
         let key = sim.stream_key(stream)?;
         let context = sim.stream(key)?.context;
         sim.context_error(context)?;
-        if base == 0 || !sim.pools.owns(base) {
-            return Err(codes::INVALID_VALUE);
+        if base == 0 {
+            return Ok(());
         }
         sim.refuse_implicit(key)?;
         if let Some(id) = sim.stream(key)?.capture {
+            if !sim.captures.allocated_in(id, base) {
+                return Err(codes::INVALID_VALUE);
+            }
             return sim.add_node(id, key, Node { kind: NODE_FREE, action: None, device_ns: 0, memory: 0 });
         }
-        sim.pool_free(base, key)
+        refuse_unsafe(sim)?;
+        if sim.pools.owns(base) { sim.pool_free(base, key) } else { sim.free_plain_behind(base, key) }
     }
 
     fn cuMemPoolCreate(out: Out<u64>, props: Option<&PoolProps>) |sim| {
@@ -111,7 +121,7 @@ driver! {
 
     fn cuMemPoolGetAccess(flags: Out<i32>, pool: u64, location: Option<&Location>) |sim| {
         let location = location.ok_or(codes::INVALID_VALUE)?;
-        let own = sim.pools.device_of(pool);
+        let own = sim.pools.device_of(pool).unwrap_or(-1);
         let set = sim.pools.get(pool)?.access.get(&(location.kind, location.id)).copied();
         let home = location.kind == LOCATION_DEVICE && location.id == own;
         put(flags, set.unwrap_or(if home { crate::abi::ACCESS_READ_WRITE } else { crate::abi::ACCESS_NONE }))

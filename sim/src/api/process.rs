@@ -18,7 +18,7 @@ pub unsafe extern "C" fn cuInit(flags: u32) -> i32 {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: Out<i32>) -> i32 {
-    entry::run_early(Call::cuDriverGetVersion, || {
+    entry::run_anywhere(Call::cuDriverGetVersion, || {
         put(
             version,
             config::current().unwrap_or_default().version as i32,
@@ -35,7 +35,7 @@ fn text(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorName(code: i32, name: Out<*const c_char>) -> i32 {
-    entry::run_early(Call::cuGetErrorName, || {
+    entry::run_anywhere(Call::cuGetErrorName, || {
         let found = text(code, |pair| pair.0);
         put(name, found)?;
         if found.is_null() {
@@ -48,7 +48,7 @@ pub unsafe extern "C" fn cuGetErrorName(code: i32, name: Out<*const c_char>) -> 
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorString(code: i32, message: Out<*const c_char>) -> i32 {
-    entry::run_early(Call::cuGetErrorString, || {
+    entry::run_anywhere(Call::cuGetErrorString, || {
         let found = text(code, |pair| pair.1);
         put(message, found)?;
         if found.is_null() {
@@ -69,18 +69,10 @@ pub unsafe extern "C" fn cuGetProcAddress(
     entry::run_early(Call::cuGetProcAddress, || {
         // SAFETY: the caller passes a string with a terminator, as the driver's manual says.
         let found = unsafe { super::symbols::versioned(symbol, version) };
-        put(function, found)?;
-        if found.is_null() {
-            Err(codes::NOT_FOUND)
-        } else {
-            Ok(())
-        }
+        put(function, found.address())?;
+        found.or_not_found()
     })
 }
-
-/// Found, not found, too old a driver: what the last argument is told.
-const QUERY_SUCCESS: i32 = 0;
-const QUERY_NOT_FOUND: i32 = 1;
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetProcAddress_v2(
@@ -93,19 +85,14 @@ pub unsafe extern "C" fn cuGetProcAddress_v2(
     entry::run_early(Call::cuGetProcAddress_v2, || {
         // SAFETY: the caller passes a string with a terminator, as the driver's manual says.
         let found = unsafe { super::symbols::versioned(symbol, version) };
-        put(function, found)?;
-        let answer = if found.is_null() {
-            QUERY_NOT_FOUND
-        } else {
-            QUERY_SUCCESS
-        };
-        if let Some(status) = status {
-            status.write(answer);
-        }
-        if found.is_null() {
-            Err(codes::NOT_FOUND)
-        } else {
-            Ok(())
+        put(function, found.address())?;
+        // With a place for the status, a missing symbol is no error.
+        match status {
+            Some(status) => {
+                status.write(found.status());
+                Ok(())
+            }
+            None => found.or_not_found(),
         }
     })
 }

@@ -1,6 +1,6 @@
 //! Streams and their capture.
 
-use crate::capture::{self, STATUS_ACTIVE, STATUS_INVALIDATED, STATUS_NONE};
+use crate::capture::{self, STATUS_ACTIVE, STATUS_INVALIDATED, STATUS_NONE, refuse_unsafe};
 use crate::codes::{self, Out, Result, put};
 use crate::entry::{Locked, driver};
 use crate::stream::{Action, NON_BLOCKING};
@@ -34,6 +34,7 @@ fn settled(sim: &mut Locked, stream: u64) -> Result<(u64, u64)> {
     let key = sim.stream_key(stream)?;
     let context = sim.stream(key)?.context;
     sim.refuse_captured(key)?;
+    refuse_unsafe(sim)?;
     sim.context_error(context)?;
     Ok((key, context))
 }
@@ -59,8 +60,9 @@ driver! {
         if let Some(id) = sim.stream(key)?.capture {
             sim.invalidate(id);
         }
+        let context = sim.stream(key)?.context;
         sim.streams.destroy(key);
-        Ok(())
+        sim.context_error(context)
     }
 
     fn cuStreamQuery(stream: u64) |sim| {
@@ -183,6 +185,7 @@ driver! {
 /// Asking the legacy stream while a blocking one captures is refused, without harm to the capture.
 fn implicit_question(sim: &mut Locked, key: u64) -> Result {
     let context = sim.stream(key)?.context;
+    sim.context_error(context)?;
     if sim.contexts.legacy(context) != Some(key) {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! A dynamic linker would find every export, so a loader asks `hbmsim_symbol` where it is present.
 
 use crate::calls::{TABLE, base_name};
+use crate::codes::{self, Result};
 use crate::config;
 use std::ffi::{CStr, CString, c_char, c_void};
 
@@ -40,43 +41,58 @@ fn own_symbol(name: &str) -> *mut c_void {
     }
 }
 
-/// From 13.0 on the plain names of these stand for their second form.
-const CHANGED_IN_13: [&str; 2] = ["cuMemAdvise", "cuMemPrefetchAsync"];
+/// What a look-up found: the driver tells a name it never had from one that is newer than the caller.
+pub enum Found {
+    Symbol(*mut c_void),
+    Unknown,
+    TooNew,
+}
+
+impl Found {
+    pub fn address(&self) -> *mut c_void {
+        if let Found::Symbol(address) = self {
+            *address
+        } else {
+            std::ptr::null_mut()
+        }
+    }
+
+    pub fn or_not_found(&self) -> Result {
+        match self {
+            Found::Symbol(_) => Ok(()),
+            _ => Err(codes::NOT_FOUND),
+        }
+    }
+
+    /// The driver's number for it.
+    pub fn status(&self) -> i32 {
+        match self {
+            Found::Symbol(_) => 0,
+            Found::Unknown => 1,
+            Found::TooNew => 2,
+        }
+    }
+}
 
 /// A symbol as `cuGetProcAddress` names it: without the version suffix, for a caller built against some version.
 ///
 /// # Safety
 /// `symbol` is null or a string with a terminator.
-pub unsafe fn versioned(symbol: *const c_char, version: i32) -> *mut c_void {
+pub unsafe fn versioned(symbol: *const c_char, version: i32) -> Found {
     if symbol.is_null() {
-        return std::ptr::null_mut();
+        return Found::Unknown;
     }
     // SAFETY: the caller's promise.
     let Ok(name) = (unsafe { CStr::from_ptr(symbol) }).to_str() else {
-        return std::ptr::null_mut();
+        return Found::Unknown;
     };
-    let old_form = CHANGED_IN_13.contains(&name) && version < 13_000;
-    let mut candidates: Vec<&str> = TABLE
-        .iter()
-        .map(|info| info.name)
-        .filter(|n| base_name(n) == name)
-        .collect();
-    candidates.sort_by_key(|n| std::cmp::Reverse(n.len()));
-    if old_form {
-        candidates.retain(|n| *n == name);
+    let forms = TABLE.iter().filter(|info| base_name(info.name) == name);
+    let mut known: Vec<_> = forms.filter(|info| !find(info.name).is_null()).collect();
+    // The newest form that the caller's version had.
+    known.sort_by_key(|info| std::cmp::Reverse(info.since));
+    match known.iter().find(|info| info.since as i32 <= version) {
+        Some(info) => Found::Symbol(find(info.name)),
+        None if known.is_empty() => Found::Unknown,
+        None => Found::TooNew,
     }
-    if candidates.is_empty() {
-        candidates.push(name);
-    }
-    let known = |n: &&str| {
-        TABLE
-            .iter()
-            .any(|info| info.name == *n && info.since as i32 <= version)
-    };
-    candidates
-        .into_iter()
-        .filter(known)
-        .map(find)
-        .find(|f| !f.is_null())
-        .unwrap_or(std::ptr::null_mut())
 }

@@ -54,9 +54,10 @@ driver! {
     }
 
     fn cuMemGetAllocationGranularity(out: Out<usize>, prop: Option<&AllocationProp>, option: i32) |sim| {
-        let prop = prop.ok_or(codes::INVALID_VALUE)?;
         sim.check_vmm()?;
-        sim.check_prop(prop)?;
+        if prop.is_none() {
+            return Err(codes::INVALID_VALUE);
+        }
         if !(0..=1).contains(&option) {
             return Err(codes::INVALID_VALUE);
         }
