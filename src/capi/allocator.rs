@@ -8,8 +8,7 @@ use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
 use crate::process::{AllocatorId, Demand, Stats};
-use crate::registry::StreamUse;
-use crate::source::{ALIGN, Kind};
+use crate::source::{ALIGN, Kind, LastUse};
 use rustc_hash::FxHashMap;
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -267,7 +266,7 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
             align,
             stream: Stream::from_raw(stream),
             owner: Owner::Block,
-            stream_use: StreamUse::Reported,
+            last_use: LastUse::Streams(Vec::new()),
             allocator: Some(found.id),
             location: found.location,
             tag: found.tag.clone(),

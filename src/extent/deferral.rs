@@ -1,8 +1,8 @@
 //! Memory whose owner is done with it while work already queued may not be. Entries wait behind a
 //! fence and are given back by whoever comes by on a slow path: there is no thread of ours.
 //!
-//! An entry without a fence was freed while a stream capture was open, when no event may be
-//! recorded; once the capture is over, one order point serves all such entries.
+//! An entry without a fence was freed while a stream capture was open or may have been, when no event
+//! may be recorded; once an allocation shows that none is, one order point serves all such entries.
 
 use crate::core::sync::lock;
 use crate::error::{Result, Status, Warning};
@@ -19,14 +19,28 @@ pub const DRAIN_BYTES: u64 = 256 << 20;
 /// After so many refusals in a row the driver will not take an entry back: its context is gone.
 const MOST_ATTEMPTS: u32 = 16;
 
-/// Gives something back; called again while it fails, so it must carry on where it stopped.
-pub type GiveBack = Box<dyn FnMut() -> Result<()> + Send>;
+/// Gives something back behind a fence; called again while it fails, so it must carry on where it
+/// stopped.
+type GiveBack = Box<dyn FnMut(&Fence) -> Result<()> + Send>;
 
 struct Pending {
     fence: Option<Fence>,
     bytes: u64,
     give_back: GiveBack,
+    /// Whether what gives back orders itself behind the fence, which then need not be done.
+    ordered: bool,
     attempts: u32,
+}
+
+/// How far to go for an entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effort {
+    /// Ask its fence.
+    Ask,
+    /// Take an order point for those without a fence.
+    Order,
+    /// And wait for the fence.
+    Wait,
 }
 
 /// The queue of one device.
@@ -50,15 +64,35 @@ impl Deferral {
         }
     }
 
-    /// Queues `give_back` for `bytes` until `fence` is done; without a fence, until the open capture
-    /// has ended and everything given to the device by then is done.
-    pub fn push(&self, fence: Option<Fence>, bytes: u64, give_back: GiveBack) {
+    /// Queues `give_back` for `bytes` until `fence` is done; without a fence, until no capture is
+    /// open and everything given to the device by then is done.
+    pub fn push(
+        &self,
+        fence: Option<Fence>,
+        bytes: u64,
+        mut give_back: impl FnMut() -> Result<()> + Send + 'static,
+    ) {
+        self.enqueue(fence, bytes, false, Box::new(move |_| give_back()));
+    }
+
+    /// Queues `give_back` until no capture is open; it is then given an order point to order itself
+    /// behind, which need not be done.
+    pub fn push_ordered(
+        &self,
+        bytes: u64,
+        give_back: impl FnMut(&Fence) -> Result<()> + Send + 'static,
+    ) {
+        self.enqueue(None, bytes, true, Box::new(give_back));
+    }
+
+    fn enqueue(&self, fence: Option<Fence>, bytes: u64, ordered: bool, give_back: GiveBack) {
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         lock(&self.queue).push_back(Pending {
             fence,
             bytes,
             give_back,
+            ordered,
             attempts: 0,
         });
     }
@@ -74,21 +108,16 @@ impl Deferral {
     }
 
     /// Gives back what is done. Never waits; does nothing while a capture is open or another thread
-    /// is at it.
+    /// is at it. For paths that know the stream they serve does not capture.
     pub fn drain(&self) {
-        if self.entries() == 0 || self.device.capture_open() {
-            return;
-        }
-        let Ok(_turn) = self.draining.try_lock() else {
-            return;
-        };
-        self.pass(false);
+        self.try_pass(Effort::Order);
     }
 
-    /// [`Deferral::drain`], if enough waits to be worth it.
+    /// Gives back what is done, if enough waits to be worth it. For frees, which may come while a
+    /// capture is open that nobody told of: takes no order point.
     pub fn drain_if_full(&self) {
         if self.entries() >= DRAIN_ENTRIES || self.bytes() >= DRAIN_BYTES {
-            self.drain();
+            self.try_pass(Effort::Ask);
         }
     }
 
@@ -100,11 +129,20 @@ impl Deferral {
         }
         let _turn = lock(&self.draining);
         let before = self.bytes();
-        self.pass(true);
+        self.pass(Effort::Wait);
         before.saturating_sub(self.bytes())
     }
 
-    fn pass(&self, wait: bool) {
+    fn try_pass(&self, effort: Effort) {
+        if self.entries() == 0 || self.device.capture_open() {
+            return;
+        }
+        if let Ok(_turn) = self.draining.try_lock() {
+            self.pass(effort);
+        }
+    }
+
+    fn pass(&self, effort: Effort) {
         let Ok(_guard) = self.device.enter() else {
             return;
         };
@@ -112,12 +150,12 @@ impl Deferral {
         let mut order_point: Option<Option<Fence>> = None;
         let mut left = VecDeque::new();
         for mut entry in taken {
-            if entry.fence.is_none() {
+            if entry.fence.is_none() && effort != Effort::Ask {
                 entry.fence = order_point
                     .get_or_insert_with(|| self.take_order_point())
                     .clone();
             }
-            if !self.settle(&mut entry, wait) {
+            if !self.settle(&mut entry, effort) {
                 left.push_back(entry);
                 continue;
             }
@@ -141,28 +179,24 @@ impl Deferral {
     }
 
     /// Whether the entry is finished with.
-    fn settle(&self, entry: &mut Pending, wait: bool) -> bool {
+    fn settle(&self, entry: &mut Pending, effort: Effort) -> bool {
         let Some(fence) = &entry.fence else {
             return false;
         };
-        let done = if wait {
-            fence.wait().map(|()| true)
-        } else {
-            fence.is_done()
+        let ready = match effort {
+            _ if entry.ordered => Ok(true),
+            Effort::Wait => fence.wait().map(|()| true),
+            Effort::Ask | Effort::Order => fence.is_done(),
         };
-        match done.and_then(|done| {
-            if done {
-                (entry.give_back)()?;
-            }
-            Ok(done)
-        }) {
-            Ok(done) => done,
-            Err(error) => {
-                self.warn(&error);
-                entry.attempts += 1;
-                entry.attempts >= MOST_ATTEMPTS
-            }
-        }
+        let outcome = match ready {
+            Ok(true) => (entry.give_back)(fence).map(|()| true),
+            other => other,
+        };
+        outcome.unwrap_or_else(|error| {
+            self.warn(&error);
+            entry.attempts += 1;
+            entry.attempts >= MOST_ATTEMPTS
+        })
     }
 
     fn warn(&self, error: &crate::error::Error) {

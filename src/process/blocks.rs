@@ -7,7 +7,7 @@ use crate::core::size::Align;
 use crate::error::{Error, Result, Status, Warning};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
-use crate::registry::{AllocatorId, GraphPool, GraphUse, Record, StreamUse};
+use crate::registry::{AllocatorId, GraphPool, GraphUse, Record};
 use crate::source::{Kind, LastUse, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,8 +27,8 @@ pub struct Demand {
     pub stream: Stream,
     /// Who divides it up. Torch keeps segments of captures itself, so only blocks are kept for them.
     pub owner: Owner,
-    /// Who tells of the streams that use it.
-    pub stream_use: StreamUse,
+    /// The work that may use it besides its own stream's, as far as is known beforehand.
+    pub last_use: LastUse,
     /// Which allocator object gives it out, where one does.
     pub allocator: Option<AllocatorId>,
     /// Where it lives, where that is not left to the option `vmm_location`.
@@ -67,10 +67,9 @@ impl Process {
             source,
             device: demand.device,
             allocator: demand.allocator,
-            others: Vec::new(),
-            stream_use: match demand.stream.is_per_thread() {
-                true => StreamUse::Unreported,
-                false => demand.stream_use,
+            last_use: match demand.last_use {
+                LastUse::Streams(_) if demand.stream.is_per_thread() => LastUse::Anywhere,
+                last_use => last_use,
             },
             graph: match demand.owner {
                 Owner::Block if capturing => self.graphs.of_capture(demand.device),
@@ -114,7 +113,7 @@ impl Process {
             source: record.source.clone(),
         };
         match record.graph {
-            GraphUse::None => give_back(&kept, record.last_use()),
+            GraphUse::None => give_back(&kept, record.last_use),
             GraphUse::Pool(pool) => match self.graphs.keep(pool, kept) {
                 None => Ok(()),
                 Some(kept) => give_back(&kept, LastUse::Anywhere),

@@ -28,15 +28,6 @@ pub enum GraphUse {
     Unknown,
 }
 
-/// Who tells us of the streams that use a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamUse {
-    /// Every other stream is reported by `record_stream`.
-    Reported,
-    /// Nobody does.
-    Unreported,
-}
-
 /// An allocator object; blocks of one cannot be taken back through another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AllocatorId(u64);
@@ -65,10 +56,8 @@ pub struct Record {
     pub device: i32,
     /// Which allocator object gave it out, where one did.
     pub allocator: Option<AllocatorId>,
-    /// Other streams that use it.
-    pub others: Vec<Stream>,
-    /// Who tells us of them.
-    pub stream_use: StreamUse,
+    /// The work that may use it.
+    pub last_use: LastUse,
     /// Whether a graph may use it.
     pub graph: GraphUse,
     /// Its tag.
@@ -78,27 +67,23 @@ pub struct Record {
 impl Record {
     /// Notes that work given to `stream` uses the block.
     pub fn note_use(&mut self, stream: Stream) {
+        let LastUse::Streams(others) = &mut self.last_use else {
+            return;
+        };
         if stream.is_per_thread() {
-            self.stream_use = StreamUse::Unreported;
-        } else if stream != self.block.stream && !self.others.contains(&stream) {
-            self.others.push(stream);
+            self.last_use = LastUse::Anywhere;
+        } else if stream != self.block.stream && !others.contains(&stream) {
+            others.push(stream);
         }
     }
 
     /// Forgets the handle of a stream: whatever it did is then covered by waiting for everything.
     pub fn forget_use(&mut self, stream: Stream) {
-        if self.block.stream == stream || self.others.contains(&stream) {
-            self.stream_use = StreamUse::Unreported;
-            self.others.clear();
+        let named = |others: &Vec<Stream>| others.contains(&stream);
+        if self.block.stream == stream || matches!(&self.last_use, LastUse::Streams(o) if named(o))
+        {
+            self.last_use = LastUse::Anywhere;
             self.block.stream = Stream::LEGACY;
-        }
-    }
-
-    /// The work behind which the block's memory may go.
-    pub fn last_use(&mut self) -> LastUse {
-        match self.stream_use {
-            StreamUse::Reported => LastUse::Streams(std::mem::take(&mut self.others)),
-            StreamUse::Unreported => LastUse::Anywhere,
         }
     }
 }

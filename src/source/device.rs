@@ -81,11 +81,11 @@ impl Source for DeviceSource {
             gauge.sub(bytes);
             Ok(())
         };
-        match self.state.is_captured(block, &last_use) {
+        match self.state.must_queue(block, &last_use) {
             Ok(false) => self.state.give_back_now(bytes, give_back),
-            captured => {
-                self.state.deferral.push(None, bytes, Box::new(give_back));
-                captured.map(|_| ())
+            queued => {
+                self.state.deferral.push(None, bytes, give_back);
+                queued.map(|_| ())
             }
         }
     }

@@ -7,7 +7,6 @@ use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rou
 use crate::config::value::{Size, Threshold};
 use crate::error::{Result, Warning};
 use crate::extent::DeviceState;
-use crate::gpu::{Device, Fence};
 use once_cell::sync::OnceCell;
 use std::sync::Arc;
 
@@ -128,20 +127,17 @@ impl Source for ManagedSource {
             gauge.sub(bytes);
             Ok(())
         };
-        let settled = self
-            .state
-            .is_captured(block, &last_use)
-            .and_then(|captured| {
-                if !captured {
-                    wait_for(&self.state.device, block, &last_use)?;
-                }
-                Ok(captured)
-            });
-        match settled {
+        let queue = self.state.must_queue(block, &last_use).and_then(|queue| {
+            if !queue {
+                wait_for(&self.state, block, &last_use)?;
+            }
+            Ok(queue)
+        });
+        match queue {
             Ok(false) => self.state.give_back_now(bytes, give_back),
-            captured => {
-                self.state.deferral.push(None, bytes, Box::new(give_back));
-                captured.map(|_| ())
+            queued => {
+                self.state.deferral.push(None, bytes, give_back);
+                queued.map(|_| ())
             }
         }
     }
@@ -158,12 +154,12 @@ impl Source for ManagedSource {
 
 /// Pages of managed memory may be with the host, so the driver's own wait at a free is not relied
 /// on: the streams that used the block are waited for by name.
-fn wait_for(device: &Arc<Device>, block: &Block, last_use: &LastUse) -> Result<()> {
-    let _guard = device.enter()?;
+fn wait_for(state: &DeviceState, block: &Block, last_use: &LastUse) -> Result<()> {
+    let _guard = state.device.enter()?;
     match last_use {
-        LastUse::Anywhere => Fence::order_point(device)?.wait(),
+        LastUse::Anywhere | LastUse::Unknown => state.fence(block, last_use)?.wait(),
         LastUse::Streams(others) => std::iter::once(&block.stream)
             .chain(others)
-            .try_for_each(|stream| stream.synchronize(device)),
+            .try_for_each(|stream| stream.synchronize(&state.device)),
     }
 }

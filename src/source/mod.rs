@@ -90,8 +90,12 @@ pub struct Block {
 pub enum LastUse {
     /// Work already given to the block's own stream and to these others.
     Streams(Vec<Stream>),
-    /// Any work already given to the device: nobody told us of the streams.
+    /// Any work already given to the device.
     Anywhere,
+    /// Any work already given to the device, in a program that tells us neither of streams nor of
+    /// captures: a capture may just have begun, so nothing is recorded before an allocation shows
+    /// that none has.
+    Unknown,
 }
 
 /// Bytes a source holds from the device.
@@ -127,10 +131,10 @@ pub trait Source: Send + Sync {
 }
 
 impl DeviceState {
-    /// Whether giving `block` back must wait for the end of a capture: nothing may be recorded,
-    /// queried or waited for until then.
-    fn is_captured(&self, block: &Block, last_use: &LastUse) -> Result<bool> {
-        if self.device.capture_open() {
+    /// Whether the memory of `block` must be queued without a fence, because nothing may be
+    /// recorded, queried or waited for now.
+    fn must_queue(&self, block: &Block, last_use: &LastUse) -> Result<bool> {
+        if *last_use == LastUse::Unknown || self.device.capture_open() {
             return Ok(true);
         }
         let LastUse::Streams(others) = last_use else {
@@ -145,11 +149,10 @@ impl DeviceState {
         Ok(false)
     }
 
-    /// The fence behind which a block's memory may go, or why there is none yet: an order point
-    /// must serve later.
+    /// The fence behind which a block's memory may go.
     fn fence(&self, block: &Block, last_use: &LastUse) -> Result<Fence> {
         match last_use {
-            LastUse::Anywhere => Fence::order_point(&self.device),
+            LastUse::Anywhere | LastUse::Unknown => Fence::order_point(&self.device),
             LastUse::Streams(others) => {
                 let mut streams = vec![block.stream];
                 streams.extend(others.iter().filter(|stream| **stream != block.stream));
@@ -165,8 +168,7 @@ impl DeviceState {
         mut give_back: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<()> {
         give_back().inspect_err(|_| {
-            self.deferral
-                .push(Some(Fence::DONE), bytes, Box::new(give_back));
+            self.deferral.push(Some(Fence::DONE), bytes, give_back);
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::core::sync::lock;
 use crate::error::{Error, Result, Status, Warning};
 use crate::extent::DeviceState;
 use crate::gpu::stream_ordered::StreamPool;
-use crate::gpu::{Fence, Stream};
+use crate::gpu::{Device, Fence, Stream};
 use once_cell::sync::OnceCell;
 use std::sync::{Arc, Mutex};
 
@@ -119,23 +119,23 @@ impl Source for AsyncSource {
             stream,
             ..
         } = *block;
-        let settled = self
-            .state
-            .is_captured(block, &last_use)
-            .and_then(|captured| {
-                if !captured {
-                    order_on(&self.state, stream, &last_use)?;
-                    pool.free(address, stream)?;
-                }
-                Ok(captured)
-            });
-        if let Ok(false) = settled {
+        let queue = self.state.must_queue(block, &last_use).and_then(|queue| {
+            if !queue {
+                order_on(&self.state, stream, &last_use)?;
+                pool.free(address, stream)?;
+            }
+            Ok(queue)
+        });
+        if let Ok(false) = queue {
             return Ok(());
         }
-        // The order point of the queue stands behind every stream, so any stream will do then.
-        let give_back = move || pool.free(address, Stream::LEGACY);
-        self.state.deferral.push(None, bytes, Box::new(give_back));
-        settled.map(|_| ())
+        // The free takes its place in a stream's order, so the order point need not have been reached.
+        let device = self.state.device.clone();
+        self.state.deferral.push_ordered(bytes, move |fence| {
+            hold_back(&device, fence, stream)?;
+            pool.free(address, stream)
+        });
+        queue.map(|_| ())
     }
 
     fn trim(&self, keep: u64) -> Result<()> {
@@ -160,14 +160,18 @@ fn order_on(state: &DeviceState, stream: Stream, last_use: &LastUse) -> Result<(
     let fence = match last_use {
         LastUse::Streams(others) => {
             let others: Vec<Stream> = others.iter().copied().filter(|s| *s != stream).collect();
-            if others.is_empty() {
-                return Ok(());
-            }
             Fence::behind_streams(&state.device, &others)?
         }
-        LastUse::Anywhere => Fence::order_point(&state.device)?,
+        LastUse::Anywhere | LastUse::Unknown => Fence::order_point(&state.device)?,
     };
-    let _guard = state.device.enter()?;
+    hold_back(&state.device, &fence, stream)
+}
+
+fn hold_back(device: &Device, fence: &Fence, stream: Stream) -> Result<()> {
+    if fence.events().is_empty() {
+        return Ok(());
+    }
+    let _guard = device.enter()?;
     fence
         .events()
         .iter()

@@ -104,8 +104,8 @@ impl Source for VmmSource {
 
     fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
         let (state, address) = (self.state.clone(), block.address);
-        let give_back = Box::new(move || state.extents.retire(address));
-        let fence = match self.state.is_captured(block, &last_use) {
+        let give_back = move || state.extents.retire(address);
+        let fence = match self.state.must_queue(block, &last_use) {
             Ok(true) => Ok(None),
             Ok(false) => self.state.fence(block, &last_use).map(Some),
             Err(error) => Err(error),

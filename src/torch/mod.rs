@@ -15,8 +15,7 @@ use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
 use crate::process::Demand;
-use crate::registry::StreamUse;
-use crate::source::{ALIGN, Kind};
+use crate::source::{ALIGN, Kind, LastUse};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,19 +44,19 @@ fn allocate_block(
     stream: *mut c_void,
 ) -> Result<*mut c_void> {
     let process = observe::process();
-    let stream_use = if process.is_hooked() {
-        StreamUse::Reported
+    let last_use = if process.is_hooked() {
+        LastUse::Streams(Vec::new())
     } else {
         process.warnings().warn(Warning::PlainLoad, || {
             "torch loaded the allocator without its hooks, so record_stream and graph pools are unknown here and every free waits behind all work; use hbmalloc.torch.install() instead".to_owned()
         });
-        StreamUse::Unreported
+        LastUse::Unknown
     };
-    allocate(kind, size, device, stream, Owner::Block, stream_use, None)
+    allocate(kind, size, device, stream, Owner::Block, last_use, None)
 }
 
 /// A segment that torch divides up itself. It frees one without saying on which streams its parts
-/// were used, so that stays unreported.
+/// were used.
 fn allocate_segment(
     kind: Option<Kind>,
     size: usize,
@@ -65,8 +64,8 @@ fn allocate_segment(
     stream: *mut c_void,
     tag: Option<Arc<str>>,
 ) -> Result<*mut c_void> {
-    let unreported = StreamUse::Unreported;
-    allocate(kind, size, device, stream, Owner::Segment, unreported, tag)
+    let last_use = LastUse::Anywhere;
+    allocate(kind, size, device, stream, Owner::Segment, last_use, tag)
 }
 
 fn allocate(
@@ -75,7 +74,7 @@ fn allocate(
     device: i32,
     stream: *mut c_void,
     owner: Owner,
-    stream_use: StreamUse,
+    last_use: LastUse,
     tag: Option<Arc<str>>,
 ) -> Result<*mut c_void> {
     // torch asks for 0 bytes too, takes NULL for it and never frees that.
@@ -94,7 +93,7 @@ fn allocate(
         align: ALIGN,
         stream: Stream::from_raw(stream),
         owner,
-        stream_use,
+        last_use,
         allocator: None,
         location: None,
         tag,
