@@ -24,6 +24,19 @@ pub enum Share {
     Fabric,
 }
 
+impl Share {
+    fn handle_type(self) -> CUmemAllocationHandleType {
+        match self {
+            Share::None => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            Share::Fd => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+            Share::Fabric => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_FABRIC,
+        }
+    }
+}
+
+/// A handle that stands for a chunk on every host of an NVLink domain.
+pub type FabricHandle = [u8; 64];
+
 /// What kind of chunk is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChunkSpec {
@@ -48,11 +61,7 @@ impl ChunkSpec {
     fn properties(self, device: &Device) -> AllocationProp {
         AllocationProp {
             type_: CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
-            requestedHandleTypes: match self.share {
-                Share::None => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
-                Share::Fd => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-                Share::Fabric => CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_FABRIC,
-            },
+            requestedHandleTypes: self.share.handle_type(),
             location: mem_location(self.location, device),
             win32HandleMetaData: std::ptr::null_mut(),
             allocFlags: AllocationFlags {
@@ -147,31 +156,62 @@ impl Chunk {
 
     /// Exports the chunk as a file descriptor, which the caller owns.
     pub fn export_fd(&self) -> Result<i32> {
-        const POSIX_FD: c_int = 1;
         let mut fd: c_int = -1;
-        let out = std::ptr::from_mut(&mut fd).cast::<c_void>();
-        // SAFETY: `out` has room for the descriptor that this handle type writes.
-        self.device
-            .check(unsafe { self.device.cuda().vmm_export(out, self.handle, POSIX_FD, 0) })?;
+        // SAFETY: this handle type writes one descriptor.
+        unsafe { self.export(Share::Fd, std::ptr::from_mut(&mut fd).cast())? };
         Ok(fd)
+    }
+
+    /// Exports the chunk as a fabric handle, which other hosts of the NVLink domain can import.
+    pub fn export_fabric(&self) -> Result<FabricHandle> {
+        let mut handle: FabricHandle = [0; 64];
+        // SAFETY: this handle type writes 64 bytes.
+        unsafe { self.export(Share::Fabric, handle.as_mut_ptr().cast())? };
+        Ok(handle)
     }
 
     /// Imports a chunk of `bytes` from a file descriptor, which stays the caller's.
     pub fn import_fd(device: &Arc<Device>, fd: i32, bytes: u64) -> Result<Chunk> {
-        const POSIX_FD: c_int = 1;
-        let mut handle = 0;
         // SAFETY: this handle type is passed by value in place of the pointer.
-        device.check(unsafe {
-            device
-                .cuda()
-                .vmm_import(&mut handle, fd as usize as *mut c_void, POSIX_FD)
-        })?;
+        unsafe { Chunk::import(device, Share::Fd, fd as usize as *mut c_void, bytes) }
+    }
+
+    /// Imports a chunk of `bytes` from a fabric handle.
+    pub fn import_fabric(
+        device: &Arc<Device>,
+        mut handle: FabricHandle,
+        bytes: u64,
+    ) -> Result<Chunk> {
+        // SAFETY: this handle type is read through the pointer.
+        unsafe { Chunk::import(device, Share::Fabric, handle.as_mut_ptr().cast(), bytes) }
+    }
+
+    /// # Safety
+    /// `out` must have room for what `share` writes.
+    unsafe fn export(&self, share: Share, out: *mut c_void) -> Result<()> {
+        let kind = share.handle_type().0 as c_int;
+        // SAFETY: passed on to the caller; the handle is live.
+        self.device
+            .check(unsafe { self.device.cuda().vmm_export(out, self.handle, kind, 0) })
+    }
+
+    /// # Safety
+    /// `shareable` must be what `share` reads.
+    unsafe fn import(
+        device: &Arc<Device>,
+        share: Share,
+        shareable: *mut c_void,
+        bytes: u64,
+    ) -> Result<Chunk> {
+        let (kind, mut handle) = (share.handle_type().0 as c_int, 0);
+        // SAFETY: passed on to the caller; `handle` is a valid out-pointer.
+        device.check(unsafe { device.cuda().vmm_import(&mut handle, shareable, kind) })?;
         Ok(Chunk {
             device: device.clone(),
             handle,
             bytes,
             spec: ChunkSpec {
-                share: Share::Fd,
+                share,
                 ..ChunkSpec::plain(Location::Device)
             },
             released: false,

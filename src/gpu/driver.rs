@@ -118,11 +118,6 @@ impl Driver {
             Device::open(self.cuda.clone(), ordinal, self.warnings.clone()).map(Arc::new)
         })
     }
-
-    /// The devices in use so far.
-    pub fn opened_devices(&self) -> impl Iterator<Item = &Arc<Device>> {
-        self.devices.iter().filter_map(|slot| slot.get())
-    }
 }
 
 /// `13.0` for 13000.

@@ -15,7 +15,6 @@ pub use stats::Stats;
 
 use crate::config::Settings;
 use crate::config::table::Opt;
-use crate::core::sync::lock;
 use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::gpu::Driver;
 use crate::gpu::driver::version_text;
@@ -24,19 +23,24 @@ use crate::source::Kind;
 use graphs::GraphPools;
 use once_cell::sync::OnceCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 /// The state of the process.
 pub struct Process {
     settings: Arc<Settings>,
     warnings: Arc<Warnings>,
-    driver: OnceCell<Driver>,
+    opened: OnceCell<Opened>,
     driver_touched: AtomicBool,
-    devices: Mutex<Vec<Option<Arc<DeviceEntry>>>>,
     registry: Registry,
     graphs: GraphPools,
     rejected_frees: AtomicU64,
     hooked: AtomicBool,
+}
+
+/// The driver and what came into use of it.
+struct Opened {
+    driver: Driver,
+    devices: Vec<OnceCell<Arc<DeviceEntry>>>,
 }
 
 impl Process {
@@ -55,9 +59,8 @@ impl Process {
         Process {
             settings: Arc::new(settings),
             warnings: Arc::default(),
-            driver: OnceCell::new(),
+            opened: OnceCell::new(),
             driver_touched: AtomicBool::new(false),
-            devices: Mutex::default(),
             registry: Registry::default(),
             graphs: GraphPools::default(),
             rejected_frees: AtomicU64::new(0),
@@ -99,9 +102,13 @@ impl Process {
 
     /// The driver, opened at the first call. A failure is not kept: the next call tries again.
     pub fn driver(&self) -> Result<&Driver> {
+        self.opened().map(|opened| &opened.driver)
+    }
+
+    fn opened(&self) -> Result<&Opened> {
         lifetime::check_not_forked()?;
-        self.settings.check()?;
-        self.driver.get_or_try_init(|| {
+        self.opened.get_or_try_init(|| {
+            self.settings.check()?;
             self.driver_touched.store(true, Ordering::Relaxed);
             let choice = self.settings.text(Opt::Driver);
             let (sim, origin) = self.settings.describe(Opt::Sim);
@@ -112,7 +119,11 @@ impl Process {
                 self.settings.fix(opt);
             }
             self.greet(&driver);
-            Ok(driver)
+            let devices = (0..driver.device_count()).map(|_| OnceCell::new());
+            Ok(Opened {
+                devices: devices.collect(),
+                driver,
+            })
         })
     }
 
@@ -132,27 +143,34 @@ impl Process {
     }
 
     /// The state of a device, made at its first use.
-    pub fn device(&self, ordinal: i32) -> Result<Arc<DeviceEntry>> {
-        let driver = self.driver()?;
-        let gpu = driver.device(ordinal)?;
-        let mut devices = lock(&self.devices);
-        devices.resize(driver.device_count(), None);
-        let slot = &mut devices[gpu.ordinal() as usize];
-        if let Some(entry) = slot {
-            return Ok(entry.clone());
+    pub fn device(&self, ordinal: i32) -> Result<&Arc<DeviceEntry>> {
+        let opened = self.opened()?;
+        let slot = usize::try_from(ordinal)
+            .ok()
+            .and_then(|index| opened.devices.get(index));
+        if let Some(entry) = slot.and_then(OnceCell::get) {
+            return Ok(entry);
         }
-        let entry = Arc::new(DeviceEntry::new(gpu.clone(), self.settings.clone()));
-        *slot = Some(entry.clone());
-        let others: Vec<_> = devices.iter().flatten().cloned().collect();
-        drop(devices);
-        for other in others {
-            other.admit_peer(gpu.ordinal());
+        let gpu = opened.driver.device(ordinal)?;
+        let slot = &opened.devices[gpu.ordinal() as usize];
+        let mut is_new = false;
+        let entry = slot.get_or_init(|| {
+            is_new = true;
+            Arc::new(DeviceEntry::new(gpu.clone(), self.settings.clone()))
+        });
+        if is_new {
+            for other in self.devices_in_use() {
+                other.admit_peer(ordinal);
+            }
         }
         Ok(entry)
     }
 
-    fn devices_in_use(&self) -> Vec<Arc<DeviceEntry>> {
-        lock(&self.devices).iter().flatten().cloned().collect()
+    fn devices_in_use(&self) -> impl Iterator<Item = &Arc<DeviceEntry>> {
+        self.opened
+            .get()
+            .into_iter()
+            .flat_map(|opened| opened.devices.iter().filter_map(OnceCell::get))
     }
 
     /// Gives cached memory of a device back, down to `keep` bytes a source; returns the bytes given
@@ -165,7 +183,6 @@ impl Process {
     pub fn trim_all(&self) -> Result<u64> {
         lifetime::check_not_forked()?;
         self.devices_in_use()
-            .iter()
             .try_fold(0, |sum, device| Ok(sum + device.trim(0)?))
     }
 }

@@ -107,7 +107,7 @@ impl Process {
             .into_iter()
             .filter(|one| kind.is_none_or(|kind| kind == *one))
         {
-            stats.add(&device, kind);
+            stats.add(device, kind);
         }
         Ok(stats)
     }
