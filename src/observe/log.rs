@@ -42,9 +42,9 @@ enum Output {
 pub fn start(process: &Process) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        reconfigure(process);
         let subscriber = tracing_subscriber::registry().with(Forward);
         let _ = tracing::subscriber::set_global_default(subscriber);
+        reconfigure(process);
     });
 }
 
@@ -52,6 +52,7 @@ pub fn start(process: &Process) {
 pub fn reconfigure(process: &Process) {
     let targets = parse(&process.settings().text(Opt::Log));
     *SINK.filter.write().unwrap_or_else(|lock| lock.into_inner()) = Some(targets);
+    tracing::callsite::rebuild_interest_cache();
     let path = process.settings().text(Opt::LogFile);
     let output = if path.is_empty() {
         Output::Stderr
@@ -67,7 +68,6 @@ pub fn reconfigure(process: &Process) {
         }
     };
     *lock(&SINK.output) = output;
-    tracing::callsite::rebuild_interest_cache();
 }
 
 /// Sends every line to `callback` instead of standard error or the file; `None` ends that.

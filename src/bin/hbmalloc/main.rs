@@ -1,5 +1,6 @@
 //! The command `hbmalloc`.
 
+mod bench;
 mod doctor;
 
 use clap::{Parser, Subcommand};
@@ -20,10 +21,13 @@ struct Arguments {
 enum Command {
     /// Says which driver and devices are here, what they can do, and which options are in force
     Doctor,
+    /// Measures what an allocation and its free cost, beside the driver's own calls
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Doctor => doctor::run(),
+        Command::Bench(options) => bench::run(&options),
     }
 }

@@ -1,0 +1,270 @@
+//! `hbmalloc bench`: what an allocation and its free cost on the host, for each source and beside it
+//! for the driver's own calls, in one run.
+
+use hbmalloc::gpu::driver::{DriverKind, version_text};
+use hbmalloc::observe;
+use hbmalloc::sys::cuda::{Cuda, Handle};
+use hbmalloc::sys::library::Library;
+use hbmalloc::torch;
+use std::ffi::{c_int, c_void};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Print one JSON object a line instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Pairs to measure for each line, at most
+    #[arg(long, default_value_t = 2000)]
+    pairs: usize,
+}
+
+const SIZES: [(u64, &str); 4] = [
+    (4 << 10, "4 KiB"),
+    (1 << 20, "1 MiB"),
+    (64 << 20, "64 MiB"),
+    (1 << 30, "1 GiB"),
+];
+
+/// A line is cut short after this, so that slow pairs do not take minutes.
+const MOST_TIME: Duration = Duration::from_millis(600);
+
+type Malloc = extern "C-unwind" fn(usize, c_int, *mut c_void) -> *mut c_void;
+type Free = extern "C" fn(*mut c_void, usize, c_int, *mut c_void);
+
+pub fn run(options: &Options) -> ExitCode {
+    match measure(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hbmalloc bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options) -> hbmalloc::error::Result<()> {
+    let process = observe::process();
+    process.set_hooked(true);
+    let driver = process.driver()?;
+    let simulated = driver.kind() == DriverKind::Simulator;
+    process.device(0)?;
+    if !options.json {
+        print_machine(driver, simulated)?;
+    }
+    let raw = Raw::open(driver.path())?;
+    let _guard = driver.device(0)?.enter()?;
+    let sources: [(&str, Malloc, Free); 4] = [
+        ("device", torch::device_malloc, torch::device_free),
+        ("managed", torch::managed_malloc, torch::managed_free),
+        ("async", torch::async_malloc, torch::async_free),
+        ("vmm", torch::vmm_malloc, torch::vmm_free),
+    ];
+    for (bytes, size) in SIZES {
+        for (name, malloc, free) in sources {
+            let ours = pairs(options.pairs, || {
+                let address = malloc(bytes as usize, 0, std::ptr::null_mut());
+                assert!(!address.is_null(), "{name}: out of memory at {size}");
+                free(address, bytes as usize, 0, std::ptr::null_mut());
+            });
+            process.trim(0, 0)?;
+            let theirs = raw.pairs(name, bytes, options.pairs);
+            print_line(options.json, simulated, name, bytes, size, ours, theirs);
+        }
+    }
+    Ok(())
+}
+
+fn print_machine(driver: &hbmalloc::gpu::Driver, simulated: bool) -> hbmalloc::error::Result<()> {
+    println!(
+        "Host time of one allocation and its free, in microseconds: median and 99th percentile."
+    );
+    println!(
+        "{}, {} cores; driver {}, {}{}",
+        cpu_name(),
+        std::thread::available_parallelism().map_or(0, |cores| cores.get()),
+        version_text(driver.version()),
+        driver.device(0)?.name(),
+        if simulated {
+            ": SIMULATED, so these are costs of the simulator"
+        } else {
+            ""
+        }
+    );
+    println!("managed includes advice and prefetch; vmm a mapping of its own for every block.\n");
+    println!(
+        "{:8} {:>8} {:>12} {:>12}   {:>12} {:>12}",
+        "source", "size", "hbmalloc p50", "p99", "driver p50", "p99"
+    );
+    Ok(())
+}
+
+fn print_line(
+    json: bool,
+    simulated: bool,
+    name: &str,
+    bytes: u64,
+    size: &str,
+    ours: Times,
+    theirs: Times,
+) {
+    if json {
+        println!(
+            "{{\"source\":\"{name}\",\"bytes\":{bytes},\"simulated\":{simulated},\"hbmalloc_ns_p50\":{},\"hbmalloc_ns_p99\":{},\"driver_ns_p50\":{},\"driver_ns_p99\":{}}}",
+            ours.p50, ours.p99, theirs.p50, theirs.p99
+        );
+        return;
+    }
+    let micros = |ns: u64| ns as f64 / 1000.0;
+    println!(
+        "{name:8} {size:>8} {:12.2} {:12.2}   {:12.2} {:12.2}",
+        micros(ours.p50),
+        micros(ours.p99),
+        micros(theirs.p50),
+        micros(theirs.p99)
+    );
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    p50: u64,
+    p99: u64,
+}
+
+fn pairs(count: usize, mut pair: impl FnMut()) -> Times {
+    for _ in 0..count.min(20) {
+        pair();
+    }
+    let started = Instant::now();
+    let mut times = Vec::with_capacity(count);
+    while times.len() < count && started.elapsed() < MOST_TIME {
+        let before = Instant::now();
+        pair();
+        times.push(before.elapsed().as_nanos() as u64);
+    }
+    times.sort_unstable();
+    Times {
+        p50: times[times.len() / 2],
+        p99: times[times.len() * 99 / 100],
+    }
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    info.lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown CPU".to_owned(), |rest| {
+            rest.trim_start_matches([' ', '\t', ':']).to_owned()
+        })
+}
+
+/// The driver's own calls, as a program without an allocator would make them.
+struct Raw(Cuda);
+
+impl Raw {
+    fn open(path: &std::path::Path) -> hbmalloc::error::Result<Raw> {
+        let library = Library::open(path).map_err(|reason| {
+            hbmalloc::error::Error::new(hbmalloc::error::Status::NoDriver, "open driver")
+                .detail(reason)
+        })?;
+        Ok(Raw(Cuda::resolve(library)))
+    }
+
+    fn pairs(&self, source: &str, bytes: u64, count: usize) -> Times {
+        match source {
+            "async" => self.stream_ordered(bytes as usize, count),
+            "vmm" => self.mapped(bytes.next_multiple_of(2 << 20) as usize, count),
+            "managed" => self.managed(bytes as usize, count),
+            _ => self.plain(bytes as usize, count),
+        }
+    }
+
+    fn plain(&self, bytes: usize, count: usize) -> Times {
+        pairs(count, || {
+            let mut address = 0;
+            // SAFETY: the out-pointer is valid and the address is freed once.
+            unsafe {
+                self.0
+                    .memory_alloc(&mut address, bytes)
+                    .expect("cuMemAlloc");
+                self.0.memory_free(address).expect("cuMemFree");
+            }
+        })
+    }
+
+    /// Without advice and prefetch.
+    fn managed(&self, bytes: usize, count: usize) -> Times {
+        pairs(count, || {
+            let mut address = 0;
+            // SAFETY: the out-pointer is valid and the address is freed once.
+            unsafe {
+                self.0
+                    .memory_alloc_managed(&mut address, bytes, 1)
+                    .expect("cuMemAllocManaged");
+                self.0.memory_free(address).expect("cuMemFree");
+            }
+        })
+    }
+
+    fn stream_ordered(&self, bytes: usize, count: usize) -> Times {
+        let mut pool: Handle = std::ptr::null_mut();
+        // SAFETY: the out-pointer is valid.
+        unsafe { self.0.default_pool(&mut pool, 0) }.expect("cuDeviceGetDefaultMemPool");
+        pairs(count, || {
+            let (mut address, stream) = (0, std::ptr::null_mut());
+            // SAFETY: the out-pointer is valid and the address is freed once.
+            unsafe {
+                self.0
+                    .memory_alloc_from_pool(&mut address, bytes, pool, stream)
+                    .expect("cuMemAllocFromPoolAsync");
+                self.0
+                    .memory_free_async(address, stream)
+                    .expect("cuMemFreeAsync");
+            }
+        })
+    }
+
+    fn mapped(&self, bytes: usize, count: usize) -> Times {
+        use cuda_sys::driver::sys as cuda;
+        let location = cuda::CUmemLocation {
+            type_: cuda::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
+            id: 0,
+        };
+        let properties = cuda::CUmemAllocationProp {
+            type_: cuda::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED,
+            requestedHandleTypes: cuda::CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_NONE,
+            location,
+            win32HandleMetaData: std::ptr::null_mut(),
+            allocFlags: cuda::CUmemAllocationProp_st__bindgen_ty_1 {
+                compressionType: 0,
+                gpuDirectRDMACapable: 0,
+                usage: 0,
+                reserved: [0; 4],
+            },
+        };
+        let access = cuda::CUmemAccessDesc {
+            location,
+            flags: cuda::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+        };
+        pairs(count, || {
+            let (mut address, mut handle) = (0, 0);
+            // SAFETY: the out-pointers are valid; no work uses the range when it is unmapped.
+            unsafe {
+                let driver = &self.0;
+                driver
+                    .vmm_reserve(&mut address, bytes, 0, 0, 0)
+                    .expect("reserve");
+                driver
+                    .vmm_create(&mut handle, bytes, &properties, 0)
+                    .expect("create");
+                driver.vmm_map(address, bytes, 0, handle, 0).expect("map");
+                driver
+                    .vmm_set_access(address, bytes, &access, 1)
+                    .expect("access");
+                driver.vmm_unmap(address, bytes).expect("unmap");
+                driver.vmm_release(handle).expect("release");
+                driver.vmm_free_address(address, bytes).expect("free");
+            }
+        })
+    }
+}
