@@ -60,6 +60,8 @@ pub struct Captures {
     map: FxHashMap<u64, Capture>,
     graphs: FxHashMap<u64, Vec<Node>>,
     execs: FxHashMap<u64, Vec<Node>>,
+    /// How many graphs and executables have a memory node's allocation.
+    memory: FxHashMap<u64, u64>,
     next: u64,
 }
 
@@ -114,17 +116,13 @@ impl Captures {
 
     pub fn instantiate(&mut self, graph: u64) -> Result<u64> {
         let nodes = self.graph(graph)?.clone();
+        for node in nodes.iter().filter(|n| n.memory != 0) {
+            *self.memory.entry(node.memory).or_insert(0) += 1;
+        }
         self.next += 1;
         let handle = FIRST_EXEC + self.next * GRAPH_STEP;
         self.execs.insert(handle, nodes);
         Ok(handle)
-    }
-
-    pub fn destroy_exec(&mut self, handle: u64) -> Result {
-        self.execs
-            .remove(&handle)
-            .map(|_| ())
-            .ok_or(codes::INVALID_VALUE)
     }
 }
 
@@ -297,6 +295,9 @@ impl Sim {
             return Err(codes::STREAM_CAPTURE_INVALIDATED);
         }
         let nodes = self.captures.graphs.entry(capture.graph).or_default();
+        if node.memory != 0 {
+            *self.captures.memory.entry(node.memory).or_insert(0) += 1;
+        }
         nodes.push(node);
         capture
             .last
@@ -373,15 +374,29 @@ impl Sim {
     }
 
     pub fn destroy_graph(&mut self, handle: u64) -> Result {
-        let nodes = self
-            .captures
-            .graphs
-            .remove(&handle)
-            .ok_or(codes::INVALID_VALUE)?;
-        for node in nodes.iter().filter(|n| n.memory != 0) {
-            let _ = self.pool_free(node.memory, 0);
-        }
+        let removed = self.captures.graphs.remove(&handle);
+        self.drop_nodes(removed.ok_or(codes::INVALID_VALUE)?);
         Ok(())
+    }
+
+    pub fn destroy_exec(&mut self, handle: u64) -> Result {
+        let removed = self.captures.execs.remove(&handle);
+        self.drop_nodes(removed.ok_or(codes::INVALID_VALUE)?);
+        Ok(())
+    }
+
+    /// Memory nodes give their memory back with the last graph or executable that has them.
+    fn drop_nodes(&mut self, nodes: Vec<Node>) {
+        for node in nodes.into_iter().filter(|n| n.memory != 0) {
+            let Some(count) = self.captures.memory.get_mut(&node.memory) else {
+                continue;
+            };
+            *count -= 1;
+            if *count == 0 {
+                self.captures.memory.remove(&node.memory);
+                let _ = self.pool_free(node.memory, 0);
+            }
+        }
     }
 }
 

@@ -188,7 +188,7 @@ fn configure(sim: &mut Sim) -> Result {
     for (call, nth, code) in &config.fail {
         inject::arm(call, *nth, *code, 1);
     }
-    *sim = Sim::new(config);
+    sim.restart(config);
     Ok(())
 }
 

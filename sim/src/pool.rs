@@ -327,12 +327,16 @@ impl Sim {
         if pool.space.reserved() <= keep {
             return self.forget_pool(handle);
         }
-        let given = pool.space.shrink(keep, &self.streams) * GRANULE;
+        let gone = pool.space.shrink(keep, &self.streams);
+        let given = gone.len() as u64 * GRANULE;
         if let Some(device) = pool.device {
             self.physical.give(device, given);
         }
         if given > 0 {
             cost::charge(interpolate(cost::DEVICE_FREE, given));
+        }
+        for base in gone {
+            self.fault_users(base, GRANULE, "the pool's trim");
         }
         self.forget_pool(handle);
     }

@@ -163,10 +163,10 @@ impl Space {
         Ok(at)
     }
 
-    /// Gives back wholly free granules from the top while more than `keep` bytes are held; the answer is how many.
-    pub fn shrink(&mut self, keep: u64, streams: &Streams) -> u64 {
+    /// Gives back wholly free granules from the top while more than `keep` bytes are held; the answer is where they were.
+    pub fn shrink(&mut self, keep: u64, streams: &Streams) -> Vec<u64> {
         self.merge(streams);
-        let mut given = 0;
+        let mut given = Vec::new();
         for at in self.granules.iter().rev().copied().collect::<Vec<_>>() {
             if self.reserved() < keep.saturating_add(GRANULE) {
                 break;
@@ -182,12 +182,15 @@ impl Space {
             else {
                 continue;
             };
+            if streams.running_in(from, GRANULE) {
+                continue;
+            }
             if region::vacate(from, GRANULE).is_err() {
                 break;
             }
             self.remove(base);
             self.granules.remove(&at);
-            given += 1;
+            given.push(from);
             if base < from {
                 self.insert(
                     base,

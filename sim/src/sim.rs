@@ -50,6 +50,16 @@ impl Sim {
         sim
     }
 
+    /// A new machine in place of the old one. Threads that wait keep their count, and numbers are not given out twice.
+    pub fn restart(&mut self, config: Config) {
+        let mut fresh = Sim::new(config);
+        fresh.streams.continue_from(&self.streams);
+        fresh.waiters = self.waiters;
+        fresh.idle_workers = self.idle_workers;
+        fresh.workers = self.workers;
+        *self = fresh;
+    }
+
     pub fn check_device(&self, device: i32) -> Result {
         let known = device >= 0 && (device as u32) < self.config.devices;
         if known {

@@ -187,6 +187,11 @@ impl Streams {
         key
     }
 
+    /// Keys go on where another table ended, so that a thread that still waits there matches nothing here.
+    pub fn continue_from(&mut self, before: &Streams) {
+        self.next_key = before.next_key;
+    }
+
     pub fn by_handle(&self, handle: u64) -> Result<u64> {
         self.handles
             .get(&handle)
@@ -200,6 +205,8 @@ impl Streams {
             return;
         };
         stream.destroyed = true;
+        // Nobody could release it any more.
+        stream.held = false;
         if !stream.implicit {
             self.handles.remove(&stream.handle);
             self.free_handles.push(stream.handle);

@@ -1,5 +1,5 @@
 //! Copies and fills: where their bytes lie, what is refused at the call, what is found out when the work runs, and the moving itself.
-//! Memory that the program owns is moved by the kernel, which answers an error where the worker would be killed.
+//! Bytes are moved by the kernel, which answers an error where the worker would be killed.
 
 use crate::abi::{ACCESS_READ, ACCESS_READ_WRITE, LOCATION_DEVICE};
 use crate::codes::{self, Result};
@@ -146,8 +146,10 @@ pub fn execute(action: &Action) -> std::result::Result<(), String> {
             width,
             len,
         } => {
-            fill(*dst, *value, *width, *len);
-            Ok(())
+            if fill(*dst, *value, *width, *len) {
+                return Ok(());
+            }
+            Err(format!("fill: {len:#x} bytes at {dst:#x}: an address is not valid"))
         }
         Action::Host { function, data } => {
             function(*data as *mut _);
@@ -194,15 +196,14 @@ fn not_allowed() -> bool {
     matches!(error, Some(libc::ENOSYS | libc::EPERM))
 }
 
-fn fill(dst: u64, value: u32, width: u8, len: u64) {
-    // SAFETY: the range was checked when the operation's turn came, and unmapping waits for a running fill; cuMemset refused odd addresses.
-    unsafe {
-        match width {
-            1 => std::ptr::write_bytes(dst as *mut u8, value as u8, len as usize),
-            2 => {
-                std::slice::from_raw_parts_mut(dst as *mut u16, len as usize / 2).fill(value as u16)
-            }
-            _ => std::slice::from_raw_parts_mut(dst as *mut u32, len as usize / 4).fill(value),
-        }
-    }
+/// Bytes of a fill's pattern that are written at a time; a multiple of every width.
+const PATTERN: u64 = 256 << 10;
+
+/// False where the range is not memory.
+fn fill(dst: u64, value: u32, width: u8, len: u64) -> bool {
+    let one = &value.to_le_bytes()[..width as usize];
+    let pattern = one.repeat(PATTERN.min(len) as usize / width as usize);
+    let part = pattern.len() as u64;
+    let moved = |at: u64| move_bytes(dst + at, pattern.as_ptr() as u64, part.min(len - at));
+    (0..len).step_by(part as usize).all(moved)
 }

@@ -162,6 +162,40 @@ impl Sim {
     }
 }
 
+impl Sim {
+    /// Work that still uses a range which is about to go: on a card that is a fault.
+    pub fn fault_users(&mut self, base: u64, len: u64, call: &str) {
+        let mut found = Vec::new();
+        for stream in self
+            .streams
+            .active
+            .iter()
+            .filter_map(|key| self.streams.map.get(key))
+        {
+            for op in stream
+                .queue
+                .iter()
+                .filter(|op| op.action.touches(base, len))
+            {
+                let what = op.action.name();
+                let message = format!(
+                    "{call}: {base:#x}+{len:#x} is used by a queued {what} on stream {}",
+                    stream.id
+                );
+                found.push((stream.context, message));
+            }
+        }
+        let broken = !found.is_empty();
+        for (context, message) in found {
+            self.fault(context, message);
+        }
+        if broken {
+            self.pump();
+            self.notify_done();
+        }
+    }
+}
+
 fn start_worker() -> bool {
     let builder = std::thread::Builder::new().name("hbmsim-worker".into());
     builder.spawn(work).is_ok()
@@ -232,38 +266,6 @@ fn delay(config: &Config) -> Option<Duration> {
 }
 
 impl Locked {
-    /// Work that still uses a range which is about to go: on a card that is a fault.
-    pub fn fault_users(&mut self, base: u64, len: u64, call: &str) {
-        let mut found = Vec::new();
-        for stream in self
-            .streams
-            .active
-            .iter()
-            .filter_map(|key| self.streams.map.get(key))
-        {
-            for op in stream
-                .queue
-                .iter()
-                .filter(|op| op.action.touches(base, len))
-            {
-                let what = op.action.name();
-                let message = format!(
-                    "{call}: {base:#x}+{len:#x} is used by a queued {what} on stream {}",
-                    stream.id
-                );
-                found.push((stream.context, message));
-            }
-        }
-        let broken = !found.is_empty();
-        for (context, message) in found {
-            self.fault(context, message);
-        }
-        if broken {
-            self.pump();
-            self.notify_done();
-        }
-    }
-
     /// Waits until an operation has run; a broken context ends the wait with its error.
     pub fn wait_for(&mut self, key: u64, seq: u64) -> codes::Result {
         let context = self.streams.map.get(&key).map_or(0, |s| s.context);

@@ -17,7 +17,7 @@ driver! {
         sim.launch_graph(exec, key)
     }
 
-    fn cuGraphExecDestroy(exec: u64) |sim| { sim.captures.destroy_exec(exec) }
+    fn cuGraphExecDestroy(exec: u64) |sim| { sim.destroy_exec(exec) }
 
     fn cuGraphDestroy(graph: u64) |sim| { sim.destroy_graph(graph) }
 

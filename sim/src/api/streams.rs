@@ -62,6 +62,7 @@ driver! {
         }
         let context = sim.stream(key)?.context;
         sim.streams.destroy(key);
+        sim.pump();
         sim.context_error(context)
     }
 
