@@ -150,7 +150,7 @@ const SIMULATOR: &str = "libhbmalloc_sim.so";
 /// The simulator lies beside the library in a wheel and after installation; cargo puts test
 /// programs one folder below it, and a wheel's command lies in `bin` next to the package.
 fn find_simulator() -> Option<PathBuf> {
-    let here = library::file_of(find_simulator as *const c_void)?;
+    let here = library::file_of(find_simulator as fn() -> Option<PathBuf> as usize)?;
     let folder = here.parent()?;
     let mut candidates = vec![
         folder.to_owned(),

@@ -92,12 +92,13 @@ fn last_loader_error() -> String {
     }
 }
 
-/// The file from which the code at `address` was loaded.
-pub fn file_of(address: *const c_void) -> Option<PathBuf> {
+/// The file from which the code at `address` was loaded, if it is code of one.
+pub fn file_of(address: usize) -> Option<PathBuf> {
     // SAFETY: an all-zero Dl_info is a valid out-argument.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: dladdr only inspects the address.
-    if unsafe { libc::dladdr(address, &mut info) } == 0 || info.dli_fname.is_null() {
+    // SAFETY: dladdr only compares the address with what is loaded.
+    if unsafe { libc::dladdr(address as *const c_void, &mut info) } == 0 || info.dli_fname.is_null()
+    {
         return None;
     }
     // SAFETY: dladdr filled in a C string owned by the loader.

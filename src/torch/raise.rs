@@ -8,6 +8,7 @@
 use crate::error::{Error, Status, last};
 use crate::sys::library::Library;
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::transmute;
 
 /// Remembers the error; raises it where torch is in the process, else returns NULL.
 pub(super) fn raise_or_null(error: Error) -> *mut c_void {
@@ -24,7 +25,7 @@ pub(super) fn raise_or_null(error: Error) -> *mut c_void {
 /// An exception ready to be thrown. Plain addresses only: nothing to drop when it flies.
 #[derive(Clone, Copy)]
 struct Thrown {
-    throw: unsafe extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> !,
+    throw: Throw,
     object: *mut c_void,
     type_info: *mut c_void,
     destroy: *mut c_void,
@@ -55,13 +56,17 @@ fn message(error: &Error) -> CString {
     CString::new(text.replace('\0', " ")).unwrap_or_default()
 }
 
+type Throw = unsafe extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> !;
+type New = unsafe extern "C" fn(usize) -> *mut c_void;
+type Delete = unsafe extern "C" fn(*mut c_void);
+
 /// The parts of the C++ runtime that are needed.
 struct Cpp {
     library: Library,
-    allocate: unsafe extern "C" fn(usize) -> *mut c_void,
-    throw: unsafe extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> !,
-    new: unsafe extern "C" fn(usize) -> *mut c_void,
-    delete: unsafe extern "C" fn(*mut c_void),
+    allocate: New,
+    throw: Throw,
+    new: New,
+    delete: Delete,
 }
 
 impl Cpp {
@@ -70,12 +75,12 @@ impl Cpp {
         // SAFETY: these names have these signatures in the Itanium C++ ABI.
         unsafe {
             Some(Cpp {
-                allocate: std::mem::transmute::<*mut c_void, _>(
+                allocate: transmute::<*mut c_void, New>(
                     library.symbol(c"__cxa_allocate_exception")?,
                 ),
-                throw: std::mem::transmute::<*mut c_void, _>(library.symbol(c"__cxa_throw")?),
-                new: std::mem::transmute::<*mut c_void, _>(library.symbol(c"_Znwm")?),
-                delete: std::mem::transmute::<*mut c_void, _>(library.symbol(c"_ZdlPv")?),
+                throw: transmute::<*mut c_void, Throw>(library.symbol(c"__cxa_throw")?),
+                new: transmute::<*mut c_void, New>(library.symbol(c"_Znwm")?),
+                delete: transmute::<*mut c_void, Delete>(library.symbol(c"_ZdlPv")?),
                 library,
             })
         }
@@ -89,7 +94,7 @@ fn runtime_error(cpp: &Cpp, text: &CStr) -> Option<Thrown> {
     let destroy = cpp.library.symbol(c"_ZNSt13runtime_errorD1Ev")?;
     // SAFETY: the constructor of std::runtime_error from a C string, on memory of enough bytes.
     unsafe {
-        let construct: Construct = std::mem::transmute(construct);
+        let construct: Construct = transmute(construct);
         let object = (cpp.allocate)(OBJECT_BYTES);
         construct(object, text.as_ptr());
         Some(Thrown {
@@ -145,7 +150,7 @@ fn out_of_memory(cpp: &Cpp, c10: &Library, text: &CStr) -> Option<Thrown> {
     // virtual table, whose functions begin two words in, the complete destructor first. The string
     // is built and destroyed as its class does: the callee may take its buffer and leave it empty.
     unsafe {
-        let construct: Construct = std::mem::transmute(construct);
+        let construct: Construct = transmute(construct);
         let data = (cpp.new)(bytes.len() + 1).cast::<u8>();
         data.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         data.add(bytes.len()).write(0);
