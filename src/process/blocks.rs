@@ -58,10 +58,17 @@ impl Process {
             owner: demand.owner,
             tag: demand.tag.clone(),
         };
-        let source = device.source_at(kind, demand.location);
-        let block = device
-            .allocate(&*source, &request)
-            .inspect_err(|_| device.counters(kind).failed())?;
+        let graph = match demand.owner {
+            Owner::Block if capturing => self.graphs.of_capture(demand.device),
+            _ => GraphUse::None,
+        };
+        let (block, source) = match self.reuse(graph, kind, &request) {
+            Some(kept) => (kept.block, kept.source),
+            None => {
+                let source = device.source_at(kind, demand.location);
+                (device.allocate(&*source, &request)?, source)
+            }
+        };
         let record = Record {
             block,
             source,
@@ -71,10 +78,7 @@ impl Process {
                 LastUse::Streams(_) if demand.stream.is_per_thread() => LastUse::Anywhere,
                 last_use => last_use,
             },
-            graph: match demand.owner {
-                Owner::Block if capturing => self.graphs.of_capture(demand.device),
-                _ => GraphUse::None,
-            },
+            graph,
             tag: demand.tag,
         };
         if let Err(record) = self.registry.insert(block.address, block.bytes, record) {
@@ -111,6 +115,7 @@ impl Process {
         let kept = Kept {
             block: record.block,
             source: record.source.clone(),
+            single_stream: record.last_use == LastUse::Streams(Vec::new()),
         };
         match record.graph {
             GraphUse::None => give_back(&kept, record.last_use),
@@ -197,6 +202,15 @@ impl Process {
             outcome = outcome.and(given);
         }
         outcome
+    }
+
+    fn reuse(&self, graph: GraphUse, kind: Kind, request: &Request) -> Option<Kept> {
+        let GraphUse::Pool(pool) = graph else {
+            return None;
+        };
+        let mut kept = self.graphs.reuse(pool, kind, request)?;
+        kept.block.requested = request.bytes;
+        Some(kept)
     }
 
     fn reject(&self, address: u64) -> Error {

@@ -99,19 +99,20 @@ impl DeviceEntry {
         self.state.device.is_capturing(stream)
     }
 
-    /// Allocates from the source of `kind`; when memory has run out, once more after everything
-    /// that can be given back has been.
+    /// Allocates from a source; when memory has run out, once more after everything that can be
+    /// given back has been.
     pub(super) fn allocate(&self, source: &dyn Source, request: &Request) -> Result<Block> {
-        self.check_limit(request.bytes)?;
-        match source.allocate(request) {
-            Err(error) if error.status() == Status::OutOfMemory => {
-                self.trim(0)?;
-                source
-                    .allocate(request)
-                    .map_err(|error| self.out_of_memory(error))
-            }
-            outcome => outcome,
-        }
+        self.check_limit(request.bytes)
+            .and_then(|()| match source.allocate(request) {
+                Err(error) if error.status() == Status::OutOfMemory => {
+                    self.trim(0)?;
+                    source
+                        .allocate(request)
+                        .map_err(|error| self.out_of_memory(error))
+                }
+                outcome => outcome,
+            })
+            .inspect_err(|_| self.counters(source.kind()).failed())
     }
 
     fn check_limit(&self, bytes: u64) -> Result<()> {

@@ -1,9 +1,10 @@
 //! Memory of captured graphs. A replay writes wherever its capture did, so a block allocated during
-//! a capture stays mapped, freed or not, until torch releases the graph's pool.
+//! a capture stays mapped, freed or not, until torch releases the graph's pool. Within the pool it may
+//! serve again, in the order of its stream.
 
 use crate::core::sync::lock;
 use crate::registry::{GraphPool, GraphUse};
-use crate::source::{Block, Source};
+use crate::source::{Block, Kind, Request, Source};
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
@@ -12,6 +13,23 @@ use std::thread::ThreadId;
 pub(super) struct Kept {
     pub block: Block,
     pub source: Arc<dyn Source>,
+    /// Whether only its own stream used it, so that the same stream may use it again.
+    pub single_stream: bool,
+}
+
+impl Kept {
+    /// Whether the block can serve a request without wasting more than an eighth of it, or a granule.
+    fn serves(&self, kind: Kind, request: &Request) -> bool {
+        const GRANULE: u64 = 2 << 20;
+        let most = request
+            .bytes
+            .saturating_add((request.bytes / 8).max(GRANULE));
+        self.single_stream
+            && self.source.kind() == kind
+            && self.block.stream == request.stream
+            && request.align.divides(self.block.address)
+            && (request.bytes..=most).contains(&self.block.bytes)
+    }
 }
 
 #[derive(Default)]
@@ -89,6 +107,19 @@ impl GraphPools {
             .find(|open| open.thread == thread)
             .or_else(|| here().next())
             .map_or(GraphUse::Unknown, |open| GraphUse::Pool(open.pool))
+    }
+
+    /// A block kept for the pool that can serve a later request of the same capture or of another
+    /// into the same pool: torch replays the graphs of one pool in the order of their captures.
+    pub fn reuse(&self, pool: GraphPool, kind: Kind, request: &Request) -> Option<Kept> {
+        let mut state = lock(&self.0);
+        let kept = &mut state.pools.get_mut(&pool)?.kept;
+        let (index, _) = kept
+            .iter()
+            .enumerate()
+            .filter(|(_, kept)| kept.serves(kind, request))
+            .min_by_key(|(_, kept)| kept.block.bytes)?;
+        Some(kept.swap_remove(index))
     }
 
     /// Keeps a freed block until its pool is released; gives it back if that has happened.
