@@ -149,7 +149,9 @@ pub fn execute(action: &Action) -> std::result::Result<(), String> {
             if fill(*dst, *value, *width, *len) {
                 return Ok(());
             }
-            Err(format!("fill: {len:#x} bytes at {dst:#x}: an address is not valid"))
+            Err(format!(
+                "fill: {len:#x} bytes at {dst:#x}: an address is not valid"
+            ))
         }
         Action::Host { function, data } => {
             function(*data as *mut _);

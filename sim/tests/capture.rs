@@ -13,7 +13,10 @@ fn status(stream: u64) -> i32 {
 
 fn end(stream: u64) -> (i32, u64) {
     let mut graph = 0u64;
-    (call("cuStreamEndCapture", &[stream, &raw mut graph as u64]), graph)
+    (
+        call("cuStreamEndCapture", &[stream, &raw mut graph as u64]),
+        graph,
+    )
 }
 
 fn exchange(mode: i32) -> i32 {
@@ -26,8 +29,14 @@ fn kinds(graph: u64) -> Vec<i32> {
     let mut count = 0u64;
     ok("cuGraphGetNodes", &[graph, 0, &raw mut count as u64]);
     let mut nodes = vec![0u64; count as usize];
-    ok("cuGraphGetNodes", &[graph, nodes.as_mut_ptr() as u64, &raw mut count as u64]);
-    nodes.iter().map(|node| get("cuGraphNodeGetType", &[*node]) as i32).collect()
+    ok(
+        "cuGraphGetNodes",
+        &[graph, nodes.as_mut_ptr() as u64, &raw mut count as u64],
+    );
+    nodes
+        .iter()
+        .map(|node| get("cuGraphNodeGetType", &[*node]) as i32)
+        .collect()
 }
 
 #[test]
@@ -171,7 +180,11 @@ fn events_draw_streams_into_a_capture() {
     ok("cuStreamWaitEvent", &[a, join, 0]);
     let (code, graph) = end(a);
     assert_eq!((code, kinds(graph)), (0, vec![2]));
-    assert_eq!(call("cuEventQuery", &[fork]), 1, "recorded in a capture that has ended");
+    assert_eq!(
+        call("cuEventQuery", &[fork]),
+        1,
+        "recorded in a capture that has ended"
+    );
     ok("cuEventRecord", &[fork, a]);
     ok("cuEventSynchronize", &[fork]);
 }
@@ -191,7 +204,11 @@ fn captures_keep_to_themselves() {
     let blocking = stream(0);
     let memory = new("cuMemAlloc_v2", &[64]);
     ok("cuStreamBeginCapture_v2", &[blocking, RELAXED]);
-    assert_eq!(call("cuMemsetD8Async", &[memory, 0, 64, 0]), 906, "the legacy stream would have to wait");
+    assert_eq!(
+        call("cuMemsetD8Async", &[memory, 0, 64, 0]),
+        906,
+        "the legacy stream would have to wait"
+    );
     assert_eq!(end(blocking).0, 901);
     assert_eq!(end(a).0, 401, "none is open");
 }

@@ -48,14 +48,20 @@ fn a_held_stream_does_nothing_until_released() {
     ok("hbmsim_hold", &[a]);
     fill(out, 1, 64, a);
     ok("cuEventRecord", &[done, a]);
-    assert_eq!((query(a), call("cuEventQuery", &[done]), query(b)), (600, 600, 0));
+    assert_eq!(
+        (query(a), call("cuEventQuery", &[done]), query(b)),
+        (600, 600, 0)
+    );
     ok("cuStreamWaitEvent", &[b, done, 0]);
     fill(out, 2, 64, b);
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!((byte(out), query(b)), (0, 600));
     ok("hbmsim_release", &[a]);
     ok("cuStreamSynchronize", &[b]);
-    assert_eq!((byte(out), query(a), call("cuEventQuery", &[done])), (2, 0, 0));
+    assert_eq!(
+        (byte(out), query(a), call("cuEventQuery", &[done])),
+        (2, 0, 0)
+    );
 }
 
 #[test]
@@ -67,10 +73,17 @@ fn the_legacy_stream_orders_blocking_streams_only() {
     fill(out, 2, 1, 0);
     fill(out + 1, 3, 1, free);
     ok("cuStreamSynchronize", &[free]);
-    assert_eq!((byte(out), byte(out + 1), query(0), query(1)), (0, 3, 600, 600));
+    assert_eq!(
+        (byte(out), byte(out + 1), query(0), query(1)),
+        (0, 3, 600, 600)
+    );
     let other = stream(0);
     fill(out + 2, 4, 1, other);
-    assert_eq!(query(other), 600, "a blocking stream follows the legacy one");
+    assert_eq!(
+        query(other),
+        600,
+        "a blocking stream follows the legacy one"
+    );
     ok("hbmsim_release", &[blocking]);
     ok("cuStreamSynchronize", &[0]);
     ok("cuStreamSynchronize", &[other]);
@@ -135,10 +148,24 @@ fn unmapping_under_a_kernel_is_a_fault_that_sticks() {
     ok("cuMemUnmap", &[base, 2 * CHUNK]);
     let (count, message) = faults();
     assert_eq!(count, 1);
-    assert!(message.contains("cuMemUnmap") && message.contains("kernel"), "{message}");
-    assert_eq!((call("cuStreamSynchronize", &[a]), query(b), call("cuCtxSynchronize", &[])), (700, 700, 700));
+    assert!(
+        message.contains("cuMemUnmap") && message.contains("kernel"),
+        "{message}"
+    );
+    assert_eq!(
+        (
+            call("cuStreamSynchronize", &[a]),
+            query(b),
+            call("cuCtxSynchronize", &[])
+        ),
+        (700, 700, 700)
+    );
     assert_eq!(try_new("cuMemAlloc_v2", &[64]).0, 700);
-    assert_eq!(try_create(CHUNK, &DEVICE).0, 0, "chunks belong to no context");
+    assert_eq!(
+        try_create(CHUNK, &DEVICE).0,
+        0,
+        "chunks belong to no context"
+    );
     call("hbmsim_faults_clear", &[]);
     ok("cuCtxSynchronize", &[]);
     ok("cuMemRelease", &[chunk]);
@@ -169,7 +196,11 @@ fn addresses_are_checked_at_the_call() {
     let bare = reserve(CHUNK);
     let memory = new("cuMemAlloc_v2", &[4096]);
     assert_eq!(call("cuMemcpyHtoDAsync_v2", &[bare, out, 64, a]), 1);
-    assert_eq!(call("cuMemsetD8Async", &[memory + 4090, 0, 64, a]), 1, "past the end");
+    assert_eq!(
+        call("cuMemsetD8Async", &[memory + 4090, 0, 64, a]),
+        1,
+        "past the end"
+    );
     ok("cuMemFree_v2", &[memory]);
     assert_eq!(call("cuMemsetD8Async", &[memory, 0, 64, a]), 1, "freed");
     assert_eq!(call("cuMemFree_v2", &[memory]), 1, "freed twice");
@@ -211,13 +242,19 @@ fn small_pageable_sources_are_staged_and_large_copies_wait() {
     let memory = new("cuMemAlloc_v2", &[4 * MIB]);
     let mut source = vec![1u8; 4096];
     ok("hbmsim_hold", &[a]);
-    ok("cuMemcpyHtoDAsync_v2", &[memory, source.as_ptr() as u64, 4096, a]);
+    ok(
+        "cuMemcpyHtoDAsync_v2",
+        &[memory, source.as_ptr() as u64, 4096, a],
+    );
     source.fill(2);
     ok("hbmsim_release", &[a]);
     ok("cuStreamSynchronize", &[a]);
     assert_eq!(read(memory, 1), [1]);
     let large = vec![3u8; 4 << 20];
-    ok("cuMemcpyHtoDAsync_v2", &[memory, large.as_ptr() as u64, 4 * MIB, a]);
+    ok(
+        "cuMemcpyHtoDAsync_v2",
+        &[memory, large.as_ptr() as u64, 4 * MIB, a],
+    );
     ok("cuStreamQuery", &[a]);
     assert_eq!(read(memory + 4 * MIB - 1, 1), [3]);
 }
@@ -225,7 +262,10 @@ fn small_pageable_sources_are_staged_and_large_copies_wait() {
 extern "C" fn set_flag(data: *mut std::ffi::c_void) {
     std::thread::sleep(Duration::from_millis(20));
     // SAFETY: the test's own flag, alive until it has synchronised.
-    unsafe { (*(data as *const std::sync::atomic::AtomicBool)).store(true, std::sync::atomic::Ordering::Release) };
+    unsafe {
+        (*(data as *const std::sync::atomic::AtomicBool))
+            .store(true, std::sync::atomic::Ordering::Release)
+    };
 }
 
 #[test]
@@ -233,7 +273,10 @@ fn a_host_function_runs_in_order() {
     let _m = Machine::start("");
     let a = stream(NON_BLOCKING);
     let flag = std::sync::atomic::AtomicBool::new(false);
-    ok("cuLaunchHostFunc", &[a, set_flag as *const () as u64, &raw const flag as u64]);
+    ok(
+        "cuLaunchHostFunc",
+        &[a, set_flag as *const () as u64, &raw const flag as u64],
+    );
     assert_eq!(query(a), 600);
     ok("cuStreamSynchronize", &[a]);
     assert!(flag.load(std::sync::atomic::Ordering::Acquire));
@@ -261,10 +304,16 @@ fn a_million_events_are_feasible() {
     let (a, b, e) = (stream(NON_BLOCKING), stream(NON_BLOCKING), event());
     let names = ["cuEventRecord", "cuStreamWaitEvent", "cuEventQuery"].map(|name| symbol(name));
     // SAFETY: these take at most three integers.
-    let [record, wait, query] = names.map(|f| unsafe { std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn(u64, u64, u64) -> i32>(f) });
+    let [record, wait, query] = names.map(|f| unsafe {
+        std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn(u64, u64, u64) -> i32>(f)
+    });
     let begun = Instant::now();
     for _ in 0..100_000 {
         assert_eq!(record(e, a, 0) | wait(b, e, 0) | query(e, 0, 0), 0);
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
 }

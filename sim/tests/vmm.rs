@@ -58,7 +58,8 @@ fn a_released_handle_lives_on_in_its_mapping() {
 
 fn dies_reading(address: u64) -> bool {
     // SAFETY: that it is not is what the child finds out.
-    in_child(|| unsafe { std::ptr::read_volatile(address as *const u8) as i32 & 0 }) == 128 + libc::SIGSEGV
+    in_child(|| unsafe { std::ptr::read_volatile(address as *const u8) as i32 & 0 })
+        == 128 + libc::SIGSEGV
 }
 
 #[test]
@@ -85,11 +86,28 @@ fn sizes_and_alignments_are_checked() {
         assert_eq!(try_new("cuMemAddressReserve", &[size, 0, 0, 0]).0, 1);
     }
     assert_eq!(try_new("cuMemAddressReserve", &[CHUNK, 3, 0, 0]).0, 1);
-    assert_eq!(new("cuMemAddressReserve", &[CHUNK, 1 << 30, 0, 0]) % (1 << 30), 0);
-    assert_eq!(try_create(CHUNK, &Prop { location: [1, 9], ..DEVICE }).0, 101);
+    assert_eq!(
+        new("cuMemAddressReserve", &[CHUNK, 1 << 30, 0, 0]) % (1 << 30),
+        0
+    );
+    assert_eq!(
+        try_create(
+            CHUNK,
+            &Prop {
+                location: [1, 9],
+                ..DEVICE
+            }
+        )
+        .0,
+        101
+    );
     let (base, chunk) = (reserve(8 * CHUNK), create(2 * CHUNK));
     assert_eq!(call("cuMemMap", &[base, CHUNK, 0, chunk, 0]), 801, "a part");
-    assert_eq!(call("cuMemMap", &[base, CHUNK, CHUNK, chunk, 0]), 801, "an offset");
+    assert_eq!(
+        call("cuMemMap", &[base, CHUNK, CHUNK, chunk, 0]),
+        801,
+        "an offset"
+    );
     assert_eq!(map(base + 4096, 2 * CHUNK, chunk), 1, "unaligned");
     assert_eq!(map(base + 7 * CHUNK, 2 * CHUNK, chunk), 1, "past the end");
     assert_eq!(map(base, 2 * CHUNK, chunk), 0);
@@ -103,7 +121,11 @@ fn sizes_and_alignments_are_checked() {
     assert_eq!(call("cuMemUnmap", &[base, 2 * CHUNK]), 1, "unmapped twice");
     assert_eq!(call("cuMemAddressFree", &[base, 4 * CHUNK]), 1, "a part");
     ok("cuMemAddressFree", &[base, 8 * CHUNK]);
-    assert_eq!(call("cuMemAddressFree", &[base, 8 * CHUNK]), 1, "freed twice");
+    assert_eq!(
+        call("cuMemAddressFree", &[base, 8 * CHUNK]),
+        1,
+        "freed twice"
+    );
 }
 
 #[test]
@@ -120,7 +142,9 @@ fn one_call_serves_many_neighbours() {
     ok("cuMemsetD8_v2", &[base, 5, 64 * CHUNK]);
     assert_eq!(read(base + 63 * CHUNK, 1), [5]);
     ok("cuMemUnmap", &[base, 64 * CHUNK]);
-    chunks.iter().for_each(|chunk| ok("cuMemRelease", &[*chunk]));
+    chunks
+        .iter()
+        .for_each(|chunk| ok("cuMemRelease", &[*chunk]));
     ok("cuMemAddressFree", &[base, 64 * CHUNK]);
     assert_clean();
 }
@@ -145,7 +169,18 @@ fn a_device_runs_out_of_memory() {
     assert_eq!(try_create(4 * MIB, &DEVICE).0, 2);
     let last = create(2 * MIB);
     assert_eq!(try_new("cuMemAlloc_v2", &[1]).0, 2);
-    assert_eq!(try_create(2 * MIB, &Prop { location: [1, 1], ..DEVICE }).0, 0, "the other device has its own");
+    assert_eq!(
+        try_create(
+            2 * MIB,
+            &Prop {
+                location: [1, 1],
+                ..DEVICE
+            }
+        )
+        .0,
+        0,
+        "the other device has its own"
+    );
     ok("cuMemRelease", &[last]);
     let small = new("cuMemAlloc_v2", &[1]);
     assert_eq!(try_create(2 * MIB, &DEVICE).0, 2);
@@ -159,7 +194,13 @@ fn a_device_runs_out_of_memory() {
 #[test]
 fn host_memory_can_back_a_chunk() {
     let _m = Machine::start("");
-    let (code, chunk) = try_create(CHUNK, &Prop { location: [3, 0], ..DEVICE });
+    let (code, chunk) = try_create(
+        CHUNK,
+        &Prop {
+            location: [3, 0],
+            ..DEVICE
+        },
+    );
     assert_eq!(code, 0);
     assert_eq!(counters().physical_bytes, 0);
     assert_eq!(counters().host_chunk_bytes, CHUNK);
@@ -170,7 +211,17 @@ fn host_memory_can_back_a_chunk() {
     ok("cuMemsetD8_v2", &[base, 3, CHUNK]);
     assert_eq!(read(base, 2), [3, 3]);
     unmapped(base, chunk, CHUNK);
-    assert_eq!(try_create(CHUNK, &Prop { location: [3, 7], ..DEVICE }).0, 1);
+    assert_eq!(
+        try_create(
+            CHUNK,
+            &Prop {
+                location: [3, 7],
+                ..DEVICE
+            }
+        )
+        .0,
+        1
+    );
     assert_clean();
 }
 
@@ -178,7 +229,10 @@ fn host_memory_can_back_a_chunk() {
 fn peers_need_access_of_their_own() {
     let _m = Machine::start("devices=2");
     let (base, chunk) = mapped(CHUNK);
-    ok("cuCtxPushCurrent_v2", &[new("cuDevicePrimaryCtxRetain", &[1])]);
+    ok(
+        "cuCtxPushCurrent_v2",
+        &[new("cuDevicePrimaryCtxRetain", &[1])],
+    );
     let other = stream(1);
     assert_eq!(call("cuMemsetD8Async", &[base, 1, 64, other]), 1);
     assert_eq!(grant(base, CHUNK, 1, 3), 0);
@@ -186,7 +240,10 @@ fn peers_need_access_of_their_own() {
     ok("cuStreamSynchronize", &[other]);
     let location = [1, 1];
     let mut flags = 0u64;
-    ok("cuMemGetAccess", &[&raw mut flags as u64, location.as_ptr() as u64, base]);
+    ok(
+        "cuMemGetAccess",
+        &[&raw mut flags as u64, location.as_ptr() as u64, base],
+    );
     assert_eq!(flags, 3);
     ok("cuStreamDestroy_v2", &[other]);
     unmapped(base, chunk, CHUNK);
@@ -200,7 +257,10 @@ fn fabric_is_refused_where_it_is_only_advertised() {
         ok("cuDeviceGetAttribute", &[&raw mut value as u64, 128, 0]);
         value
     };
-    let fabric = Prop { handles: 8, ..DEVICE };
+    let fabric = Prop {
+        handles: 8,
+        ..DEVICE
+    };
     let m = Machine::start("");
     assert_eq!((attribute(), try_create(CHUNK, &fabric).0), (1, 800));
     drop(m);
@@ -211,8 +271,14 @@ fn fabric_is_refused_where_it_is_only_advertised() {
     let (code, chunk) = try_create(CHUNK, &fabric);
     assert_eq!((attribute(), code), (1, 0));
     let mut data = [0u8; 64];
-    ok("cuMemExportToShareableHandle", &[data.as_mut_ptr() as u64, chunk, 8, 0]);
-    let copy = new("cuMemImportFromShareableHandle", &[data.as_mut_ptr() as u64, 8]);
+    ok(
+        "cuMemExportToShareableHandle",
+        &[data.as_mut_ptr() as u64, chunk, 8, 0],
+    );
+    let copy = new(
+        "cuMemImportFromShareableHandle",
+        &[data.as_mut_ptr() as u64, 8],
+    );
     ok("cuMemRelease", &[copy]);
     ok("cuMemRelease", &[chunk]);
     assert_clean();
@@ -226,7 +292,13 @@ fn another_process_maps_an_exported_chunk() {
         return import_and_check(fd.parse().unwrap());
     }
     let _m = Machine::start("");
-    let (code, chunk) = try_create(CHUNK, &Prop { handles: 1, ..DEVICE });
+    let (code, chunk) = try_create(
+        CHUNK,
+        &Prop {
+            handles: 1,
+            ..DEVICE
+        },
+    );
     assert_eq!(code, 0);
     let base = reserve(CHUNK);
     assert_eq!(map(base, CHUNK, chunk), 0);
@@ -234,15 +306,26 @@ fn another_process_maps_an_exported_chunk() {
     ok("cuMemsetD8_v2", &[base, 0x5c, CHUNK]);
     ok("cuCtxSynchronize", &[]);
     let mut fd = -1i32;
-    ok("cuMemExportToShareableHandle", &[&raw mut fd as u64, chunk, 1, 0]);
+    ok(
+        "cuMemExportToShareableHandle",
+        &[&raw mut fd as u64, chunk, 1, 0],
+    );
     let own = new("cuMemImportFromShareableHandle", &[fd as u64, 1]);
     assert_eq!(counters().chunks, 1, "the same chunk");
     ok("cuMemRelease", &[own]);
     // SAFETY: the descriptor is ours; the child has to inherit it.
     unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
     let test = "another_process_maps_an_exported_chunk";
-    let child = std::process::Command::new(std::env::current_exe().unwrap()).args([test, "--exact"]).env(CHILD, fd.to_string()).output().unwrap();
-    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact"])
+        .env(CHILD, fd.to_string())
+        .output()
+        .unwrap();
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stdout)
+    );
     assert_eq!(read(base + 64, 1), [0x77], "what the child wrote");
     // SAFETY: ours to close.
     unsafe { libc::close(fd) };

@@ -33,9 +33,15 @@ fn library() -> *mut c_void {
 pub fn library_path() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let deps = exe.parent().unwrap();
-    let both = [deps.to_owned(), deps.parent().unwrap().to_owned()].map(|dir| dir.join("libhbmalloc_sim.so"));
-    let built = both.into_iter().filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)));
-    built.max().expect("libhbmalloc_sim.so is built with the tests").1
+    let both = [deps.to_owned(), deps.parent().unwrap().to_owned()]
+        .map(|dir| dir.join("libhbmalloc_sim.so"));
+    let built = both
+        .into_iter()
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)));
+    built
+        .max()
+        .expect("libhbmalloc_sim.so is built with the tests")
+        .1
 }
 
 pub fn symbol(name: &str) -> *mut c_void {
@@ -59,7 +65,8 @@ pub fn call64(name: &str, args: &[u64]) -> u64 {
     let mut all = [0; 6];
     all[..args.len()].copy_from_slice(args);
     // SAFETY: as above; these answer 64 bits.
-    let function: extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64 = unsafe { std::mem::transmute(symbol(name)) };
+    let function: extern "C" fn(u64, u64, u64, u64, u64, u64) -> u64 =
+        unsafe { std::mem::transmute(symbol(name)) };
     function(all[0], all[1], all[2], all[3], all[4], all[5])
 }
 
@@ -131,7 +138,16 @@ pub struct Prop {
     pub rest: [u8; 4],
 }
 
-pub const DEVICE: Prop = Prop { kind: 1, handles: 0, location: [1, 0], win32: 0, compression: 0, rdma: 0, usage: 0, rest: [0; 4] };
+pub const DEVICE: Prop = Prop {
+    kind: 1,
+    handles: 0,
+    location: [1, 0],
+    win32: 0,
+    compression: 0,
+    rdma: 0,
+    usage: 0,
+    rest: [0; 4],
+};
 
 pub fn try_create(size: u64, prop: &Prop) -> (i32, u64) {
     try_new("cuMemCreate", &[size, prop as *const Prop as u64, 0])
@@ -188,7 +204,10 @@ pub fn event() -> u64 {
 #[track_caller]
 pub fn read(address: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0u8; len];
-    ok("cuMemcpyDtoH_v2", &[bytes.as_mut_ptr() as u64, address, len as u64]);
+    ok(
+        "cuMemcpyDtoH_v2",
+        &[bytes.as_mut_ptr() as u64, address, len as u64],
+    );
     bytes
 }
 
@@ -231,7 +250,10 @@ pub struct Counters {
 
 pub fn counters() -> Counters {
     let mut out = Counters::default();
-    ok("hbmsim_counters", &[&raw mut out as u64, size_of::<Counters>() as u64]);
+    ok(
+        "hbmsim_counters",
+        &[&raw mut out as u64, size_of::<Counters>() as u64],
+    );
     assert_eq!(out.struct_size, size_of::<Counters>() as u64);
     out
 }
@@ -241,15 +263,33 @@ pub fn counters() -> Counters {
 pub fn assert_clean() {
     let c = counters();
     let left = [
-        c.chunks, c.handles, c.mappings, c.reservations, c.device_allocs, c.managed_allocs, c.async_allocs, c.pools, c.pinned_allocs,
-        c.registered, c.events, c.streams, c.graphs, c.captures, c.physical_bytes, c.queued, c.faults,
+        c.chunks,
+        c.handles,
+        c.mappings,
+        c.reservations,
+        c.device_allocs,
+        c.managed_allocs,
+        c.async_allocs,
+        c.pools,
+        c.pinned_allocs,
+        c.registered,
+        c.events,
+        c.streams,
+        c.graphs,
+        c.captures,
+        c.physical_bytes,
+        c.queued,
+        c.faults,
     ];
     assert!(left.iter().all(|n| *n == 0), "{c:?}");
 }
 
 pub fn faults() -> (u64, String) {
     let mut buffer = vec![0u8; 65536];
-    let count = call64("hbmsim_faults", &[buffer.as_mut_ptr() as u64, buffer.len() as u64]);
+    let count = call64(
+        "hbmsim_faults",
+        &[buffer.as_mut_ptr() as u64, buffer.len() as u64],
+    );
     // SAFETY: the library wrote a terminator.
     let text = unsafe { CStr::from_ptr(buffer.as_ptr() as *const c_char) };
     (count, text.to_str().unwrap().to_owned())
@@ -266,6 +306,10 @@ pub fn in_child(f: impl FnOnce() -> i32) -> i32 {
         }
         let mut status = 0;
         assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
-        if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
+        if libc::WIFSIGNALED(status) {
+            128 + libc::WTERMSIG(status)
+        } else {
+            libc::WEXITSTATUS(status)
+        }
     }
 }
