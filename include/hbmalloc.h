@@ -290,9 +290,9 @@ void hbm_torch_end_allocate_to_pool(int device, uint64_t id_high, uint64_t id_lo
 void hbm_torch_release_pool(int device, uint64_t id_high, uint64_t id_low);
 
 // Writes a pair of functions for one MemPool: segments come from `kind` (an hbm_kind, or -1 for
-// the option `backend`) and carry `tag`. Makes no driver call.
+// the option `backend`) and carry `tag`, where it is not NULL. Makes no driver call.
 //
-// Required: `tag` must be a C string, both out-pointers valid for a write.
+// Required: `tag` must be NULL or a C string, both out-pointers valid for a write.
 int32_t hbm_torch_segment_functions(int32_t kind,
                                     const char *tag,
                                     void **malloc_function,

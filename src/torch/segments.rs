@@ -13,7 +13,10 @@ use std::sync::{Arc, Mutex};
 /// More tags than programs use; asking for the same tag and source again gives the same function.
 const SLOTS: usize = 64;
 
-static BOUND: Mutex<Vec<(Option<Kind>, Arc<str>)>> = Mutex::new(Vec::new());
+/// The source and the tag of each function given out.
+type Binding = (Option<Kind>, Option<Arc<str>>);
+
+static BOUND: Mutex<Vec<Binding>> = Mutex::new(Vec::new());
 
 type SegmentMalloc = extern "C" fn(usize, c_int, *mut c_void) -> *mut c_void;
 
@@ -27,7 +30,7 @@ extern "C" fn bound_segment_malloc<const SLOT: usize>(
             .get(SLOT)
             .cloned()
             .ok_or_else(|| Error::new(Status::Internal, "bound_segment_malloc"))?;
-        allocate_segment(kind, size, device, stream, Some(tag))
+        allocate_segment(kind, size, device, stream, tag)
     }))
 }
 
@@ -40,13 +43,15 @@ static FUNCTIONS: [SegmentMalloc; SLOTS] = functions!(
     32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
 );
 
-fn bind(kind: Option<Kind>, tag: &str) -> Result<SegmentMalloc> {
+fn bind(kind: Option<Kind>, tag: Option<&str>) -> Result<SegmentMalloc> {
     let mut bound = lock(&BOUND);
-    let known = bound.iter().position(|(k, t)| *k == kind && &**t == tag);
+    let known = bound
+        .iter()
+        .position(|(k, t)| *k == kind && t.as_deref() == tag);
     let slot = match known {
         Some(slot) => slot,
         None if bound.len() < SLOTS => {
-            bound.push((kind, tag.into()));
+            bound.push((kind, tag.map(Arc::from)));
             bound.len() - 1
         }
         None => {
@@ -58,10 +63,10 @@ fn bind(kind: Option<Kind>, tag: &str) -> Result<SegmentMalloc> {
 }
 
 /// Writes a pair of functions for one MemPool: segments come from `kind` (an hbm_kind, or -1 for
-/// the option `backend`) and carry `tag`. Makes no driver call.
+/// the option `backend`) and carry `tag`, where it is not NULL. Makes no driver call.
 ///
 /// # Safety
-/// `tag` must be a C string, both out-pointers valid for a write.
+/// `tag` must be NULL or a C string, both out-pointers valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_torch_segment_functions(
     kind: i32,
@@ -70,7 +75,7 @@ pub unsafe extern "C" fn hbm_torch_segment_functions(
     free_function: *mut *mut c_void,
 ) -> i32 {
     let outcome = guarded(|| {
-        if tag.is_null() || malloc_function.is_null() || free_function.is_null() {
+        if malloc_function.is_null() || free_function.is_null() {
             return Err(Error::invalid(
                 "hbm_torch_segment_functions",
                 "a pointer is NULL",
@@ -86,8 +91,8 @@ pub unsafe extern "C" fn hbm_torch_segment_functions(
             })?),
         };
         // SAFETY: passed on to the caller.
-        let tag = unsafe { CStr::from_ptr(tag) }.to_string_lossy();
-        let function = bind(kind, &tag)?;
+        let tag = (!tag.is_null()).then(|| unsafe { CStr::from_ptr(tag) }.to_string_lossy());
+        let function = bind(kind, tag.as_deref())?;
         // SAFETY: passed on to the caller.
         unsafe {
             malloc_function.write(function as *mut c_void);
