@@ -12,12 +12,13 @@ SOVERSION := 0
 LIBDIR := $(DESTDIR)$(PREFIX)/lib
 INCLUDEDIR := $(DESTDIR)$(PREFIX)/include
 BINDIR := $(DESTDIR)$(PREFIX)/bin
+HEADERS := $(wildcard include/*.h include/*.hpp)
 INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so \
 	$(LIBDIR)/libhbmalloc.a $(LIBDIR)/libhbmalloc_sim.so $(LIBDIR)/pkgconfig/hbmalloc.pc \
-	$(INCLUDEDIR)/hbmalloc.h $(BINDIR)/hbmalloc
+	$(HEADERS:include/%=$(INCLUDEDIR)/%) $(BINDIR)/hbmalloc
 
 # The children find what this build made, not what a wheel installed.
-FROM_SOURCE = PYTHONPATH=$(CURDIR)/python HBMALLOC_PYTHON=$(PYTHON)
+FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)
 
 .PHONY: demo test build rust-tests python-tests lint stress miri bench wheel test-aarch64 setup-aarch64 \
 	release install uninstall clean setup help
@@ -99,7 +100,7 @@ install: release
 	ln -sf libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so
 	install -m 644 $(TARGET)/release/libhbmalloc.a $(LIBDIR)/libhbmalloc.a
 	install -m 755 $(TARGET)/release/libhbmalloc_sim.so $(LIBDIR)/libhbmalloc_sim.so
-	install -m 644 include/hbmalloc.h $(INCLUDEDIR)/hbmalloc.h
+	install -m 644 $(HEADERS) $(INCLUDEDIR)/
 	install -m 755 $(TARGET)/release/hbmalloc $(BINDIR)/hbmalloc
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' scripts/hbmalloc.pc.in > $(LIBDIR)/pkgconfig/hbmalloc.pc
 	@test -n '$(DESTDIR)' || ldconfig 2>/dev/null || true
