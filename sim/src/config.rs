@@ -1,7 +1,7 @@
 //! What machine to simulate: one line of `key=value` pairs, from `HBMALLOC_SIM` or `hbmsim_configure`.
 //! A bad value names itself and makes `cuInit` fail: a test that silently runs on another machine proves nothing.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fabric {
@@ -67,20 +67,22 @@ impl Default for Config {
     }
 }
 
-static SPEC: Mutex<Option<String>> = Mutex::new(None);
+/// Without a lock, since a forked child may ask too.
+static SPEC: AtomicPtr<String> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Takes the place of the environment until the process ends.
 pub fn set_spec(spec: &str) {
-    *SPEC.lock().unwrap_or_else(|e| e.into_inner()) = Some(spec.to_owned());
+    SPEC.store(Box::into_raw(Box::new(spec.to_owned())), Ordering::Release);
 }
 
 /// The configuration in force: what was set by a call, else the environment, else the defaults.
 pub fn current() -> Result<Config, String> {
-    let set = SPEC.lock().unwrap_or_else(|e| e.into_inner()).clone();
-    let spec = set
-        .or_else(|| std::env::var("HBMALLOC_SIM").ok())
-        .unwrap_or_default();
-    parse(&spec)
+    // SAFETY: what is stored there is never freed.
+    let set = unsafe { SPEC.load(Ordering::Acquire).as_ref() };
+    match set {
+        Some(spec) => parse(spec),
+        None => parse(&std::env::var("HBMALLOC_SIM").unwrap_or_default()),
+    }
 }
 
 pub fn parse(spec: &str) -> Result<Config, String> {

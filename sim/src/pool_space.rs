@@ -35,6 +35,8 @@ pub struct Space {
     granules: BTreeSet<u64>,
     free: BTreeMap<u64, Free>,
     by_len: BTreeSet<(u64, u64)>,
+    /// Some neighbours could not be joined yet, since work that used them was under way.
+    apart: bool,
 }
 
 impl Space {
@@ -91,25 +93,35 @@ impl Space {
         let (mut base, mut piece) = (base, piece);
         let before = self.free.range(..base).next_back().map(|(at, f)| (*at, *f));
         if let Some((at, other)) = before.filter(|(at, f)| at + f.len == base) {
-            if let Some(joined) = join(other, piece, streams) {
-                self.remove(at);
-                (base, piece) = (at, joined);
+            match join(other, piece, streams) {
+                Some(joined) => {
+                    self.remove(at);
+                    (base, piece) = (at, joined);
+                }
+                None => self.apart = true,
             }
         }
         let next = base + piece.len;
-        if let Some(joined) = self
+        match self
             .free
             .get(&next)
-            .and_then(|other| join(piece, *other, streams))
+            .map(|other| join(piece, *other, streams))
         {
-            self.remove(next);
-            piece = joined;
+            Some(Some(joined)) => {
+                self.remove(next);
+                piece = joined;
+            }
+            Some(None) => self.apart = true,
+            None => {}
         }
         self.insert(base, piece);
     }
 
     /// Joins what could not be joined when it was freed.
     pub fn merge(&mut self, streams: &Streams) {
+        if !std::mem::take(&mut self.apart) {
+            return;
+        }
         self.by_len.clear();
         for (base, piece) in std::mem::take(&mut self.free) {
             self.put(base, piece, streams);
@@ -167,6 +179,9 @@ impl Space {
     pub fn shrink(&mut self, keep: u64, streams: &Streams) -> Vec<u64> {
         self.merge(streams);
         let mut given = Vec::new();
+        if self.by_len.last().is_none_or(|(len, _)| *len < GRANULE) {
+            return given;
+        }
         for at in self.granules.iter().rev().copied().collect::<Vec<_>>() {
             if self.reserved() < keep.saturating_add(GRANULE) {
                 break;

@@ -302,7 +302,7 @@ fn device_time_follows_the_link() {
 fn a_million_events_are_feasible() {
     let _m = Machine::start("");
     let (a, b, e) = (stream(NON_BLOCKING), stream(NON_BLOCKING), event());
-    let names = ["cuEventRecord", "cuStreamWaitEvent", "cuEventQuery"].map(|name| symbol(name));
+    let names = ["cuEventRecord", "cuStreamWaitEvent", "cuEventQuery"].map(symbol);
     // SAFETY: these take at most three integers.
     let [record, wait, query] = names.map(|f| unsafe {
         std::mem::transmute::<*mut std::ffi::c_void, extern "C" fn(u64, u64, u64) -> i32>(f)
