@@ -2,7 +2,7 @@
  *
  * The library exports libcuda.so.1's names over host memory; these functions configure it, make it fail,
  * hold its streams back and tell what is alive. Integer answers are CUresult values, 0 for success.
- * In a forked child they answer 3 and do nothing. */
+ * In a forked child of an initialised process they answer 3 and do nothing. */
 #ifndef HBMALLOC_SIM_H
 #define HBMALLOC_SIM_H
 

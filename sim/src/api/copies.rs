@@ -83,8 +83,8 @@ fn copy(
 }
 
 fn stage(src: u64, len: u64) -> Result<Arc<[u8]>> {
-    let bytes = vec![0u8; len as usize];
-    if move_bytes(bytes.as_ptr() as u64, src, len) {
+    let mut bytes = vec![0u8; len as usize];
+    if move_bytes(bytes.as_mut_ptr() as u64, src, len) {
         Ok(bytes.into())
     } else {
         Err(codes::INVALID_VALUE)
