@@ -183,6 +183,11 @@ int32_t hbm_device_count(int32_t *count);
 // Required: Both must be C strings.
 int32_t hbm_option_set(const char *name, const char *value);
 
+// Whether hbm_option_set would succeed now, with its statuses; changes nothing.
+//
+// Required: Both must be C strings.
+int32_t hbm_option_validate(const char *name, const char *value);
+
 // Writes the value in force as text to `buffer`, cut to `capacity` bytes with the final zero, and
 // the bytes needed to `*needed` (which may be NULL).
 //

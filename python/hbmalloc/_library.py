@@ -52,6 +52,7 @@ PROTOTYPES = {
     "hbm_last_error": (c_char_p, []),
     "hbm_last_driver_code": (c_int32, []),
     "hbm_option_set": (c_int32, [c_char_p, c_char_p]),
+    "hbm_option_validate": (c_int32, [c_char_p, c_char_p]),
     "hbm_option_get": (c_int32, [c_char_p, c_char_p, c_size_t, POINTER(c_size_t)]),
     "hbm_option_count": (c_size_t, []),
     "hbm_option_describe": (c_int32, [c_size_t, POINTER(OptionInfo)]),

@@ -51,14 +51,10 @@ def set_option(name, value):
 
 
 def set_options(values):
-    """Sets all of `values`, or none: after an error the earlier values are back."""
-    earlier, done = options(), []
-    try:
-        for name, value in values.items():
-            set_option(name, value)
-            done.append(name)
-    except Exception:
-        for name in reversed(done):
-            row = name.lower()
-            set_option(name, earlier[row[len("hbmalloc_"):] if row.startswith("hbmalloc_") else row].value)
-        raise
+    """Sets all of `values`, or none: every one is checked before the first is set."""
+    handle = _library.library()
+    texts = {name: as_text(value) for name, value in values.items()}
+    for name, text in texts.items():
+        _library.check(handle.hbm_option_validate(name.encode(), text.encode()), "option " + name)
+    for name, text in texts.items():
+        set_option(name, text)

@@ -53,6 +53,24 @@ pub unsafe extern "C" fn hbm_option_set(name: *const c_char, value: *const c_cha
     })
 }
 
+/// Whether hbm_option_set would succeed now, with its statuses; changes nothing.
+///
+/// # Safety
+/// Both must be C strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_option_validate(name: *const c_char, value: *const c_char) -> i32 {
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let (name, value) = unsafe {
+            (
+                text_argument("hbm_option_validate", "name", name)?,
+                text_argument("hbm_option_validate", "value", value)?,
+            )
+        };
+        observe::process().settings().validate(name, value)
+    })
+}
+
 /// Writes the value in force as text to `buffer`, cut to `capacity` bytes with the final zero, and
 /// the bytes needed to `*needed` (which may be NULL).
 ///

@@ -98,14 +98,30 @@ impl Settings {
 
     /// Sets an option by call, checked against the table.
     pub fn set(&self, name: &str, text: &str) -> Result<Opt> {
+        let (spec, value) = self.accept(name, text)?;
+        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+        let row = &mut rows[spec.opt as usize];
+        row.text = text.to_owned();
+        row.value = value;
+        row.origin = Origin::Call;
+        row.problem = None;
+        Ok(spec.opt)
+    }
+
+    /// Whether [`Settings::set`] would succeed now; changes nothing.
+    pub fn validate(&self, name: &str, text: &str) -> Result<()> {
+        self.accept(name, text).map(|_| ())
+    }
+
+    fn accept(&self, name: &str, text: &str) -> Result<(&'static Spec, Value)> {
         let spec = table::find(name).ok_or_else(|| {
             Error::new(Status::BadOption, "option_set")
                 .detail(format!("there is no option '{name}'"))
                 .advice(format!("Did you mean '{}'?", table::nearest(name)))
         })?;
         let value = (spec.parse)(text).ok_or_else(|| bad_value(spec, spec.name, text))?;
-        let mut rows = self.rows.write().unwrap_or_else(PoisonError::into_inner);
-        let row = &mut rows[spec.opt as usize];
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        let row = &rows[spec.opt as usize];
         if row.fixed && row.value != value {
             return Err(Error::new(Status::Busy, "option_set")
                 .detail(format!(
@@ -114,16 +130,7 @@ impl Settings {
                 ))
                 .advice("Set it before the first allocation."));
         }
-        row.text = text.to_owned();
-        row.value = value;
-        row.origin = Origin::Call;
-        row.problem = None;
-        Ok(spec.opt)
-    }
-
-    /// Whether `text` would be accepted for `name`, changing nothing.
-    pub fn validate(name: &str, text: &str) -> Result<()> {
-        Settings::from_variables([]).set(name, text).map(|_| ())
+        Ok((spec, value))
     }
 
     /// The text and origin in force.
@@ -297,5 +304,6 @@ mod tests {
         settings.set("async_pool", "default").unwrap();
         let error = settings.set("async_pool", "own").unwrap_err();
         assert_eq!(error.status(), Status::Busy);
+        assert!(settings.validate("async_pool", "own").is_err());
     }
 }

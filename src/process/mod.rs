@@ -174,8 +174,12 @@ impl Process {
     }
 
     /// Gives cached memory of a device back, down to `keep` bytes a source; returns the bytes given
-    /// back. Waits for work on freed blocks; does nothing while a capture is open there.
+    /// back. Waits for work on freed blocks; does nothing while a capture is open there, nor before
+    /// the driver is in use.
     pub fn trim(&self, ordinal: i32, keep: u64) -> Result<u64> {
+        if self.opened.get().is_none() && ordinal >= 0 {
+            return Ok(0);
+        }
         self.device(ordinal)?.trim(keep)
     }
 

@@ -93,16 +93,20 @@ pub struct Stats {
 }
 
 impl Process {
-    /// Statistics of `kind`, or of every kind, on a device.
+    /// Statistics of `kind`, or of every kind, on a device. Before the driver is in use there is
+    /// nothing to count, and asking does not start it.
     pub fn stats(&self, ordinal: i32, kind: Option<Kind>) -> Result<Stats> {
-        let device = self.device(ordinal)?;
         let mut stats = Stats {
             rejected_frees: self.rejected_frees.load(Ordering::Relaxed),
-            pending_frees: device.state().deferral.entries(),
-            pending_bytes: device.state().deferral.bytes(),
             warnings: self.warnings.total(),
             ..Stats::default()
         };
+        if self.opened.get().is_none() && ordinal >= 0 {
+            return Ok(stats);
+        }
+        let device = self.device(ordinal)?;
+        stats.pending_frees = device.state().deferral.entries();
+        stats.pending_bytes = device.state().deferral.bytes();
         for kind in Kind::ALL
             .into_iter()
             .filter(|one| kind.is_none_or(|kind| kind == *one))

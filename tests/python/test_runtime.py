@@ -52,6 +52,9 @@ def test_a_request_beyond_the_device(sim):
 def test_errors_carry_status_and_fit_built_ins(sim):
     sim("""
         import hbmalloc
+        assert hbmalloc.stats(99)["allocations"] == 0
+        assert not hbmalloc._library.library().hbm_driver_used(), "asking for statistics started the driver"
+        assert hbmalloc.device_count() == 2
         try:
             hbmalloc.stats(99)
         except hbmalloc.InvalidArgumentError as error:

@@ -26,6 +26,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A closed pipe ends the program, as other commands do, instead of a panic in println.
+    // SAFETY: no thread of ours runs yet, and the default action is a valid handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match Arguments::parse().command {
         Command::Doctor => doctor::run(),
         Command::Bench(options) => bench::run(&options),
