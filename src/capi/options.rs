@@ -126,7 +126,7 @@ pub unsafe extern "C" fn hbm_option_describe(index: usize, out: *mut hbm_option_
         let spec = TABLE.get(index).ok_or_else(|| {
             Error::invalid(
                 "hbm_option_describe",
-                format!("there are {} options, not {}", TABLE.len(), index + 1),
+                format!("there are {} options, none at index {index}", TABLE.len()),
             )
         })?;
         let (value, origin) = observe::process().settings().describe(spec.opt);

@@ -141,7 +141,11 @@ impl Source for AsyncSource {
     fn trim(&self, keep: u64) -> Result<()> {
         self.state.deferral.wait();
         match self.pool.get() {
-            Some(pool) => pool.trim(keep),
+            Some(pool) => {
+                // The driver takes back only what was freed by work that is done.
+                Fence::order_point(&self.state.device)?.wait()?;
+                pool.trim(keep)
+            }
             None => Ok(()),
         }
     }

@@ -1,0 +1,71 @@
+//! C11 programs against `include/hbmalloc.h`, linked as users link them and run on the simulated
+//! driver. What each checks is in `tests/c/`.
+#![allow(missing_docs)]
+
+mod support;
+
+use support::{Language, STATIC_LIBRARIES, Workbench, repository};
+
+/// Programs that need nothing but the library.
+const PROGRAMS: [&str; 4] = ["allocators", "wrong_use", "process", "torch_entries"];
+
+fn run_shared(program: &str) {
+    let bench = Workbench::new(&format!("c_shared_{program}"));
+    let built = bench.program(Language::C11, &format!("c/{program}.c"));
+    bench.run(&built).succeeds();
+}
+
+#[test]
+fn allocators() {
+    run_shared("allocators");
+}
+
+#[test]
+fn wrong_use() {
+    run_shared("wrong_use");
+}
+
+#[test]
+fn process() {
+    run_shared("process");
+}
+
+#[test]
+fn torch_entries() {
+    run_shared("torch_entries");
+}
+
+#[test]
+fn linked_statically_with_nothing_but_c_libraries() {
+    let bench = Workbench::new("c_static");
+    // The simulator is looked for beside the code, which here is the program.
+    let simulator = "libhbmalloc_sim.so";
+    support::place(&support::built(simulator), &bench.path(simulator));
+    for name in PROGRAMS {
+        let program = bench.path(name);
+        bench
+            .compiler(Language::C11)
+            .args(["-I../include", &format!("c/{name}.c"), "-o"])
+            .arg(&program)
+            .arg(bench.libraries().join("libhbmalloc.a"))
+            .args(STATIC_LIBRARIES)
+            .run();
+        bench
+            .run(&program)
+            .env("LD_LIBRARY_PATH", bench.path(""))
+            .succeeds();
+    }
+}
+
+#[test]
+fn pkg_config_says_what_a_static_link_needs() {
+    let text = std::fs::read_to_string(repository().join("scripts/hbmalloc.pc.in")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Libs.private: "))
+        .unwrap();
+    assert_eq!(
+        line.split_whitespace().collect::<Vec<_>>(),
+        STATIC_LIBRARIES
+    );
+}
