@@ -58,6 +58,26 @@ fn linked_statically_with_nothing_but_c_libraries() {
 }
 
 #[test]
+fn a_program_built_against_an_older_header() {
+    let bench = Workbench::new("c_older");
+    let program = bench.path("older");
+    bench
+        .compiler(Language::C11)
+        .args(["-Ic/older", "c/older/older.c", "-o"])
+        .arg(&program)
+        .args(bench.link_shared())
+        .run();
+    bench.run(&program).succeeds();
+}
+
+#[test]
+fn a_program_built_against_a_newer_header() {
+    let bench = Workbench::new("c_newer");
+    let program = bench.program(Language::C11, "c/newer/newer.c");
+    bench.run(&program).succeeds();
+}
+
+#[test]
 fn pkg_config_says_what_a_static_link_needs() {
     let text = std::fs::read_to_string(repository().join("scripts/hbmalloc.pc.in")).unwrap();
     let line = text
