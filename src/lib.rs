@@ -12,7 +12,6 @@ pub mod extent;
 #[allow(unsafe_code)]
 pub mod gpu;
 pub mod observe;
-#[allow(unsafe_code)]
 pub mod process;
 pub mod registry;
 pub mod source;

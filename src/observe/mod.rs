@@ -1,4 +1,5 @@
 //! What can be seen of the library from outside. Reads, never steers.
+#![forbid(unsafe_code)]
 
 pub mod log;
 

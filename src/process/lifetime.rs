@@ -20,7 +20,7 @@ pub(super) fn watch() {
     });
 }
 
-unsafe extern "C" fn note_fork() {
+extern "C" fn note_fork() {
     FORKED.store(true, Ordering::SeqCst);
 }
 

@@ -257,8 +257,8 @@ impl Cuda {
 }
 
 fn static_text(text: *const c_char) -> Option<String> {
-    // SAFETY: the driver's texts are static C strings.
     (!text.is_null()).then(|| {
+        // SAFETY: the driver's texts are static C strings.
         unsafe { CStr::from_ptr(text) }
             .to_string_lossy()
             .into_owned()

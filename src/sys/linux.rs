@@ -13,7 +13,7 @@ pub fn process_id() -> u32 {
 }
 
 /// Registers `handler` to run in the child after every fork.
-pub fn at_fork_in_child(handler: unsafe extern "C" fn()) -> bool {
+pub fn at_fork_in_child(handler: extern "C" fn()) -> bool {
     // SAFETY: the handler is a function of this library, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(handler)) == 0 }
 }
