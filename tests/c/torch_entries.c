@@ -61,13 +61,16 @@ static void segment_functions(void) {
         memcpy(&release, &release_address, sizeof release);
         gives_and_takes_back(kind == -1 ? HBM_KIND_VMM : kind, allocate, release);
     }
-    EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(0, NULL, &again, &release_address));
+    EXPECT(HBM_OK, hbm_torch_segment_functions(0, NULL, &again, &release_address));
+    CHECK(allocate_address != again);
+    memcpy(&allocate, &again, sizeof allocate);
+    gives_and_takes_back(HBM_KIND_DEVICE, allocate, release);
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(0, "t", NULL, &release_address));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(0, "t", &again, NULL));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(9, "t", &again, &release_address));
     /* There is a function for so many tags and no more. */
     int32_t status = HBM_OK;
-    int bound = 10;
+    int bound = 11;
     for (; bound < 1000 && status == HBM_OK; bound++) {
         char tag[16];
         snprintf(tag, sizeof tag, "tag%d", bound);
