@@ -12,6 +12,7 @@ pub mod plain;
 pub mod reservation;
 pub mod stream;
 pub mod stream_ordered;
+pub mod transfer;
 
 pub use capability::Probe;
 pub use chunk::{Chunk, ChunkSpec, Mapping, Share};
@@ -19,4 +20,4 @@ pub use device::{ContextGuard, Device};
 pub use driver::Driver;
 pub use fence::{Event, Fence};
 pub use reservation::Reservation;
-pub use stream::Stream;
+pub use stream::{OwnedStream, Stream};

@@ -3,6 +3,8 @@
 use super::device::Device;
 use crate::error::Result;
 use crate::sys::cuda::Handle;
+use std::ffi::c_uint;
+use std::sync::Arc;
 
 /// A stream handle. 0 and 1 both mean the legacy stream, 2 the calling thread's own default stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,5 +45,46 @@ impl Stream {
     pub fn synchronize(self, device: &Device) -> Result<()> {
         // SAFETY: the caller vouches for the handle.
         device.check(unsafe { device.cuda().stream_synchronize(self.raw()) })
+    }
+}
+
+/// A stream that the legacy stream neither waits for nor holds up, as torch's are.
+const NON_BLOCKING: c_uint = 1;
+
+/// A stream made here and destroyed when this is dropped. Its work ends all the same.
+///
+/// Blocks that it used and that are not deallocated yet must not name it afterwards: see
+/// [`Process::forget_stream`](crate::process::Process::forget_stream).
+pub struct OwnedStream {
+    device: Arc<Device>,
+    stream: Stream,
+}
+
+impl OwnedStream {
+    /// Makes a stream on `device`.
+    pub fn create(device: &Arc<Device>) -> Result<OwnedStream> {
+        let _guard = device.enter()?;
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a valid out-pointer.
+        device.check(unsafe { device.cuda().stream_create(&mut handle, NON_BLOCKING) })?;
+        Ok(OwnedStream {
+            device: device.clone(),
+            stream: Stream::from_raw(handle),
+        })
+    }
+
+    /// Its handle, good until this is dropped.
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
+}
+
+impl Drop for OwnedStream {
+    fn drop(&mut self) {
+        let Ok(_guard) = self.device.enter() else {
+            return;
+        };
+        // SAFETY: the stream was made in `create` and this is its only owner.
+        let _ = unsafe { self.device.cuda().stream_destroy(self.stream.raw()) };
     }
 }
