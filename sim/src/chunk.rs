@@ -147,6 +147,9 @@ impl Sim {
         if size == 0 || size % self.config.granularity != 0 {
             return Err(codes::INVALID_VALUE);
         }
+        if self.config.rocm != 0 && size > self.config.rocm {
+            return Err(codes::INVALID_VALUE);
+        }
         self.check_handle_types(prop.handle_types)?;
         if prop.rdma != 0 && !self.config.rdma {
             return Err(codes::NOT_SUPPORTED);

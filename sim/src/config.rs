@@ -29,6 +29,8 @@ pub struct Config {
     pub host_numa: bool,
     pub numa_nodes: u32,
     pub granularity: u64,
+    /// Play ROCm, which refuses to create chunks above this size; 0 plays CUDA.
+    pub rocm: u64,
     pub poison: bool,
     pub delay_us: u64,
     /// Refuse what the driver lets pass though it is a mistake: unmapping twice, ranges with gaps.
@@ -58,6 +60,7 @@ impl Default for Config {
             host_numa: true,
             numa_nodes: 1,
             granularity: 2 << 20,
+            rocm: 0,
             poison: false,
             delay_us: 0,
             strict: true,
@@ -121,6 +124,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
         "host_numa" => config.host_numa = flag(value)?,
         "numa_nodes" => config.numa_nodes = number(value, 1, 64)? as u32,
         "granularity" => config.granularity = granularity(value)?,
+        "rocm" => config.rocm = size(value)?,
         "poison" => config.poison = flag(value)?,
         "delay_us" => config.delay_us = number(value, 0, 10_000_000)?,
         "strict" => config.strict = flag(value)?,

@@ -84,6 +84,8 @@ impl Status {
 pub struct DriverCode(pub i32);
 
 impl DriverCode {
+    /// An argument the driver does not accept, or does not know yet.
+    pub const INVALID_VALUE: DriverCode = DriverCode(1);
     /// Out of memory, on the device or of what the driver keeps on the host.
     pub const OUT_OF_MEMORY: DriverCode = DriverCode(2);
     /// The driver is not initialised; also what it answers in a forked child.

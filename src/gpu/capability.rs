@@ -29,7 +29,7 @@ const DEFINITE: [DriverCode; 4] = [
     DriverCode::NOT_SUPPORTED,
     DriverCode(800), // not permitted: fabric handles on a host without a fabric
     DriverCode(101), // invalid device
-    DriverCode(1),   // invalid value: a driver that does not know the handle type
+    DriverCode::INVALID_VALUE, // a driver that does not know the handle type
 ];
 
 /// The answers so far; each is asked for at its first use.
@@ -136,9 +136,9 @@ impl Device {
 
     /// Whether the device reaches pageable host memory through the host's page tables, as a
     /// coherent machine's does.
-    pub fn is_coherent(&self) -> bool {
-        self.attribute(PAGEABLE_MEMORY_ACCESS) != 0
-            && self.attribute(PAGEABLE_USES_HOST_PAGE_TABLES) != 0
+    pub fn is_coherent(&self) -> Result<bool> {
+        Ok(self.attribute(PAGEABLE_MEMORY_ACCESS)? != 0
+            && self.attribute(PAGEABLE_USES_HOST_PAGE_TABLES)? != 0)
     }
 
     /// Granularity of chunks in device memory.
@@ -166,7 +166,7 @@ impl Device {
     }
 
     fn wants(&self, attribute: i32, what: &'static str) -> Result<()> {
-        if self.attribute(attribute) != 0 {
+        if self.attribute(attribute)? != 0 {
             return Ok(());
         }
         Err(Error::new(Status::Unsupported, what)

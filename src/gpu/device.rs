@@ -2,7 +2,7 @@
 
 use super::capability::Capabilities;
 use super::capture::{Captures, RelaxedCapture};
-use crate::error::{Result, Warnings};
+use crate::error::{DriverCode, Result, Warnings};
 use crate::sys::cuda::{Cuda, Handle, Refusal};
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::Arc;
@@ -105,16 +105,17 @@ impl Device {
         outcome.map_err(|refusal| self.cuda.error(refusal))
     }
 
-    /// An attribute by the driver's number; 0 where the driver does not know it.
-    pub fn attribute(&self, attribute: c_int) -> i32 {
+    /// An attribute by the driver's number; 0 where the driver is too old to know it.
+    pub fn attribute(&self, attribute: c_int) -> Result<i32> {
         let mut value: c_int = 0;
         // SAFETY: `value` is a valid out-pointer.
         match unsafe {
             self.cuda
                 .device_attribute(&mut value, attribute, self.handle)
         } {
-            Ok(()) => value,
-            Err(_) => 0,
+            Ok(()) => Ok(value),
+            Err(refusal) if refusal.code == Some(DriverCode::INVALID_VALUE) => Ok(0),
+            Err(refusal) => Err(self.cuda.error(refusal)),
         }
     }
 

@@ -27,6 +27,7 @@ pub struct Driver {
     cuda: Arc<Cuda>,
     kind: DriverKind,
     version: i32,
+    limits_chunks: bool,
     warnings: Arc<Warnings>,
     devices: Vec<OnceCell<Arc<Device>>>,
 }
@@ -44,6 +45,7 @@ impl Driver {
         if let (Some(spec), DriverKind::Simulator) = (sim_spec, kind) {
             configure_simulator(&library, spec)?;
         }
+        let limits_chunks = kind == DriverKind::Simulator && plays_rocm(&library);
         let cuda = Cuda::resolve(library);
         // SAFETY: cuInit takes no pointers.
         unsafe { cuda.init(0) }.map_err(|refusal| init_error(&cuda, refusal))?;
@@ -65,6 +67,7 @@ impl Driver {
             cuda: Arc::new(cuda),
             kind,
             version,
+            limits_chunks,
             warnings,
             devices: (0..count.max(0)).map(|_| OnceCell::new()).collect(),
         })
@@ -78,6 +81,12 @@ impl Driver {
     /// The version it supports, as 13000 for 13.0.
     pub fn version(&self) -> i32 {
         self.version
+    }
+
+    /// Whether a range is to be backed by several chunks of limited size, as on ROCm, where creating
+    /// large ones is refused or misbehaves.
+    pub fn limits_chunks(&self) -> bool {
+        self.limits_chunks
     }
 
     /// The file it was opened from.
@@ -187,6 +196,16 @@ fn configure_simulator(library: &Library, spec: &str) -> Result<()> {
         _ => Err(Error::new(Status::BadOption, "configure simulator")
             .detail(format!("sim='{spec}' was refused"))),
     }
+}
+
+/// HIP itself is not driven yet; the simulator can play its limit on chunks.
+fn plays_rocm(library: &Library) -> bool {
+    library.symbol(c"hbmsim_rocm").is_some_and(|address| {
+        // SAFETY: the simulator declares hbmsim_rocm with this signature.
+        let largest: unsafe extern "C" fn() -> u64 = unsafe { std::mem::transmute(address) };
+        // SAFETY: takes no arguments.
+        unsafe { largest() != 0 }
+    })
 }
 
 fn init_error(cuda: &Cuda, refusal: Refusal) -> Error {

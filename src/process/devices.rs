@@ -7,7 +7,7 @@ use crate::config::value::Location;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
-use crate::gpu::{Device, Stream};
+use crate::gpu::{Device, Driver, Stream};
 use crate::source::device::DeviceSource;
 use crate::source::managed::{ManagedSource, Placement};
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
@@ -24,6 +24,7 @@ pub struct DeviceEntry {
     managed: Arc<ManagedSource>,
     stream_ordered: Arc<AsyncSource>,
     vmm: Arc<VmmSource>,
+    chunk_limit: Option<u64>,
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
     /// The most bytes that blocks may take together.
@@ -31,11 +32,19 @@ pub struct DeviceEntry {
 }
 
 impl DeviceEntry {
-    pub(super) fn new(gpu: Arc<Device>, settings: Arc<Settings>) -> DeviceEntry {
-        let state = Arc::new(DeviceState::new(gpu));
-        for opt in [Opt::AsyncPool, Opt::AsyncReleaseThreshold, Opt::VmmLocation] {
+    pub(super) fn new(driver: &Driver, gpu: Arc<Device>, settings: Arc<Settings>) -> DeviceEntry {
+        for opt in [
+            Opt::AsyncPool,
+            Opt::AsyncReleaseThreshold,
+            Opt::VmmLocation,
+            Opt::RocmChunkSize,
+        ] {
             settings.fix(opt);
         }
+        let chunk_limit = driver
+            .limits_chunks()
+            .then(|| settings.size(Opt::RocmChunkSize).of(gpu.total_memory()));
+        let state = Arc::new(DeviceState::new(gpu));
         let pool = match settings.text(Opt::AsyncPool).as_str() {
             "own" => PoolChoice::Own(settings.size(Opt::AsyncReleaseThreshold)),
             _ => PoolChoice::DeviceDefault,
@@ -44,8 +53,8 @@ impl DeviceEntry {
         DeviceEntry {
             device: Arc::new(DeviceSource::new(state.clone())),
             stream_ordered: Arc::new(AsyncSource::new(state.clone(), pool)),
-            // CUDA backs a block of any size with one chunk.
-            vmm: Arc::new(VmmSource::new(state.clone(), location, None)),
+            vmm: Arc::new(VmmSource::new(state.clone(), location, chunk_limit)),
+            chunk_limit,
             managed: Arc::new(ManagedSource::new(state.clone(), move || Placement {
                 prefetch: settings.threshold(Opt::PrefetchThreshold),
                 headroom: settings.size(Opt::ManagedHeadroom),
@@ -78,7 +87,9 @@ impl DeviceEntry {
         match location {
             Some(place) if kind == Kind::Vmm && place != self.vmm.location() => lock(&self.placed)
                 .entry(place)
-                .or_insert_with(|| Arc::new(VmmSource::new(self.state.clone(), place, None)))
+                .or_insert_with(|| {
+                    Arc::new(VmmSource::new(self.state.clone(), place, self.chunk_limit))
+                })
                 .clone(),
             _ => self.source(kind),
         }

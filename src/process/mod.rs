@@ -156,7 +156,8 @@ impl Process {
         let mut is_new = false;
         let entry = slot.get_or_init(|| {
             is_new = true;
-            Arc::new(DeviceEntry::new(gpu.clone(), self.settings.clone()))
+            let settings = self.settings.clone();
+            Arc::new(DeviceEntry::new(&opened.driver, gpu.clone(), settings))
         });
         if is_new {
             for other in self.devices_in_use() {

@@ -1,12 +1,14 @@
 //! `hbmalloc bench`: what an allocation and its free cost on the host, for each source and beside it
 //! for the driver's own calls, in one run.
 
+use cuda_sys::driver::sys as cuda;
+use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::gpu::driver::{DriverKind, version_text};
 use hbmalloc::observe;
-use hbmalloc::sys::cuda::{Cuda, Handle};
+use hbmalloc::sys::cuda::{Cuda, Handle, Refusal};
 use hbmalloc::sys::library::Library;
 use hbmalloc::torch;
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -43,7 +45,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
 }
 
-fn measure(options: &Options) -> hbmalloc::error::Result<()> {
+fn measure(options: &Options) -> Result<()> {
     let process = observe::process();
     process.set_hooked(true);
     let driver = process.driver()?;
@@ -64,18 +66,21 @@ fn measure(options: &Options) -> hbmalloc::error::Result<()> {
         for (name, malloc, free) in sources {
             let ours = pairs(options.pairs, || {
                 let address = malloc(bytes as usize, 0, std::ptr::null_mut());
-                assert!(!address.is_null(), "{name}: out of memory at {size}");
+                if address.is_null() {
+                    return Err(last_error());
+                }
                 free(address, bytes as usize, 0, std::ptr::null_mut());
-            });
+                Ok(())
+            })?;
             process.trim(0, 0)?;
-            let theirs = raw.pairs(name, bytes, options.pairs);
+            let theirs = raw.pairs(name, bytes, options.pairs)?;
             print_line(options.json, simulated, name, bytes, size, ours, theirs);
         }
     }
     Ok(())
 }
 
-fn print_machine(driver: &hbmalloc::gpu::Driver, simulated: bool) -> hbmalloc::error::Result<()> {
+fn print_machine(driver: &hbmalloc::gpu::Driver, simulated: bool) -> Result<()> {
     println!(
         "Host time of one allocation and its free, in microseconds: median and 99th percentile."
     );
@@ -131,22 +136,29 @@ struct Times {
     p99: u64,
 }
 
-fn pairs(count: usize, mut pair: impl FnMut()) -> Times {
+fn pairs(count: usize, mut pair: impl FnMut() -> Result<()>) -> Result<Times> {
     for _ in 0..count.min(20) {
-        pair();
+        pair()?;
     }
     let started = Instant::now();
     let mut times = Vec::with_capacity(count);
     while times.len() < count && started.elapsed() < MOST_TIME {
         let before = Instant::now();
-        pair();
+        pair()?;
         times.push(before.elapsed().as_nanos() as u64);
     }
     times.sort_unstable();
-    Times {
+    Ok(Times {
         p50: times[times.len() / 2],
         p99: times[times.len() * 99 / 100],
-    }
+    })
+}
+
+/// The entry points return NULL and leave their reason to be asked for.
+fn last_error() -> Error {
+    // SAFETY: the text is a C string, valid until this thread's next error.
+    let text = unsafe { CStr::from_ptr(hbmalloc::capi::hbm_last_error()) };
+    Error::new(Status::Unsupported, text.to_string_lossy().into_owned())
 }
 
 fn cpu_name() -> String {
@@ -162,70 +174,61 @@ fn cpu_name() -> String {
 struct Raw(Cuda);
 
 impl Raw {
-    fn open(path: &std::path::Path) -> hbmalloc::error::Result<Raw> {
-        let library = Library::open(path).map_err(|reason| {
-            hbmalloc::error::Error::new(hbmalloc::error::Status::NoDriver, "open driver")
-                .detail(reason)
-        })?;
+    fn open(path: &std::path::Path) -> Result<Raw> {
+        let library = Library::open(path)
+            .map_err(|reason| Error::new(Status::NoDriver, "open driver").detail(reason))?;
         Ok(Raw(Cuda::resolve(library)))
     }
 
-    fn pairs(&self, source: &str, bytes: u64, count: usize) -> Times {
-        match source {
-            "async" => self.stream_ordered(bytes as usize, count),
-            "vmm" => self.mapped(bytes.next_multiple_of(2 << 20) as usize, count),
-            "managed" => self.managed(bytes as usize, count),
-            _ => self.plain(bytes as usize, count),
+    fn pairs(&self, source: &str, bytes: u64, count: usize) -> Result<Times> {
+        pairs(count, || {
+            // SAFETY: out-pointers are valid, and what was made is freed once, unused.
+            unsafe {
+                match source {
+                    "async" => self.stream_ordered(bytes as usize),
+                    "vmm" => self.mapped(bytes.next_multiple_of(2 << 20) as usize),
+                    "managed" => self.managed(bytes as usize),
+                    _ => self.plain(bytes as usize),
+                }
+            }
+            .map_err(|refusal| self.0.error(refusal))
+        })
+    }
+
+    unsafe fn plain(&self, bytes: usize) -> std::result::Result<(), Refusal> {
+        let mut address = 0;
+        // SAFETY: as in `pairs`.
+        unsafe {
+            self.0.memory_alloc(&mut address, bytes)?;
+            self.0.memory_free(address)
         }
     }
 
-    fn plain(&self, bytes: usize, count: usize) -> Times {
-        pairs(count, || {
-            let mut address = 0;
-            // SAFETY: the out-pointer is valid and the address is freed once.
-            unsafe {
-                self.0
-                    .memory_alloc(&mut address, bytes)
-                    .expect("cuMemAlloc");
-                self.0.memory_free(address).expect("cuMemFree");
-            }
-        })
-    }
-
     /// Without advice and prefetch.
-    fn managed(&self, bytes: usize, count: usize) -> Times {
-        pairs(count, || {
-            let mut address = 0;
-            // SAFETY: the out-pointer is valid and the address is freed once.
-            unsafe {
-                self.0
-                    .memory_alloc_managed(&mut address, bytes, 1)
-                    .expect("cuMemAllocManaged");
-                self.0.memory_free(address).expect("cuMemFree");
-            }
-        })
+    unsafe fn managed(&self, bytes: usize) -> std::result::Result<(), Refusal> {
+        const ATTACH_GLOBAL: u32 = 1;
+        let mut address = 0;
+        // SAFETY: as in `pairs`.
+        unsafe {
+            self.0
+                .memory_alloc_managed(&mut address, bytes, ATTACH_GLOBAL)?;
+            self.0.memory_free(address)
+        }
     }
 
-    fn stream_ordered(&self, bytes: usize, count: usize) -> Times {
-        let mut pool: Handle = std::ptr::null_mut();
-        // SAFETY: the out-pointer is valid.
-        unsafe { self.0.default_pool(&mut pool, 0) }.expect("cuDeviceGetDefaultMemPool");
-        pairs(count, || {
-            let (mut address, stream) = (0, std::ptr::null_mut());
-            // SAFETY: the out-pointer is valid and the address is freed once.
-            unsafe {
-                self.0
-                    .memory_alloc_from_pool(&mut address, bytes, pool, stream)
-                    .expect("cuMemAllocFromPoolAsync");
-                self.0
-                    .memory_free_async(address, stream)
-                    .expect("cuMemFreeAsync");
-            }
-        })
+    unsafe fn stream_ordered(&self, bytes: usize) -> std::result::Result<(), Refusal> {
+        let (mut pool, stream): (Handle, Handle) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mut address = 0;
+        // SAFETY: as in `pairs`.
+        unsafe {
+            self.0.default_pool(&mut pool, 0)?;
+            self.0
+                .memory_alloc_from_pool(&mut address, bytes, pool, stream)?;
+            self.0.memory_free_async(address, stream)
+        }
     }
 
-    fn mapped(&self, bytes: usize, count: usize) -> Times {
-        use cuda_sys::driver::sys as cuda;
+    unsafe fn mapped(&self, bytes: usize) -> std::result::Result<(), Refusal> {
         let location = cuda::CUmemLocation {
             type_: cuda::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
             id: 0,
@@ -246,25 +249,17 @@ impl Raw {
             location,
             flags: cuda::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
         };
-        pairs(count, || {
-            let (mut address, mut handle) = (0, 0);
-            // SAFETY: the out-pointers are valid; no work uses the range when it is unmapped.
-            unsafe {
-                let driver = &self.0;
-                driver
-                    .vmm_reserve(&mut address, bytes, 0, 0, 0)
-                    .expect("reserve");
-                driver
-                    .vmm_create(&mut handle, bytes, &properties, 0)
-                    .expect("create");
-                driver.vmm_map(address, bytes, 0, handle, 0).expect("map");
-                driver
-                    .vmm_set_access(address, bytes, &access, 1)
-                    .expect("access");
-                driver.vmm_unmap(address, bytes).expect("unmap");
-                driver.vmm_release(handle).expect("release");
-                driver.vmm_free_address(address, bytes).expect("free");
-            }
-        })
+        let driver = &self.0;
+        let (mut address, mut handle) = (0, 0);
+        // SAFETY: as in `pairs`.
+        unsafe {
+            driver.vmm_reserve(&mut address, bytes, 0, 0, 0)?;
+            driver.vmm_create(&mut handle, bytes, &properties, 0)?;
+            driver.vmm_map(address, bytes, 0, handle, 0)?;
+            driver.vmm_set_access(address, bytes, &access, 1)?;
+            driver.vmm_unmap(address, bytes)?;
+            driver.vmm_release(handle)?;
+            driver.vmm_free_address(address, bytes)
+        }
     }
 }

@@ -94,7 +94,11 @@ fn describe(device: &Arc<Device>) {
     println!(
         "  {:38} {}",
         "coherent with the host",
-        if device.is_coherent() { "yes" } else { "no" }
+        match device.is_coherent() {
+            Ok(true) => "yes".to_owned(),
+            Ok(false) => "no".to_owned(),
+            Err(error) => format!("unknown, asking failed: {error}"),
+        }
     );
     println!("  {:38} {:?}", "peers in use", device.active_peers());
     if let (Ok(granularity), Ok(chunk)) =
