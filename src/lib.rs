@@ -14,6 +14,9 @@ pub mod gpu;
 pub mod observe;
 pub mod process;
 pub mod registry;
+#[cfg(feature = "cli")]
+#[allow(unsafe_code)]
+pub mod selftest;
 pub mod source;
 #[allow(unsafe_code)]
 pub mod sys;

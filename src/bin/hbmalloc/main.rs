@@ -2,6 +2,7 @@
 
 mod bench;
 mod doctor;
+mod selftest;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ enum Command {
     Doctor,
     /// Measures what an allocation and its free cost, beside the driver's own calls
     Bench(bench::Options),
+    /// Tests the library and the driver in force
+    Selftest(selftest::Options),
 }
 
 fn main() -> ExitCode {
@@ -32,5 +35,6 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Doctor => doctor::run(),
         Command::Bench(options) => bench::run(&options),
+        Command::Selftest(options) => selftest::run(&options),
     }
 }
