@@ -7,7 +7,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process::{AllocatorId, Demand, Stats};
+use crate::process::{self, AllocatorId, Demand, Stats};
 use crate::source::{ALIGN, Kind, LastUse};
 use rustc_hash::FxHashMap;
 use std::ffi::{c_char, c_void};
@@ -134,6 +134,7 @@ struct Allocator {
 static ALLOCATORS: RwLock<Option<FxHashMap<usize, Arc<Allocator>>>> = RwLock::new(None);
 
 fn find(operation: &'static str, handle: *mut hbm_allocator_t) -> Result<Arc<Allocator>> {
+    process::check_not_forked()?;
     let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
     table
         .as_ref()
@@ -216,12 +217,12 @@ pub unsafe extern "C" fn hbm_allocator_create(
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 {
     export(|| {
-        if allocator.is_null() {
+        if allocator.is_null() || process::has_forked() {
             return Ok(());
         }
         let found = find("hbm_allocator_destroy", allocator)?;
         let live = found.live.load(Ordering::Acquire);
-        if live > 0 && !crate::process::has_forked() {
+        if live > 0 {
             return Err(Error::new(Status::Busy, "hbm_allocator_destroy")
                 .detail(format!("{live} of its blocks are not deallocated")));
         }
@@ -288,7 +289,7 @@ pub extern "C" fn hbm_allocator_deallocate(
     stream: *mut c_void,
 ) -> i32 {
     export(|| {
-        if address.is_null() || crate::process::has_forked() {
+        if address.is_null() || process::has_forked() {
             return Ok(());
         }
         let found = find("hbm_allocator_deallocate", allocator)?;
@@ -312,6 +313,9 @@ pub extern "C" fn hbm_allocator_record_stream(
     stream: *mut c_void,
 ) -> i32 {
     export(|| {
+        if process::has_forked() {
+            return Ok(());
+        }
         find("hbm_allocator_record_stream", allocator)?;
         observe::process().record_stream(address as u64, Stream::from_raw(stream))
     })

@@ -5,6 +5,7 @@ use crate::config::table::{self, Opt, TABLE};
 use crate::core::sync::lock;
 use crate::error::{Error, Status};
 use crate::observe;
+use crate::process::check_not_forked;
 use std::ffi::{CString, c_char};
 use std::sync::Mutex;
 
@@ -37,6 +38,7 @@ pub struct hbm_option_t {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_option_set(name: *const c_char, value: *const c_char) -> i32 {
     export(|| {
+        check_not_forked()?;
         // SAFETY: passed on to the caller.
         let (name, value) = unsafe {
             (
@@ -60,6 +62,7 @@ pub unsafe extern "C" fn hbm_option_set(name: *const c_char, value: *const c_cha
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_option_validate(name: *const c_char, value: *const c_char) -> i32 {
     export(|| {
+        check_not_forked()?;
         // SAFETY: passed on to the caller.
         let (name, value) = unsafe {
             (
@@ -84,6 +87,7 @@ pub unsafe extern "C" fn hbm_option_get(
     needed: *mut usize,
 ) -> i32 {
     export(|| {
+        check_not_forked()?;
         // SAFETY: passed on to the caller.
         let name = unsafe { text_argument("hbm_option_get", "name", name)? };
         let spec = table::find(name).ok_or_else(|| {
@@ -123,6 +127,7 @@ pub extern "C" fn hbm_option_count() -> usize {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_option_describe(index: usize, out: *mut hbm_option_t) -> i32 {
     export(|| {
+        check_not_forked()?;
         let spec = TABLE.get(index).ok_or_else(|| {
             Error::invalid(
                 "hbm_option_describe",

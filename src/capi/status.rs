@@ -135,6 +135,7 @@ pub unsafe extern "C" fn hbm_log_set_callback(
     user: *mut c_void,
 ) -> i32 {
     export(|| {
+        crate::process::check_not_forked()?;
         observe::process();
         let user = User(user);
         observe::log::set_callback(callback.map(|callback| -> observe::log::Callback {

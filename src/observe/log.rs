@@ -107,6 +107,10 @@ struct Forward;
 
 impl<S: Subscriber> Layer<S> for Forward {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        // After a fork another thread of the parent may hold the sink's locks for good.
+        if process::has_forked() {
+            return false;
+        }
         match SINK.filter.read() {
             Ok(filter) => filter
                 .as_ref()
@@ -116,10 +120,6 @@ impl<S: Subscriber> Layer<S> for Forward {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if process::has_forked() {
-            // Another thread may have held the output's lock when this process was forked.
-            return;
-        }
         let mut message = Message(String::new());
         event.record(&mut message);
         let metadata = event.metadata();

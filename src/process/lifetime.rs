@@ -10,18 +10,37 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static FORKED: AtomicBool = AtomicBool::new(false);
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-/// From here on, fork and exit are noticed. Called once the driver is initialised: a process that
-/// forks before that has lost nothing.
-pub(super) fn watch() {
+/// Whether there is a driver to lose: it is initialised, or a thread is about to.
+static AT_STAKE: AtomicBool = AtomicBool::new(false);
+
+/// From here on, forks are noticed. Called before the driver is initialised, since a child forked
+/// meanwhile would wait for a thread that it does not have.
+pub(super) fn watch_forks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         linux::at_fork_in_child(note_fork);
+    });
+    AT_STAKE.store(true, Ordering::SeqCst);
+}
+
+/// The driver could not be initialised: a child forked from here on has lost nothing.
+pub(super) fn nothing_at_stake() {
+    AT_STAKE.store(false, Ordering::SeqCst);
+}
+
+/// From here on, the exit is noticed. Called after the driver is initialised, so that our handler
+/// runs before the driver's.
+pub(super) fn watch_exit() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
         linux::at_exit(note_exit);
     });
 }
 
 extern "C" fn note_fork() {
-    FORKED.store(true, Ordering::SeqCst);
+    if AT_STAKE.load(Ordering::SeqCst) {
+        FORKED.store(true, Ordering::SeqCst);
+    }
 }
 
 extern "C" fn note_exit() {
@@ -38,7 +57,9 @@ pub fn is_exiting() -> bool {
     EXITING.load(Ordering::Relaxed)
 }
 
-pub(super) fn check_not_forked() -> Result<()> {
+/// An error in a process that was forked from one that had initialised the driver. Comes before any
+/// lock that a thread of the parent may have held.
+pub fn check_not_forked() -> Result<()> {
     if !has_forked() {
         return Ok(());
     }

@@ -10,7 +10,7 @@ pub mod stats;
 pub use crate::registry::AllocatorId;
 pub use blocks::Demand;
 pub use devices::DeviceEntry;
-pub use lifetime::{has_forked, is_exiting};
+pub use lifetime::{check_not_forked, has_forked, is_exiting};
 pub use stats::Stats;
 
 use crate::config::Settings;
@@ -95,6 +95,7 @@ impl Process {
 
     /// The source that the option `backend` names.
     pub fn default_kind(&self) -> Result<Kind> {
+        lifetime::check_not_forked()?;
         self.settings.check()?;
         Kind::from_name(&self.settings.text(Opt::Backend))
             .ok_or_else(|| Error::new(Status::Internal, "option backend"))
@@ -113,8 +114,10 @@ impl Process {
             let choice = self.settings.text(Opt::Driver);
             let (sim, origin) = self.settings.describe(Opt::Sim);
             let by_call = (origin == crate::config::Origin::Call).then_some(sim.as_str());
-            let driver = Driver::load(&choice, by_call, self.warnings.clone())?;
-            lifetime::watch();
+            lifetime::watch_forks();
+            let driver = Driver::load(&choice, by_call, self.warnings.clone())
+                .inspect_err(|_| lifetime::nothing_at_stake())?;
+            lifetime::watch_exit();
             for opt in [Opt::Driver, Opt::Sim] {
                 self.settings.fix(opt);
             }

@@ -57,7 +57,8 @@ fn message(error: &Error) -> CString {
 }
 
 type Throw = unsafe extern "C-unwind" fn(*mut c_void, *mut c_void, *mut c_void) -> !;
-type New = unsafe extern "C" fn(usize) -> *mut c_void;
+// Constructors and `new` may throw themselves, for want of memory: that flies on to the caller.
+type New = unsafe extern "C-unwind" fn(usize) -> *mut c_void;
 type Delete = unsafe extern "C" fn(*mut c_void);
 
 /// The parts of the C++ runtime that are needed.
@@ -88,7 +89,7 @@ impl Cpp {
 }
 
 fn runtime_error(cpp: &Cpp, text: &CStr) -> Option<Thrown> {
-    type Construct = unsafe extern "C" fn(*mut c_void, *const c_char);
+    type Construct = unsafe extern "C-unwind" fn(*mut c_void, *const c_char);
     let construct = cpp.library.symbol(c"_ZNSt13runtime_errorC1EPKc")?;
     let type_info = cpp.library.symbol(c"_ZTISt13runtime_error")?;
     let destroy = cpp.library.symbol(c"_ZNSt13runtime_errorD1Ev")?;
@@ -123,7 +124,7 @@ struct CppString {
 }
 
 fn out_of_memory(cpp: &Cpp, c10: &Library, text: &CStr) -> Option<Thrown> {
-    type Construct = unsafe extern "C" fn(*mut c_void, SourceLocation, *mut CppString);
+    type Construct = unsafe extern "C-unwind" fn(*mut c_void, SourceLocation, *mut CppString);
     let construct = c10.symbol(
         c"_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE",
     )?;

@@ -6,6 +6,7 @@ use super::entry::{segment_or_null, vmm_segment_free};
 use super::{allocate_segment, guarded};
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status, last};
+use crate::process::check_not_forked;
 use crate::source::Kind;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,7 @@ extern "C" fn bound_segment_malloc<const SLOT: usize>(
     stream: *mut c_void,
 ) -> *mut c_void {
     segment_or_null(guarded(|| {
+        check_not_forked()?;
         let (kind, tag) = lock(&BOUND)
             .get(SLOT)
             .cloned()
@@ -75,6 +77,7 @@ pub unsafe extern "C" fn hbm_torch_segment_functions(
     free_function: *mut *mut c_void,
 ) -> i32 {
     let outcome = guarded(|| {
+        check_not_forked()?;
         if malloc_function.is_null() || free_function.is_null() {
             return Err(Error::invalid(
                 "hbm_torch_segment_functions",

@@ -69,6 +69,14 @@ static void options(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_option_get(NULL, value, sizeof value, NULL));
     EXPECT(HBM_BAD_OPTION, hbm_option_get("no_such_thing", value, sizeof value, NULL));
 
+    EXPECT(HBM_OK, hbm_option_validate("backend", "device"));
+    EXPECT(HBM_BAD_OPTION, hbm_option_validate("backend", "vram"));
+    EXPECT(HBM_BAD_OPTION, hbm_option_validate("no_such_thing", "1"));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_option_validate(NULL, "vmm"));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_option_validate("backend", NULL));
+    EXPECT(HBM_OK, hbm_option_get("backend", value, sizeof value, NULL));
+    CHECK(strcmp(value, "managed") == 0);
+
     size_t count = hbm_option_count();
     int seen = 0;
     CHECK(count > 5);
@@ -126,6 +134,7 @@ static void log_callback(void) {
     CHECK(count == 2 && hbm_driver_used() == 1 && heard.greeting == 1);
     EXPECT(HBM_INVALID_ARGUMENT, hbm_device_count(NULL));
     EXPECT(HBM_BUSY, hbm_option_set("driver", "cuda"));
+    EXPECT(HBM_BUSY, hbm_option_validate("driver", "cuda"));
     EXPECT(HBM_OK, hbm_option_set("driver", "sim"));
 
     hbm_allocator_t *allocator = allocator_of(HBM_KIND_ASYNC, 0);
