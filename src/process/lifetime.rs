@@ -2,8 +2,8 @@
 //! are not there; at exit the driver may be gone before the last tensor is. From then on frees do
 //! nothing, and in a forked child allocating is an error.
 
-use crate::error::{Error, Result, Status};
-use crate::sys::linux;
+use crate::error::{Error, Result, Status, Warning, Warnings};
+use crate::sys::{library, linux};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,6 +35,19 @@ pub(super) fn watch_exit() {
     ONCE.call_once(|| {
         linux::at_exit(note_exit);
     });
+}
+
+/// The same library loaded from two files is two libraries, with two sets of options, limits and
+/// blocks that neither frees for the other.
+pub(super) fn warn_of_other_copy(warnings: &Warnings) {
+    if let Some(other) = library::other_with(c"hbm_allocator_create") {
+        warnings.warn(Warning::LoadedTwice, || {
+            format!(
+                "the library is in this process twice, the other from {}; neither knows the other's blocks, options and limits, so load one file everywhere",
+                other.display()
+            )
+        });
+    }
 }
 
 extern "C" fn note_fork() {

@@ -131,6 +131,7 @@ impl Process {
     }
 
     fn greet(&self, driver: &Driver) {
+        lifetime::warn_of_other_copy(&self.warnings);
         for notice in self.settings.notices() {
             self.warnings.warn(Warning::Environment, || notice.clone());
         }

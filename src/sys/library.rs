@@ -92,8 +92,8 @@ fn last_loader_error() -> String {
     }
 }
 
-/// The file from which the code at `address` was loaded, if it is code of one.
-pub fn file_of(address: usize) -> Option<PathBuf> {
+/// Where the code at `address` was loaded to and from which file, if it is code of one.
+fn origin(address: usize) -> Option<(usize, PathBuf)> {
     // SAFETY: an all-zero Dl_info is a valid out-argument.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
     // SAFETY: dladdr only compares the address with what is loaded.
@@ -104,5 +104,45 @@ pub fn file_of(address: usize) -> Option<PathBuf> {
     // SAFETY: dladdr filled in a C string owned by the loader.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
     let path = PathBuf::from(name.to_string_lossy().into_owned());
+    Some((info.dli_fbase as usize, path))
+}
+
+/// The file from which the code at `address` was loaded, if it is code of one.
+pub fn file_of(address: usize) -> Option<PathBuf> {
+    let (_, path) = origin(address)?;
     Some(std::fs::canonicalize(&path).unwrap_or(path))
+}
+
+/// A loaded library, other than the one this code is in, that exports a function of that name.
+pub fn other_with(name: &CStr) -> Option<PathBuf> {
+    let (here, _) = origin(other_with as *const () as usize)?;
+    loaded_names().into_iter().find_map(|library| {
+        let handle = open_handle(&library, libc::RTLD_NOW | libc::RTLD_NOLOAD)?;
+        // SAFETY: the handle was just opened.
+        let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+        let found = origin(address as usize).filter(|(base, _)| *base != here);
+        // SAFETY: as above; the loader keeps the library for those who had it loaded.
+        unsafe { libc::dlclose(handle) };
+        found.map(|(_, path)| path)
+    })
+}
+
+/// The names under which the process has libraries loaded.
+fn loaded_names() -> Vec<CString> {
+    unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _: usize, to: *mut c_void) -> c_int {
+        // SAFETY: the loader passes a description that is valid for the call, and our own pointer.
+        let (name, names) = unsafe { ((*info).dlpi_name, &mut *to.cast::<Vec<CString>>()) };
+        if !name.is_null() {
+            // SAFETY: a C string of the loader's.
+            names.push(unsafe { CStr::from_ptr(name) }.to_owned());
+        }
+        0
+    }
+    let mut names: Vec<CString> = Vec::new();
+    // SAFETY: `note` takes what the loader passes, and `names` outlives the call. Nothing is opened
+    // from within, since the loader holds a lock meanwhile.
+    unsafe { libc::dl_iterate_phdr(Some(note), std::ptr::from_mut(&mut names).cast()) };
+    // The program itself has no name, and opening that would give everything it can see.
+    names.retain(|name| !name.is_empty());
+    names
 }
