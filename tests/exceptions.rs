@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use support::{Language, STATIC_LIBRARIES, Workbench};
 
 /// The symbol by which the constructor of torch's error is found.
@@ -38,7 +38,7 @@ fn program(bench: &Workbench, arguments: &[&str], link: &[&str]) -> PathBuf {
     program
 }
 
-fn run(bench: &Workbench, program: &PathBuf) {
+fn run(bench: &Workbench, program: &Path) {
     print!("{}", bench.run(program).succeeds());
 }
 
