@@ -1,8 +1,12 @@
 //! The command `hbmalloc`.
 
 mod bench;
+mod demo;
 mod doctor;
+mod progress;
 mod selftest;
+mod simulator;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Says which driver and devices are here, what they can do, and which options are in force
     Doctor,
+    /// Shows the library at work: trains on a GPU with PyTorch, or replays a recorded program without
+    Demo(demo::Options),
     /// Measures what an allocation and its free cost, beside the driver's own calls
     Bench(bench::Options),
     /// Tests the library and the driver in force
@@ -34,6 +40,7 @@ fn main() -> ExitCode {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match Arguments::parse().command {
         Command::Doctor => doctor::run(),
+        Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Selftest(options) => selftest::run(&options),
     }
