@@ -82,13 +82,20 @@ fn command(program: &OsString) -> Command {
     command
 }
 
-/// The folder that holds the Python package: `python/` of a source checkout that this program was
+/// The folder that holds the Python package: `python/` of the source checkout that this program was
 /// built in, or where `pip install --target` put both.
 fn package_place() -> Option<PathBuf> {
-    let has_package = |place: &PathBuf| place.join("hbmalloc/demo_torch.py").is_file();
-    own_folders()
-        .flat_map(|folder| [folder.join("python"), folder])
-        .find(has_package)
+    /// `target`, in it the platform's folder where one was named, in it the profile's.
+    const DEPTH: usize = 4;
+    let installed = own_folders().nth(1);
+    let checkouts = own_folders()
+        .take(DEPTH)
+        .filter(|folder| folder.join("Cargo.toml").is_file())
+        .map(|folder| folder.join("python"));
+    installed
+        .into_iter()
+        .chain(checkouts)
+        .find(|place| place.join("hbmalloc/demo_torch.py").is_file())
 }
 
 /// The folder of this program, and those around it.
