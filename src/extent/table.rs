@@ -4,7 +4,7 @@
 //! device that joins as a peer misses no extent.
 
 use crate::core::sync::lock;
-use crate::error::{Result, Warning};
+use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Fence, Mapping, Reservation};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,6 +108,7 @@ impl Extents {
     pub fn build(&self, spec: &RunSpec) -> Result<u64> {
         let _guard = self.device.enter()?;
         let mut runs = lock(&self.runs);
+        let peers = self.device.active_peers()?;
         let reservation = Reservation::new(&self.device, spec.bytes, spec.align)?;
         let address = reservation.address();
         let mut run = Run {
@@ -117,7 +118,6 @@ impl Extents {
             owner: spec.owner,
             tag: spec.tag.clone(),
         };
-        let peers = self.device.active_peers();
         let backed = run.extents.iter_mut().try_for_each(|extent| {
             let chunk = Chunk::create(&self.device, extent.bytes, spec.chunk)?;
             self.rebind(extent, Some(chunk), &peers, &Fence::DONE)
@@ -152,25 +152,31 @@ impl Extents {
 
     /// Lets a device that has come into use reach everything mapped here.
     pub fn admit_peer(&self, peer: i32) {
-        if peer == self.device.ordinal() || !self.device.has_active_peer(peer) {
+        if peer == self.device.ordinal() {
             return;
         }
+        match self.device.has_active_peer(peer) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return self.warn_of_peer(peer, &error),
+        }
         for run in lock(&self.runs).values() {
-            for mapping in run
-                .extents
-                .iter()
-                .filter_map(|extent| extent.mapping.as_ref())
-            {
+            let mappings = run.extents.iter().filter_map(|e| e.mapping.as_ref());
+            for mapping in mappings {
                 if let Err(error) = mapping.allow(&[peer], run.spec.location) {
-                    self.device.warnings().warn(Warning::PeerAccess, || {
-                        format!(
-                            "device {peer} cannot reach memory of device {}: {error}",
-                            self.device.ordinal()
-                        )
-                    });
+                    self.warn_of_peer(peer, &error);
                 }
             }
         }
+    }
+
+    fn warn_of_peer(&self, peer: i32, error: &Error) {
+        self.device.warnings().warn(Warning::PeerAccess, || {
+            format!(
+                "device {peer} cannot reach memory of device {}: {error}",
+                self.device.ordinal()
+            )
+        });
     }
 
     /// Bytes of physical memory held now, and the most that was held.

@@ -1,9 +1,9 @@
 //! Stream capture: whether one is open, and driver calls that must not disturb it.
 
-use super::device::Device;
+use super::device::{Device, undo};
 use super::stream::Stream;
 use crate::core::sync::lock;
-use crate::error::{DriverCode, Result};
+use crate::error::{DriverCode, Error, Result, Warning};
 use crate::sys::cuda::Cuda;
 use rustc_hash::FxHashSet;
 use std::ffi::c_int;
@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Asking the legacy stream while another blocking stream captures answers this code.
 const IMPLICIT_CAPTURE: DriverCode = DriverCode(906);
+
+/// What a driver that checks handles answers for a stream that is gone.
+const INVALID_HANDLE: DriverCode = DriverCode(400);
 
 const MODE_RELAXED: c_int = 2;
 
@@ -69,10 +72,20 @@ impl Device {
         if streams.is_empty() {
             return false;
         }
-        let Ok(_guard) = self.enter() else {
-            return true;
+        let unknown = |error: Error| {
+            self.warnings().warn(Warning::GiveBack, || {
+                format!("whether a capture is open is unknown, so freed memory waits: {error}")
+            });
+            true
         };
-        streams.retain(|stream| self.asks_capturing(*stream).unwrap_or(false));
+        let _guard = match self.enter() {
+            Ok(guard) => guard,
+            Err(error) => return unknown(error),
+        };
+        streams.retain(|stream| match self.asks_capturing(*stream) {
+            Err(error) if error.code() == Some(INVALID_HANDLE) => false,
+            answer => answer.unwrap_or_else(unknown),
+        });
         !streams.is_empty()
     }
 
@@ -113,7 +126,7 @@ impl Drop for RelaxedCapture<'_> {
     fn drop(&mut self) {
         if let Some(mut mode) = self.previous {
             // SAFETY: `mode` is a valid in- and out-pointer.
-            let _ = unsafe { self.cuda.exchange_capture_mode(&mut mode) };
+            undo(|| unsafe { self.cuda.exchange_capture_mode(&mut mode) });
         }
     }
 }

@@ -93,7 +93,7 @@ impl Device {
         &self.cuda
     }
 
-    pub(super) fn context(&self) -> Handle {
+    pub(crate) fn context(&self) -> Handle {
         self.context.0
     }
 
@@ -147,35 +147,47 @@ impl Device {
     }
 
     /// Whether `peer`, another ordinal, can reach this device's memory and has an active context.
-    pub fn has_active_peer(&self, peer: i32) -> bool {
+    pub fn has_active_peer(&self, peer: i32) -> Result<bool> {
         let (mut handle, mut can, mut active) = (0 as c_int, 0 as c_int, 0 as c_int);
         let mut flags: c_uint = 0;
         // SAFETY: every pointer is a valid out-pointer.
         unsafe {
-            self.cuda.device_get(&mut handle, peer).is_ok()
-                && self
-                    .cuda
-                    .primary_context_state(handle, &mut flags, &mut active)
-                    .is_ok()
-                && active != 0
-                && self
-                    .cuda
-                    .device_can_access_peer(&mut can, handle, self.handle)
-                    .is_ok()
-                && can != 0
+            self.check(self.cuda.device_get(&mut handle, peer))?;
+            self.check(
+                self.cuda
+                    .primary_context_state(handle, &mut flags, &mut active),
+            )?;
+            if active == 0 {
+                return Ok(false);
+            }
+            self.check(
+                self.cuda
+                    .device_can_access_peer(&mut can, handle, self.handle),
+            )?;
         }
+        Ok(can != 0)
     }
 
     /// The ordinals of the other devices that can reach this one's memory and are in use.
-    pub fn active_peers(&self) -> Vec<i32> {
+    pub fn active_peers(&self) -> Result<Vec<i32>> {
         let mut count: c_int = 0;
         // SAFETY: `count` is a valid out-pointer.
-        if unsafe { self.cuda.device_count(&mut count) }.is_err() {
-            return Vec::new();
+        self.check(unsafe { self.cuda.device_count(&mut count) })?;
+        let mut peers = Vec::new();
+        for peer in (0..count).filter(|peer| *peer != self.ordinal) {
+            if self.has_active_peer(peer)? {
+                peers.push(peer);
+            }
         }
-        (0..count)
-            .filter(|peer| *peer != self.ordinal && self.has_active_peer(*peer))
-            .collect()
+        Ok(peers)
+    }
+}
+
+/// Undoes something in a Drop, which can tell nobody that it failed: once more if it did, so that a
+/// failure that passes leaves nothing behind.
+pub(super) fn undo(mut attempt: impl FnMut() -> std::result::Result<(), Refusal>) {
+    if attempt().is_err() {
+        let _ = attempt();
     }
 }
 
@@ -192,7 +204,7 @@ impl Drop for ContextGuard<'_> {
         if self.pushed {
             let mut popped: Handle = std::ptr::null_mut();
             // SAFETY: `popped` is a valid out-pointer, and what is popped is what `enter` pushed.
-            let _ = unsafe { self.device.cuda.context_pop(&mut popped) };
+            undo(|| unsafe { self.device.cuda.context_pop(&mut popped) });
         }
     }
 }

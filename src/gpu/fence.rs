@@ -1,7 +1,7 @@
 //! The moment after which work already given to the device has finished: behind some streams, or
 //! behind everything (an order point).
 
-use super::device::Device;
+use super::device::{Device, undo};
 use super::stream::Stream;
 use crate::error::{DriverCode, Error, Result, Status};
 use crate::sys::cuda::Handle;
@@ -70,7 +70,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: the event is live and this is its only owner.
-        let _ = unsafe { self.device.cuda().event_destroy(self.handle) };
+        undo(|| unsafe { self.device.cuda().event_destroy(self.handle) });
     }
 }
 

@@ -1,6 +1,6 @@
 //! The driver's stream-ordered pools.
 
-use super::device::Device;
+use super::device::{Device, undo};
 use super::stream::Stream;
 use crate::config::value::Location;
 use crate::error::Result;
@@ -150,7 +150,7 @@ impl Drop for StreamPool {
     fn drop(&mut self) {
         if self.own {
             // SAFETY: the pool is live and this is its only owner.
-            let _ = unsafe { self.device.cuda().pool_destroy(self.handle) };
+            undo(|| unsafe { self.device.cuda().pool_destroy(self.handle) });
         }
     }
 }

@@ -100,7 +100,10 @@ fn describe(device: &Arc<Device>) {
             Err(error) => format!("unknown, asking failed: {error}"),
         }
     );
-    println!("  {:38} {:?}", "peers in use", device.active_peers());
+    match device.active_peers() {
+        Ok(peers) => println!("  {:38} {peers:?}", "peers in use"),
+        Err(error) => println!("  {:38} {error}", "peers in use"),
+    }
     if let (Ok(granularity), Ok(chunk)) =
         (device.granularity(), device.best_chunk(Location::Device))
     {
