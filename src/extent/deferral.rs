@@ -6,7 +6,7 @@
 
 use crate::core::sync::lock;
 use crate::error::{Result, Status, Warning};
-use crate::gpu::{Device, Fence};
+use crate::gpu::{Device, Fence, Stream};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,16 +19,17 @@ pub const DRAIN_BYTES: u64 = 256 << 20;
 /// After so many refusals in a row the driver will not take an entry back: its context is gone.
 const MOST_ATTEMPTS: u32 = 16;
 
-/// Gives something back behind a fence; called again while it fails, so it must carry on where it
-/// stopped.
-type GiveBack = Box<dyn FnMut(&Fence) -> Result<()> + Send>;
+/// Gives something back behind a fence, in the order of a stream where it has one; called again while
+/// it fails, so it must carry on where it stopped.
+type GiveBack = Box<dyn FnMut(&Fence, Stream) -> Result<()> + Send>;
 
 struct Pending {
     fence: Option<Fence>,
     bytes: u64,
     give_back: GiveBack,
-    /// Whether what gives back orders itself behind the fence, which then need not be done.
-    ordered: bool,
+    /// The stream in whose order something is given back behind the fence, which then need not be
+    /// done.
+    ordered: Option<Stream>,
     attempts: u32,
 }
 
@@ -72,20 +73,38 @@ impl Deferral {
         bytes: u64,
         mut give_back: impl FnMut() -> Result<()> + Send + 'static,
     ) {
-        self.enqueue(fence, bytes, false, Box::new(move |_| give_back()));
+        self.enqueue(fence, bytes, None, Box::new(move |_, _| give_back()));
     }
 
-    /// Queues `give_back` until no capture is open; it is then given an order point to order itself
-    /// behind, which need not be done.
+    /// Queues `give_back` until no capture is open; it is then given an order point, which need not
+    /// be done, and the stream to order behind it: `stream`, or the legacy one if that was forgotten.
     pub fn push_ordered(
         &self,
         bytes: u64,
-        give_back: impl FnMut(&Fence) -> Result<()> + Send + 'static,
+        stream: Stream,
+        give_back: impl FnMut(&Fence, Stream) -> Result<()> + Send + 'static,
     ) {
-        self.enqueue(None, bytes, true, Box::new(give_back));
+        self.enqueue(None, bytes, Some(stream), Box::new(give_back));
     }
 
-    fn enqueue(&self, fence: Option<Fence>, bytes: u64, ordered: bool, give_back: GiveBack) {
+    /// Names `stream` no more, since it is about to be destroyed.
+    pub fn forget(&self, stream: Stream) {
+        // Whoever drains holds entries that the queue does not show.
+        let _turn = lock(&self.draining);
+        for entry in lock(&self.queue).iter_mut() {
+            if entry.ordered == Some(stream) {
+                entry.ordered = Some(Stream::LEGACY);
+            }
+        }
+    }
+
+    fn enqueue(
+        &self,
+        fence: Option<Fence>,
+        bytes: u64,
+        ordered: Option<Stream>,
+        give_back: GiveBack,
+    ) {
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         lock(&self.queue).push_back(Pending {
@@ -143,8 +162,9 @@ impl Deferral {
     }
 
     fn pass(&self, effort: Effort) {
-        let Ok(_guard) = self.device.enter() else {
-            return;
+        let _guard = match self.device.enter() {
+            Ok(guard) => guard,
+            Err(error) => return self.warn(&error),
         };
         let taken = std::mem::take(&mut *lock(&self.queue));
         let mut order_point: Option<Option<Fence>> = None;
@@ -184,12 +204,15 @@ impl Deferral {
             return false;
         };
         let ready = match effort {
-            _ if entry.ordered => Ok(true),
+            _ if entry.ordered.is_some() => Ok(true),
             Effort::Wait => fence.wait().map(|()| true),
             Effort::Ask | Effort::Order => fence.is_done(),
         };
         let outcome = match ready {
-            Ok(true) => (entry.give_back)(fence).map(|()| true),
+            Ok(true) => {
+                let stream = entry.ordered.unwrap_or(Stream::LEGACY);
+                (entry.give_back)(fence, stream).map(|()| true)
+            }
             other => other,
         };
         outcome.unwrap_or_else(|error| {

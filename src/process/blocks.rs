@@ -158,6 +158,7 @@ impl Process {
                 record.forget_use(stream);
             }
         });
+        entry.state().deferral.forget(stream);
         Ok(())
     }
 

@@ -124,6 +124,7 @@ pub trait Source: Send + Sync {
     fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()>;
 
     /// Gives cached memory back to the device down to `keep` bytes, waiting for work on freed blocks.
+    /// Does nothing while a capture is open.
     fn trim(&self, keep: u64) -> Result<()>;
 
     /// What it holds from the device.

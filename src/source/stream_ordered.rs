@@ -30,6 +30,8 @@ pub struct AsyncSource {
     pool: OnceCell<Arc<StreamPool>>,
     /// Peers the pool has been opened to.
     peers: Mutex<Vec<i32>>,
+    /// What the driver last said the pool holds, for when it does not say.
+    last_held: Mutex<Held>,
 }
 
 impl AsyncSource {
@@ -40,6 +42,7 @@ impl AsyncSource {
             choice,
             pool: OnceCell::new(),
             peers: Mutex::default(),
+            last_held: Mutex::default(),
         }
     }
 
@@ -63,22 +66,23 @@ impl AsyncSource {
         let Some(pool) = self.pool.get() else {
             return;
         };
+        let device = &self.state.device;
         let mut admitted = lock(&self.peers);
-        let new: Vec<i32> = self
-            .state
-            .device
-            .active_peers()
-            .into_iter()
-            .filter(|peer| !admitted.contains(peer))
-            .collect();
-        if new.is_empty() {
-            return;
-        }
-        match pool.allow(&new) {
-            Ok(()) => admitted.extend(new),
-            Err(error) => self.state.device.warnings().warn(Warning::PeerAccess, || {
-                format!("devices {new:?} cannot reach the stream-ordered pool: {error}")
-            }),
+        let outcome = device.active_peers().and_then(|mut new| {
+            new.retain(|peer| !admitted.contains(peer));
+            if !new.is_empty() {
+                pool.allow(&new)?;
+                admitted.extend(new);
+            }
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            device.warnings().warn(Warning::PeerAccess, || {
+                format!(
+                    "devices that came into use cannot reach the stream-ordered pool of device {}: {error}",
+                    device.ordinal()
+                )
+            });
         }
     }
 }
@@ -131,14 +135,19 @@ impl Source for AsyncSource {
         }
         // The free takes its place in a stream's order, so the order point need not have been reached.
         let device = self.state.device.clone();
-        self.state.deferral.push_ordered(bytes, move |fence| {
-            hold_back(&device, fence, stream)?;
-            pool.free(address, stream)
-        });
+        self.state
+            .deferral
+            .push_ordered(bytes, stream, move |fence, stream| {
+                hold_back(&device, fence, stream)?;
+                pool.free(address, stream)
+            });
         queue.map(|_| ())
     }
 
     fn trim(&self, keep: u64) -> Result<()> {
+        if self.state.device.capture_open() {
+            return Ok(());
+        }
         self.state.deferral.wait();
         match self.pool.get() {
             Some(pool) => {
@@ -151,11 +160,11 @@ impl Source for AsyncSource {
     }
 
     fn held(&self) -> Held {
-        let reserved = self.pool.get().map(|pool| pool.reserved());
-        match reserved {
-            Some(Ok((now, peak))) => Held { now, peak },
-            _ => Held::default(),
+        let mut last = lock(&self.last_held);
+        if let Some(Ok((now, peak))) = self.pool.get().map(|pool| pool.reserved()) {
+            *last = Held { now, peak };
         }
+        *last
     }
 }
 

@@ -59,6 +59,18 @@ impl VmmSource {
             .copied()
     }
 
+    /// What no device could hold is not tried chunk by chunk until memory runs out. One chunk is the
+    /// driver's to refuse.
+    fn check_possible(&self, request: &Request, bytes: u64) -> Result<()> {
+        let total = self.state.device.total_memory();
+        if self.chunk_limit.is_none() || self.location != Location::Device || bytes <= total {
+            return Ok(());
+        }
+        Err(Error::new(Status::OutOfMemory, "allocate")
+            .bytes(request.bytes)
+            .detail(format!("the device has {total} bytes")))
+    }
+
     fn build(&self, spec: &RunSpec) -> Result<u64> {
         match self.state.extents.build(spec) {
             Err(error) if error.status() == Status::OutOfMemory => {
@@ -81,19 +93,22 @@ impl Source for VmmSource {
     fn allocate(&self, request: &Request) -> Result<Block> {
         let (chunk, granularity) = self.grain()?;
         let bytes = rounded(request, granularity)?;
+        self.check_possible(request, bytes)?;
         self.state.deferral.drain();
         let chunk_bytes = match self.chunk_limit {
             Some(limit) => granularity.round_up(limit).unwrap_or(bytes),
             None => bytes,
         };
-        let address = self.build(&RunSpec {
-            bytes,
-            align: request.align.max(granularity).get(),
-            chunk_bytes,
-            chunk,
-            owner: request.owner,
-            tag: request.tag.clone(),
-        })?;
+        let address = self
+            .build(&RunSpec {
+                bytes,
+                align: request.align.max(granularity).get(),
+                chunk_bytes,
+                chunk,
+                owner: request.owner,
+                tag: request.tag.clone(),
+            })
+            .map_err(|error| error.bytes(request.bytes))?;
         Ok(Block {
             address,
             requested: request.bytes,
