@@ -30,6 +30,27 @@ fn driver() {
 }
 
 #[test]
+fn sources() {
+    passes("sources");
+}
+
+#[test]
+fn process() {
+    passes("process");
+}
+
+#[test]
+fn faults() {
+    passes("faults");
+}
+
+/// Short, unless `HBMALLOC_STRESS_SECONDS` says otherwise.
+#[test]
+fn stress() {
+    passes("stress");
+}
+
+#[test]
 fn an_unknown_suite_is_named_with_those_there_are() {
     let (code, text) = selftest(&["nothing"]);
     assert_eq!(code, Some(2), "{text}");

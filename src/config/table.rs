@@ -189,11 +189,12 @@ pub static TABLE: [Spec; 11] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 4] = [
+pub const FOREIGN_VARIABLES: [&str; 5] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_PYTHON",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_TEST_SEED",
+    "HBMALLOC_STRESS_SECONDS",
 ];
 
 /// The row of `name`, given as in calls or as the environment variable.

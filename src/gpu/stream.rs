@@ -48,7 +48,7 @@ impl Stream {
     }
 }
 
-/// A stream that the legacy stream neither waits for nor holds up, as torch's are.
+const BLOCKING: c_uint = 0;
 const NON_BLOCKING: c_uint = 1;
 
 /// A stream made here and destroyed when this is dropped. Its work ends all the same.
@@ -61,12 +61,21 @@ pub struct OwnedStream {
 }
 
 impl OwnedStream {
-    /// Makes a stream on `device`.
+    /// Makes a stream on `device` that goes its way beside the legacy stream, as torch's do.
     pub fn create(device: &Arc<Device>) -> Result<OwnedStream> {
+        OwnedStream::with_flags(device, NON_BLOCKING)
+    }
+
+    /// Makes a stream on `device` that the legacy stream waits for and holds up.
+    pub fn create_blocking(device: &Arc<Device>) -> Result<OwnedStream> {
+        OwnedStream::with_flags(device, BLOCKING)
+    }
+
+    fn with_flags(device: &Arc<Device>, flags: c_uint) -> Result<OwnedStream> {
         let _guard = device.enter()?;
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: `handle` is a valid out-pointer.
-        device.check(unsafe { device.cuda().stream_create(&mut handle, NON_BLOCKING) })?;
+        device.check(unsafe { device.cuda().stream_create(&mut handle, flags) })?;
         Ok(OwnedStream {
             device: device.clone(),
             stream: Stream::from_raw(handle),

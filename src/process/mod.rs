@@ -55,7 +55,9 @@ impl Process {
         })
     }
 
-    fn with_settings(settings: Settings) -> Process {
+    /// A state of its own beside that of the process, for tests: the driver is opened anew, and only
+    /// what is allocated through it is known to it.
+    pub fn with_settings(settings: Settings) -> Process {
         Process {
             settings: Arc::new(settings),
             warnings: Arc::default(),

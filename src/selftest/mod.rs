@@ -1,12 +1,22 @@
 //! What `hbmalloc selftest` runs, and `cargo test` too: named cases in suites, on whatever driver is
 //! in force, so that a machine without cargo can be tested by the command that was installed there.
 
+mod check;
 mod context;
 pub mod driver;
+pub mod faults;
+pub mod machine;
+pub mod process;
+pub mod simulator;
+pub mod sources;
+pub mod stress;
 
 pub use context::Context;
 
+use crate::config::Origin;
+use crate::config::table::Opt;
 use crate::error::{Error, Result, Status};
+use crate::process::Process;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -72,7 +82,13 @@ impl Suite {
 }
 
 /// Every suite, in the order they run.
-pub const SUITES: &[Suite] = &[driver::SUITE];
+pub const SUITES: &[Suite] = &[
+    driver::SUITE,
+    sources::SUITE,
+    process::SUITE,
+    faults::SUITE,
+    stress::SUITE,
+];
 
 /// How many cases ended which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +134,7 @@ pub fn list(suites: &[&Suite]) {
 /// Runs `suites`, a line a case as they go. With `observe`, also what the driver answered at every
 /// step of the cases that note it, to compare one driver with another.
 pub fn run(suites: &[&Suite], observe: bool) -> Result<Summary> {
+    quieten()?;
     let context = Context::open(observe)?;
     println!("{}", context.machine());
     let mut summary = Summary::default();
@@ -146,6 +163,15 @@ pub fn run(suites: &[&Suite], observe: bool) -> Result<Summary> {
         summary.passed, summary.failed, summary.skipped
     );
     Ok(summary)
+}
+
+/// Cases provoke warnings, and look at how they are counted; nobody need read them.
+fn quieten() -> Result<()> {
+    let settings = Process::current().settings();
+    if settings.describe(Opt::Log).1 == Origin::Default {
+        settings.set("log", "error")?;
+    }
+    Ok(())
 }
 
 fn outcome(case: &Case, context: &Context) -> Outcome {

@@ -167,6 +167,8 @@ driver_functions! {
     vmm_unmap = "cuMemUnmap"(address: u64, bytes: usize);
     /// Lets devices reach a mapped range.
     vmm_set_access = "cuMemSetAccess"(address: u64, bytes: usize, descriptors: *const AccessDesc, count: usize);
+    /// What a device may do at a mapped address.
+    vmm_access = "cuMemGetAccess"(flags: *mut u64, location: *const MemLocation, address: u64);
     /// Exports a chunk as a file descriptor or fabric handle.
     vmm_export = "cuMemExportToShareableHandle"(out: *mut c_void, handle: u64, kind: c_int, flags: u64);
     /// Imports a chunk.
@@ -178,6 +180,8 @@ driver_functions! {
     stream_id = "cuStreamGetId"(stream: Handle, id: *mut u64);
     /// Waits for a stream.
     stream_synchronize = "cuStreamSynchronize"(stream: Handle);
+    /// Whether a stream's work is done.
+    stream_query = "cuStreamQuery"(stream: Handle);
     /// Makes a stream wait for an event.
     stream_wait_event = "cuStreamWaitEvent"(stream: Handle, event: Handle, flags: c_uint);
     /// Exchanges the calling thread's capture mode.

@@ -1,0 +1,254 @@
+//! Memory of captured graphs: mapped until the last graph of its pool is gone, because a replay
+//! writes where its capture did.
+
+use super::{House, MIB};
+use crate::error::Warning;
+use crate::extent::table::Owner;
+use crate::gpu::Stream;
+use crate::process::Demand;
+use crate::registry::GraphPool;
+use crate::selftest::check::{ensure, ensure_eq};
+use crate::selftest::machine::{CAPTURE_GLOBAL, CAPTURE_RELAXED};
+use crate::selftest::{Outcome, Stop};
+use crate::source::Kind;
+
+const BYTES: u64 = 6 * MIB;
+
+fn pool(id: u64) -> GraphPool {
+    GraphPool {
+        device: 0,
+        id: (0, id),
+    }
+}
+
+/// Runs `body` in a capture on `stream` into `pool`, as torch's hooks tell of it.
+fn in_capture<T>(
+    house: &House,
+    pool: GraphPool,
+    stream: Stream,
+    body: impl FnOnce() -> Result<T, Stop>,
+) -> Result<T, Stop> {
+    house.process.graph_begin(pool)?;
+    house.machine.begin_capture(stream, CAPTURE_GLOBAL)?;
+    let outcome = body();
+    house
+        .machine
+        .end_capture(stream)
+        .map_err(|stop| stop.at("the capture's end"))?;
+    house.process.graph_end(pool)?;
+    outcome
+}
+
+/// What a replay would do.
+fn write(house: &House, address: u64, stream: Stream) -> Outcome {
+    house.machine.device.fill(address, 3, BYTES, stream)?;
+    house.machine.synchronize()
+}
+
+/// Blocks of a capture, freed in it or after it, stay until release. What the async source may not
+/// give to a graph comes from virtual memory.
+pub fn graph_memory() -> Outcome {
+    let house = House::plain()?;
+    let stream = house.machine.stream()?;
+    for (id, kind) in (1..).zip(house.kinds()?) {
+        let (freed, live) = in_capture(&house, pool(id), stream.stream(), || {
+            let live = house.allocate(kind, BYTES, stream.stream())?;
+            let freed = house.allocate(kind, BYTES, stream.stream())?;
+            house.free(freed)?;
+            Ok((freed, live))
+        })?;
+        if kind == Kind::Async {
+            let stats = house.process.stats(0, Some(Kind::Vmm))?;
+            ensure!(stats.allocated >= BYTES, "vmm serves captures: {stats:?}");
+        }
+        house.free(live)?;
+        house.process.trim_all()?;
+        for address in [freed, live] {
+            write(&house, address, stream.stream()).map_err(|stop| stop.at(kind.name()))?;
+        }
+        let stats = house.process.stats(0, None)?;
+        ensure!(
+            stats.reserved >= 2 * BYTES,
+            "{kind:?} gave graph memory back: {stats:?}"
+        );
+        ensure_eq!(stats.allocated, 0, "allocated by {kind:?}");
+        house.process.graph_release(pool(id))?;
+        house.process.trim_all()?;
+        ensure_eq!(
+            house.process.stats(0, None)?.reserved,
+            0,
+            "reserved after release by {kind:?}"
+        );
+    }
+    house.finish()
+}
+
+/// Within a pool a freed block serves its own stream again, and no other.
+pub fn reuse() -> Outcome {
+    let house = House::plain()?;
+    let (stream, other) = (house.machine.stream()?, house.machine.stream()?);
+    let first = in_capture(&house, pool(1), stream.stream(), || {
+        let first = house.allocate(Kind::Vmm, BYTES, stream.stream())?;
+        house.free(first)?;
+        let again = house.allocate(Kind::Vmm, BYTES - 5, stream.stream())?;
+        ensure_eq!(again, first, "the block of the same stream");
+        house.free(again)?;
+        let small = house.allocate(Kind::Vmm, 5, stream.stream())?;
+        ensure!(small != first, "a large block serves a small request");
+        house.free(small)?;
+        Ok(first)
+    })?;
+    let elsewhere = in_capture(&house, pool(1), other.stream(), || {
+        let elsewhere = house.allocate(Kind::Vmm, BYTES, other.stream())?;
+        ensure!(elsewhere != first, "the block of another stream");
+        Ok(elsewhere)
+    })?;
+    // Another pool's graphs are replayed at other times.
+    let apart = in_capture(&house, pool(2), stream.stream(), || {
+        house.allocate(Kind::Vmm, BYTES, stream.stream())
+    })?;
+    ensure!(apart != first, "the block of another pool");
+    house.free(elsewhere)?;
+    house.free(apart)?;
+    for id in [1, 1, 2] {
+        house.process.graph_release(pool(id))?;
+    }
+    house.finish()
+}
+
+/// With two captures into one pool, the last release counts.
+pub fn shared_pool() -> Outcome {
+    let house = House::plain()?;
+    let stream = house.machine.stream()?;
+    let capture = || {
+        in_capture(&house, pool(1), stream.stream(), || {
+            house.allocate(Kind::Vmm, BYTES, stream.stream())
+        })
+    };
+    let (first, second) = (capture()?, capture()?);
+    house.free(first)?;
+    house.free(second)?;
+    house.process.graph_release(pool(1))?;
+    house.process.trim_all()?;
+    for address in [first, second] {
+        ensure!(
+            house.is_mapped(address)?,
+            "unmapped while a graph of the pool lives"
+        );
+        write(&house, address, stream.stream())?;
+    }
+    house.process.graph_release(pool(1))?;
+    house.finish()
+}
+
+/// Releases and ends of pools that no capture began are nothing.
+pub fn release_unknown() -> Outcome {
+    let house = House::plain()?;
+    let block = house.allocate(Kind::Vmm, BYTES, Stream::LEGACY)?;
+    house.process.graph_release(pool(9))?;
+    house.process.graph_end(pool(9))?;
+    house.process.graph_begin(pool(9))?;
+    house.process.graph_end(pool(9))?;
+    house.process.graph_end(pool(9))?;
+    ensure_eq!(
+        house.process.device(0)?.state().device.capture_open(),
+        false,
+        "a capture is open"
+    );
+    house.process.graph_release(pool(9))?;
+    house.process.graph_release(pool(9))?;
+    house.free(block)?;
+    house.finish()
+}
+
+/// A block whose pool is gone goes with its own free.
+pub fn freed_after_release() -> Outcome {
+    let house = House::plain()?;
+    let stream = house.machine.stream()?;
+    for kind in house.kinds()? {
+        let block = in_capture(&house, pool(1), stream.stream(), || {
+            house.allocate(kind, BYTES, stream.stream())
+        })?;
+        house.process.graph_release(pool(1))?;
+        write(&house, block, stream.stream())?;
+        house.free(block)?;
+        house.process.trim_all()?;
+        ensure_eq!(
+            house.process.stats(0, None)?.reserved,
+            0,
+            "reserved by {kind:?}"
+        );
+    }
+    house.finish()
+}
+
+/// Segments are torch's to keep: freed, they go, whatever captured them.
+pub fn segments() -> Outcome {
+    let house = House::plain()?;
+    let stream = house.machine.stream()?;
+    let segment = in_capture(&house, pool(1), stream.stream(), || {
+        let demand = Demand {
+            owner: Owner::Segment,
+            last_use: crate::source::LastUse::Anywhere,
+            ..house.demand(Kind::Vmm, 20 * MIB, stream.stream())
+        };
+        Ok(house.process.allocate(demand)?)
+    })?;
+    house.free(segment)?;
+    house.process.trim_all()?;
+    ensure!(!house.is_mapped(segment)?, "a freed segment stays");
+    house.process.graph_release(pool(1))?;
+    house.finish()
+}
+
+/// A capture that no hook told of: nobody will say when its graph is gone, so its blocks are kept.
+pub fn unknown_capture() -> Outcome {
+    let house = House::plain()?;
+    let stream = house.machine.stream()?;
+    house
+        .machine
+        .begin_capture(stream.stream(), CAPTURE_RELAXED)?;
+    let block = house.allocate(Kind::Async, BYTES, stream.stream());
+    house.machine.end_capture(stream.stream())?;
+    let block = block?;
+    house.free(block)?;
+    house.process.trim_all()?;
+    ensure!(house.is_mapped(block)?, "unmapped while its graph may live");
+    write(&house, block, stream.stream())?;
+    ensure_eq!(
+        house.process.warnings().count(Warning::CaptureKept),
+        1,
+        "warnings"
+    );
+    ensure_eq!(house.process.live_blocks(), 0, "blocks");
+    // It is no leak of the machine: the case's own process is over.
+    house.process.device(0)?.state().extents.retire(block)?;
+    house.finish()
+}
+
+/// Blocks from before the capture, freed in it, wait for its end.
+pub fn free_in_capture() -> Outcome {
+    let house = House::plain()?;
+    let (own, capturing) = (house.machine.stream()?, house.machine.stream()?);
+    for kind in house.kinds()? {
+        let block = house.allocate(kind, BYTES, own.stream())?;
+        in_capture(&house, pool(1), capturing.stream(), || {
+            house.free(block)?;
+            ensure_eq!(house.process.trim_all()?, 0, "trimmed in a capture");
+            ensure_eq!(
+                house.process.stats(0, None)?.pending_frees,
+                1,
+                "frees of {kind:?} waiting"
+            );
+            Ok(())
+        })?;
+        house.process.graph_release(pool(1))?;
+        house.process.trim_all()?;
+        ensure_eq!(
+            house.process.stats(0, None)?.pending_frees,
+            0,
+            "frees of {kind:?} waiting"
+        );
+    }
+    house.finish()
+}

@@ -1,0 +1,183 @@
+//! What a process makes of the sources: records, statistics, streams that come and go, memory of
+//! captured graphs, limits, and the placement of managed memory.
+
+mod graphs;
+mod managed;
+mod records;
+mod statistics;
+mod streams;
+
+use super::machine::Machine;
+use super::simulator::{Counters, Simulator};
+use crate::extent::table::Owner;
+use crate::gpu::Stream;
+use crate::process::{Demand, Process};
+use crate::selftest::check::ensure_eq;
+use crate::selftest::{Case, Outcome, Stop, Suite};
+use crate::source::{ALIGN, Kind, LastUse};
+
+const MIB: u64 = 1 << 20;
+
+macro_rules! cases {
+    ($($file:ident::$case:ident,)*) => {
+        &[$(Case {
+            name: concat!(stringify!($file), ": ", stringify!($case)),
+            run: |_| $file::$case(),
+        }),*]
+    };
+}
+
+/// The suite of a process's own doings.
+pub const SUITE: Suite = Suite {
+    name: "process",
+    about: "records, statistics, streams that go, memory of graphs, limits, placement",
+    cases: &[cases![
+        records::no_driver_before_use,
+        records::wrong_frees,
+        records::bad_requests,
+        records::addresses_inside,
+        statistics::statistics,
+        statistics::failures,
+        statistics::limit,
+        statistics::out_of_memory_text,
+        statistics::trim,
+        streams::record_stream,
+        streams::forgotten_streams,
+        streams::forgotten_in_capture,
+        streams::per_thread_stream,
+        streams::second_device,
+        graphs::graph_memory,
+        graphs::reuse,
+        graphs::shared_pool,
+        graphs::release_unknown,
+        graphs::freed_after_release,
+        graphs::segments,
+        graphs::unknown_capture,
+        graphs::free_in_capture,
+        managed::placement,
+        managed::prefetch_options,
+        managed::headroom,
+        managed::in_capture,
+        managed::coherent,
+        managed::not_concurrent,
+        managed::refused,
+    ]],
+};
+
+/// A process on a machine.
+pub struct House {
+    /// The process.
+    pub process: Process,
+    /// The machine.
+    pub machine: Machine,
+    base: Option<Counters>,
+}
+
+impl House {
+    /// A process with some options set, on a machine started afresh as `spec` says.
+    pub fn open(spec: &str, options: &[(&str, &str)]) -> Result<House, Stop> {
+        let machine = Machine::open(spec)?;
+        let mut all = vec![("sim", spec)];
+        all.extend(options);
+        Ok(House {
+            process: machine.process(&all)?,
+            base: machine.sim.map(|sim| sim.counters()),
+            machine,
+        })
+    }
+
+    /// The usual one.
+    pub fn plain() -> Result<House, Stop> {
+        House::open("devices=2,poison=1", &[])
+    }
+
+    /// The simulated driver, or the end of the case.
+    pub fn sim(&self) -> Result<Simulator, Stop> {
+        self.machine.sim.ok_or_else(Stop::needs_simulator)
+    }
+
+    /// A demand as most cases make it.
+    pub fn demand(&self, kind: Kind, bytes: u64, stream: Stream) -> Demand {
+        Demand {
+            kind,
+            device: 0,
+            bytes,
+            align: ALIGN,
+            stream,
+            owner: Owner::Block,
+            last_use: LastUse::Streams(Vec::new()),
+            allocator: None,
+            location: None,
+            tag: None,
+        }
+    }
+
+    /// Allocates a block.
+    pub fn allocate(&self, kind: Kind, bytes: u64, stream: Stream) -> Result<u64, Stop> {
+        Ok(self.process.allocate(self.demand(kind, bytes, stream))?)
+    }
+
+    /// Frees a block.
+    pub fn free(&self, address: u64) -> Outcome {
+        Ok(self.process.deallocate(address, None, None)?)
+    }
+
+    /// Whether the kind can be had on this machine.
+    pub fn has(&self, kind: Kind) -> Result<bool, Stop> {
+        let device = &self.machine.device;
+        Ok(match kind {
+            Kind::Device => true,
+            Kind::Managed => device.managed_memory()?.is_ok(),
+            Kind::Async => device.memory_pools()?.is_ok(),
+            Kind::Vmm => device.vmm()?.is_ok(),
+        })
+    }
+
+    /// The kinds that can be had.
+    pub fn kinds(&self) -> Result<Vec<Kind>, Stop> {
+        let mut kinds = Vec::new();
+        for kind in Kind::ALL {
+            if self.has(kind)? {
+                kinds.push(kind);
+            }
+        }
+        Ok(kinds)
+    }
+
+    /// Whether physical memory lies behind an address of the vmm source.
+    pub fn is_mapped(&self, address: u64) -> Result<bool, Stop> {
+        let extents = &self.process.device(0)?.state().extents;
+        let mut list = extents.list().into_iter();
+        Ok(list.any(|extent| (extent.address..extent.address + extent.bytes).contains(&address)))
+    }
+
+    /// Everything was freed: nothing may be left.
+    pub fn finish(&self) -> Outcome {
+        self.machine.synchronize()?;
+        self.process.trim_all()?;
+        let device = self.process.device(0)?;
+        device.state().extents.audit()?;
+        ensure_eq!(self.process.live_blocks(), 0, "blocks recorded");
+        let stats = self.process.stats(0, None)?;
+        let left = (
+            stats.requested,
+            stats.allocated,
+            stats.reserved,
+            stats.pending_frees,
+        );
+        ensure_eq!(
+            left,
+            (0, 0, 0, 0),
+            "requested, allocated, reserved, pending"
+        );
+        if let (Some(sim), Some(base)) = (self.machine.sim, &self.base) {
+            ensure_eq!(
+                sim.counters().memory(),
+                base.memory(),
+                "alive in the driver"
+            );
+            ensure_eq!(sim.faults(), Vec::<String>::new(), "faults");
+        }
+        Ok(())
+    }
+}

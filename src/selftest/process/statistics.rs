@@ -1,0 +1,159 @@
+//! Counts that are true, and what happens at their limits.
+
+use super::{House, MIB};
+use crate::error::Status;
+use crate::gpu::Stream;
+use crate::process::Stats;
+use crate::selftest::Outcome;
+use crate::selftest::check::{ensure, ensure_eq};
+use crate::selftest::simulator::Counters;
+use crate::source::Kind;
+
+/// requested <= allocated <= reserved for every kind at any time, and reserved is what the simulator
+/// counts by itself.
+pub fn statistics() -> Outcome {
+    let house = House::plain()?;
+    let mut live = Vec::new();
+    for round in 1..=3u64 {
+        for kind in house.kinds()? {
+            for bytes in [1, 1000, 300 * 1024, 5 * MIB + 7] {
+                live.push(house.allocate(kind, bytes * round, Stream::LEGACY)?);
+                check(&house)?;
+            }
+        }
+        for _ in 0..6 {
+            let at = (live.len() * 7 / 11).min(live.len() - 1);
+            house.free(live.swap_remove(at))?;
+            check(&house)?;
+        }
+    }
+    for address in live {
+        house.free(address)?;
+        check(&house)?;
+    }
+    let total = house.process.stats(0, None)?;
+    ensure_eq!(
+        total.allocations,
+        total.deallocations,
+        "allocations and frees"
+    );
+    ensure!(total.peak_reserved >= total.peak_allocated, "{total:?}");
+    ensure!(total.peak_allocated >= total.peak_requested, "{total:?}");
+    house.finish()
+}
+
+fn check(house: &House) -> Outcome {
+    let mut sum = Stats::default();
+    for kind in Kind::ALL {
+        let stats = house.process.stats(0, Some(kind))?;
+        ensure!(
+            stats.requested <= stats.allocated && stats.allocated <= stats.reserved,
+            "{kind:?}: {stats:?}"
+        );
+        if let Some(sim) = house.machine.sim {
+            let counted = counted(&sim.counters(), kind);
+            ensure_eq!(stats.reserved, counted, "reserved by {kind:?}");
+        }
+        sum.requested += stats.requested;
+        sum.allocated += stats.allocated;
+        sum.reserved += stats.reserved;
+    }
+    let total = house.process.stats(0, None)?;
+    let sums = (sum.requested, sum.allocated, sum.reserved);
+    ensure_eq!(
+        (total.requested, total.allocated, total.reserved),
+        sums,
+        "sums"
+    );
+    house.process.device(0)?.state().extents.audit()?;
+    Ok(())
+}
+
+fn counted(counters: &Counters, kind: Kind) -> u64 {
+    match kind {
+        Kind::Device => counters.device_bytes,
+        Kind::Managed => counters.managed_bytes,
+        Kind::Async => counters.async_reserved_bytes,
+        Kind::Vmm => counters.chunk_bytes + counters.host_chunk_bytes,
+    }
+}
+
+/// Failed requests are counted and change nothing else.
+pub fn failures() -> Outcome {
+    let house = House::plain()?;
+    for kind in house.kinds()? {
+        let before = house.process.stats(0, Some(kind))?;
+        let refused = house
+            .process
+            .allocate(house.demand(kind, 1 << 50, Stream::LEGACY));
+        let status = refused.err().map(|error| error.status());
+        ensure_eq!(status, Some(Status::OutOfMemory), "{kind:?}");
+        let after = house.process.stats(0, Some(kind))?;
+        ensure_eq!(
+            after.failed_allocations,
+            before.failed_allocations + 1,
+            "failures of {kind:?}"
+        );
+        ensure_eq!(after.allocated, before.allocated, "allocated by {kind:?}");
+    }
+    house.finish()
+}
+
+/// A limit on what blocks of all kinds take together.
+pub fn limit() -> Outcome {
+    let house = House::plain()?;
+    house.process.device(0)?.set_limit(64 * MIB);
+    for kind in house.kinds()? {
+        let half = house.allocate(kind, 40 * MIB, Stream::LEGACY)?;
+        let refused = house
+            .process
+            .allocate(house.demand(kind, 30 * MIB, Stream::LEGACY));
+        let error = refused.err().ok_or("the limit was passed".to_owned())?;
+        ensure_eq!(error.status(), Status::OutOfMemory, "{error}");
+        let text = error.to_string();
+        for figure in [64 * MIB, 30 * MIB, 40 * MIB] {
+            ensure!(text.contains(&figure.to_string()), "no {figure} in: {text}");
+        }
+        let rest = house.allocate(kind, 20 * MIB, Stream::LEGACY)?;
+        house.free(half)?;
+        house.free(rest)?;
+    }
+    house.finish()
+}
+
+/// The error says what is free, what this process holds and what waits.
+pub fn out_of_memory_text() -> Outcome {
+    let house = House::open("devices=1,memory=64MiB", &[])?;
+    house.sim()?;
+    let live = house.allocate(Kind::Vmm, 16 * MIB, Stream::LEGACY)?;
+    for kind in [Kind::Device, Kind::Async, Kind::Vmm] {
+        let refused = house
+            .process
+            .allocate(house.demand(kind, 60 * MIB, Stream::LEGACY));
+        let text = refused.err().ok_or("60 of 48 MiB".to_owned())?.to_string();
+        for figure in [60 * MIB, 48 * MIB, 64 * MIB, 16 * MIB] {
+            ensure!(text.contains(&figure.to_string()), "no {figure} in: {text}");
+        }
+    }
+    house.free(live)?;
+    house.finish()
+}
+
+/// What a trim says it gave back is what the device has more.
+pub fn trim() -> Outcome {
+    let house = House::plain()?;
+    let sim = house.sim()?;
+    for kind in house.kinds()? {
+        let block = house.allocate(kind, 48 * MIB, Stream::LEGACY)?;
+        house.free(block)?;
+        let before = sim.counters();
+        let said = house.process.trim(0, 0)?;
+        let now = sim.counters();
+        ensure_eq!(
+            said,
+            counted(&before, kind) - counted(&now, kind),
+            "given back by {kind:?}"
+        );
+    }
+    house.finish()
+}
