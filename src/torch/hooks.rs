@@ -2,6 +2,7 @@
 //! `hbm_torch_set_hooked`.
 
 use super::{guarded, hook};
+use crate::error::Error;
 use crate::gpu::Stream;
 use crate::observe;
 use crate::registry::GraphPool;
@@ -33,8 +34,14 @@ pub extern "C" fn hbm_torch_reset() {
 pub extern "C" fn hbm_torch_memory_fraction(fraction: f64, device: c_int) {
     hook(|| {
         let device = observe::process().device(device)?;
+        if !(0.0..=1.0).contains(&fraction) {
+            return Err(Error::invalid(
+                "memory fraction",
+                format!("{fraction} is not between 0 and 1"),
+            ));
+        }
         let total = device.state().device.total_memory();
-        device.set_limit((total as f64 * fraction.clamp(0.0, 1.0)) as u64);
+        device.set_limit((total as f64 * fraction) as u64);
         Ok(())
     });
 }
