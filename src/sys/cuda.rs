@@ -113,6 +113,10 @@ driver_functions! {
     context_push = "cuCtxPushCurrent_v2"(context: Handle);
     /// Pops the calling thread's context.
     context_pop = "cuCtxPopCurrent_v2"(context: *mut Handle);
+    /// Replaces the calling thread's context.
+    context_set = "cuCtxSetCurrent"(context: Handle);
+    /// The device of the calling thread's context.
+    context_device = "cuCtxGetDevice"(device: *mut c_int);
     /// Waits for all work of the current context.
     context_synchronize = "cuCtxSynchronize"();
     /// Records an event behind all work of a context (12.5 and later).
@@ -124,6 +128,14 @@ driver_functions! {
     memory_alloc = "cuMemAlloc_v2"(address: *mut u64, bytes: usize);
     /// Frees synchronous or managed memory after all work of the device.
     memory_free = "cuMemFree_v2"(address: u64);
+    /// The allocation that holds an address.
+    memory_range = "cuMemGetAddressRange_v2"(base: *mut u64, bytes: *mut usize, address: u64);
+    /// An attribute of any address the driver knows.
+    pointer_attribute = "cuPointerGetAttribute"(data: *mut c_void, attribute: c_int, address: u64);
+    /// Pinned host memory.
+    host_alloc = "cuMemHostAlloc"(address: *mut *mut c_void, bytes: usize, flags: c_uint);
+    /// Frees it after all work of the context.
+    host_free = "cuMemFreeHost"(address: *mut c_void);
     /// Managed memory.
     memory_alloc_managed = "cuMemAllocManaged"(address: *mut u64, bytes: usize, flags: c_uint);
     /// Advice on managed memory.
@@ -134,6 +146,8 @@ driver_functions! {
     memory_range_attribute = "cuMemRangeGetAttribute"(data: *mut c_void, len: usize, attribute: c_int, address: u64, bytes: usize);
     /// Stream-ordered memory from a pool.
     memory_alloc_from_pool = "cuMemAllocFromPoolAsync"(address: *mut u64, bytes: usize, pool: Handle, stream: Handle);
+    /// Stream-ordered memory from the device's current pool.
+    memory_alloc_async = "cuMemAllocAsync"(address: *mut u64, bytes: usize, stream: Handle);
     /// Frees stream-ordered memory in stream order.
     memory_free_async = "cuMemFreeAsync"(address: u64, stream: Handle);
     /// A device's default stream-ordered pool.
@@ -150,6 +164,12 @@ driver_functions! {
     pool_attribute = "cuMemPoolGetAttribute"(pool: Handle, attribute: c_int, value: *mut c_void);
     /// Lets devices reach a pool.
     pool_set_access = "cuMemPoolSetAccess"(pool: Handle, descriptors: *const AccessDesc, count: usize);
+    /// How a location may reach a pool.
+    pool_access = "cuMemPoolGetAccess"(flags: *mut c_int, pool: Handle, location: *const MemLocation);
+    /// The pool that a device allocates from where none is named.
+    device_pool = "cuDeviceGetMemPool"(pool: *mut Handle, device: c_int);
+    /// Changes that pool.
+    set_device_pool = "cuDeviceSetMemPool"(device: c_int, pool: Handle);
 
     /// Granularity of physical chunks.
     vmm_granularity = "cuMemGetAllocationGranularity"(bytes: *mut usize, props: *const AllocationProp, option: c_int);
@@ -167,8 +187,12 @@ driver_functions! {
     vmm_unmap = "cuMemUnmap"(address: u64, bytes: usize);
     /// Lets devices reach a mapped range.
     vmm_set_access = "cuMemSetAccess"(address: u64, bytes: usize, descriptors: *const AccessDesc, count: usize);
-    /// What a device may do at a mapped address.
+    /// How a location may reach a mapped address.
     vmm_access = "cuMemGetAccess"(flags: *mut u64, location: *const MemLocation, address: u64);
+    /// A further handle on the chunk mapped at an address.
+    vmm_retain = "cuMemRetainAllocationHandle"(handle: *mut u64, address: *mut c_void);
+    /// What a chunk was asked to be.
+    vmm_properties = "cuMemGetAllocationPropertiesFromHandle"(props: *mut AllocationProp, handle: u64);
     /// Exports a chunk as a file descriptor or fabric handle.
     vmm_export = "cuMemExportToShareableHandle"(out: *mut c_void, handle: u64, kind: c_int, flags: u64);
     /// Imports a chunk.
@@ -180,8 +204,10 @@ driver_functions! {
     stream_id = "cuStreamGetId"(stream: Handle, id: *mut u64);
     /// Waits for a stream.
     stream_synchronize = "cuStreamSynchronize"(stream: Handle);
-    /// Whether a stream's work is done.
+    /// Whether a stream's work has finished.
     stream_query = "cuStreamQuery"(stream: Handle);
+    /// Calls a function of the host in stream order; it may not call the driver.
+    launch_host_function = "cuLaunchHostFunc"(stream: Handle, function: extern "C" fn(*mut c_void), data: *mut c_void);
     /// Makes a stream wait for an event.
     stream_wait_event = "cuStreamWaitEvent"(stream: Handle, event: Handle, flags: c_uint);
     /// Exchanges the calling thread's capture mode.
@@ -207,6 +233,16 @@ driver_functions! {
     stream_end_capture = "cuStreamEndCapture"(stream: Handle, graph: *mut Handle);
     /// Destroys a graph.
     graph_destroy = "cuGraphDestroy"(graph: Handle);
+    /// The nodes of a graph; with a null array, their number.
+    graph_nodes = "cuGraphGetNodes"(graph: Handle, nodes: *mut Handle, count: *mut usize);
+    /// What kind of node it is.
+    graph_node_kind = "cuGraphNodeGetType"(node: Handle, kind: *mut c_int);
+    /// Makes a graph that can be launched.
+    graph_instantiate = "cuGraphInstantiateWithFlags"(executable: *mut Handle, graph: Handle, flags: u64);
+    /// Destroys it.
+    graph_executable_destroy = "cuGraphExecDestroy"(executable: Handle);
+    /// Runs it in stream order.
+    graph_launch = "cuGraphLaunch"(executable: Handle, stream: Handle);
     /// Copies host to device in stream order.
     copy_to_device = "cuMemcpyHtoDAsync_v2"(to: u64, from: *const c_void, bytes: usize, stream: Handle);
     /// Copies device to host in stream order.

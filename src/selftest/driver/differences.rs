@@ -1,0 +1,58 @@
+//! Where the simulated driver answers otherwise than a card, on purpose. Every other step of this
+//! suite has the same answer on both.
+
+/// A step with an answer of its own on the simulated driver.
+pub struct Difference {
+    pub case: &'static str,
+    pub step: &'static str,
+    pub simulated: &'static str,
+    pub why: &'static str,
+}
+
+const LAX: &str = "the driver lets this mistake pass; the simulated one refuses it, unless HBMALLOC_SIM says strict=0";
+const PAST: &str =
+    "a simulated mapping cannot leave its reservation: other memory of the process may lie there";
+
+const fn refused(case: &'static str, step: &'static str, why: &'static str) -> Difference {
+    Difference {
+        case,
+        step,
+        simulated: "1",
+        why,
+    }
+}
+
+pub const KNOWN: &[Difference] = &[
+    refused("map past a reservation", "map over its end", PAST),
+    refused("map over two reservations", "map over the seam", PAST),
+    refused("access over several mappings", "over a gap", LAX),
+    refused("unmap", "two with a gap", LAX),
+    refused("unmap where nothing is", "reserved only", LAX),
+    refused("unmap where nothing is", "again", LAX),
+    refused("unmap where nothing is", "unaligned", LAX),
+];
+
+/// The difference at a step, if there is one.
+pub fn of(case: &str, step: &str) -> Option<&'static Difference> {
+    KNOWN
+        .iter()
+        .find(|known| known.case == case && known.step == step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::KNOWN;
+
+    #[test]
+    fn each_is_of_a_case_that_there_is() {
+        for known in KNOWN {
+            let mut cases = super::super::SUITE.cases();
+            assert!(
+                cases.any(|case| case.name == known.case),
+                "{}: {}",
+                known.case,
+                known.why
+            );
+        }
+    }
+}
