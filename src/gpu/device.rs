@@ -137,6 +137,13 @@ impl Device {
         })
     }
 
+    /// Waits for all work of the device. Not while a capture is open there, which it would break.
+    pub fn synchronize(&self) -> Result<()> {
+        let _guard = self.enter()?;
+        // SAFETY: takes no pointers.
+        self.check(unsafe { self.cuda.context_synchronize() })
+    }
+
     /// Free and total bytes of the device's memory.
     pub fn memory_info(&self) -> Result<(u64, u64)> {
         let _guard = self.enter()?;

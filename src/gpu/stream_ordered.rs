@@ -52,6 +52,7 @@ impl StreamPool {
             usage: 0,
             reserved: [0; 54],
         };
+        let _guard = device.enter()?;
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: both pointers are valid for the call.
         device.check(unsafe { device.cuda().pool_create(&mut handle, &properties) })?;
@@ -125,6 +126,7 @@ impl StreamPool {
                 flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
             })
             .collect();
+        let _guard = self.device.enter()?;
         // SAFETY: the descriptors are valid for the call.
         self.device.check(unsafe {
             self.device
@@ -134,6 +136,8 @@ impl StreamPool {
     }
 
     fn counter(&self, attribute: c_int) -> Result<u64> {
+        // Asking breaks a capture too, unless the thread is relaxed.
+        let _guard = self.device.enter()?;
         let mut bytes = 0u64;
         let value = std::ptr::from_mut(&mut bytes).cast::<c_void>();
         // SAFETY: this attribute is a 64-bit integer.

@@ -151,8 +151,9 @@ impl Source for AsyncSource {
         self.state.deferral.wait();
         match self.pool.get() {
             Some(pool) => {
-                // The driver takes back only what was freed by work that is done.
-                Fence::order_point(&self.state.device)?.wait()?;
+                // The driver gives back only what it has seen freed by work that is done, and an
+                // event that was waited for does not show it that.
+                self.state.device.synchronize()?;
                 pool.trim(keep)
             }
             None => Ok(()),
