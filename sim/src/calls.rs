@@ -103,10 +103,10 @@ calls! {
     cuMemPoolCreate 20000 Unsafe 11020;
     cuMemPoolDestroy 20000 Unsafe 11020;
     cuMemPoolTrimTo 1000 Unsafe 11020;
-    cuMemPoolSetAttribute 60 Safe 11020;
-    cuMemPoolGetAttribute 60 Safe 11020;
-    cuMemPoolSetAccess 20000 Safe 11020;
-    cuMemPoolGetAccess 60 Safe 11020;
+    cuMemPoolSetAttribute 60 Unsafe 11020;
+    cuMemPoolGetAttribute 60 Unsafe 11020;
+    cuMemPoolSetAccess 20000 Unsafe 11020;
+    cuMemPoolGetAccess 60 Unsafe 11020;
     cuDeviceGetDefaultMemPool 30 Safe 11020;
     cuDeviceGetMemPool 30 Safe 11020;
     cuDeviceSetMemPool 30 Safe 11020;

@@ -280,7 +280,7 @@ CAPTURE_CALLS = [
     "cuEventSynchronize captured", "cuStreamWaitEvent other", "wait outside event", "wait never recorded",
     "cuStreamCreate", "cuStreamDestroy", "cuStreamQuery other", "cuStreamSynchronize other", "cuStreamQuery own", "cuStreamSynchronize own",
     "cuStreamQuery legacy", "cuStreamSynchronize legacy", "cuEventRecord legacy", "cuMemsetD8Async legacy", "cuStreamIsCapturing legacy", "cuCtxSynchronize", "cuMemGetInfo", "cuCtxRecordEvent", "cuCtxWaitEvent",
-    "cuMemAdvise", "cuMemPrefetch own", "cuMemPrefetch other", "cuMemAllocAsync own", "cuMemAllocAsync other", "cuMemFreeAsync other", "cuMemFreeAsync own outside", "pool trim", "pool create",
+    "cuMemAdvise", "cuMemPrefetch own", "cuMemPrefetch other", "cuMemAllocAsync own", "cuMemAllocAsync other", "cuMemFreeAsync other", "cuMemFreeAsync own outside", "pool trim", "pool create", "pool attribute", "pool set attribute", "pool set access", "default pool",
     "cuPointerGetAttribute", "cuMemGetAddressRange", "cuMemcpyHtoD", "cuMemcpyDtoD", "cuMemsetD8", "cuMemcpyHtoDAsync pageable own", "cuMemcpyHtoDAsync pageable other", "cuMemsetD8Async own", "cuMemsetD8Async other",
     "cuLaunchHostFunc own", "cuLaunchHostFunc other", "begin again", "cuMemRangeGetAttribute", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuEventElapsed other", "cuMemExport",
 ]
@@ -336,6 +336,8 @@ def capture(mode, exchange=None, other_thread=False):
             "cuMemAdvise": lambda: d.cuMemAdvise_v2(managed, G, 3, Location(1, 0)), "cuMemPrefetch own": lambda: d.cuMemPrefetchAsync_v2(managed, G, Location(1, 0), 0, own), "cuMemPrefetch other": lambda: d.cuMemPrefetchAsync_v2(managed, G, Location(1, 0), 0, other),
             "cuMemAllocAsync own": lambda: d.cuMemAllocAsync(o, G, own), "cuMemAllocAsync other": lambda: d.cuMemAllocAsync(o, G, other), "cuMemFreeAsync other": lambda: d.cuMemFreeAsync(pooled, other), "cuMemFreeAsync own outside": lambda: d.cuMemFreeAsync(pooled, own),
             "pool trim": lambda: d.cuMemPoolTrimTo(pool.value, 0), "pool create": lambda: d.cuMemPoolCreate(o, C.byref(PoolProps(kind=1, lkind=1))),
+            "pool attribute": lambda: d.cuMemPoolGetAttribute(pool.value, 5, o), "pool set attribute": lambda: d.cuMemPoolSetAttribute(pool.value, 4, C.byref(u64(0))),
+            "pool set access": lambda: d.cuMemPoolSetAccess(pool.value, C.byref(Access(1, 0, 3)), 1), "default pool": lambda: d.cuDeviceGetDefaultMemPool(o, 0),
             "cuPointerGetAttribute": lambda: d.cuPointerGetAttribute(o, 2, plain), "cuMemGetAddressRange": lambda: d.cuMemGetAddressRange_v2(o, C.byref(u64()), plain),
             "cuMemcpyHtoD": lambda: d.cuMemcpyHtoD_v2(plain, page, 64), "cuMemcpyDtoD": lambda: d.cuMemcpyDtoD_v2(plain, plain + 4096, 64), "cuMemsetD8": lambda: d.cuMemsetD8_v2(plain, 0, 64),
             "cuMemcpyHtoDAsync pageable own": lambda: d.cuMemcpyHtoDAsync_v2(plain, page, 64, own), "cuMemcpyHtoDAsync pageable other": lambda: d.cuMemcpyHtoDAsync_v2(plain, page, 64, other),
