@@ -295,10 +295,14 @@ fn during(steps: &mut Steps, setting: &Setting) -> Outcome {
     let calls = steps.calls();
     let own = Stream::new(calls, NON_BLOCKING)?;
     let blocking = Stream::new(calls, BLOCKING)?;
-    let has_order_points = calls.cuda().has_context_record_event();
+    let can = |name: &str, steps: &Steps| match name {
+        "record behind the context" => calls.cuda().has_context_record_event(),
+        "advise" | "prefetch on another stream" => steps.is_concurrent(),
+        _ => true,
+    };
     for (list, stream) in [(CALLS, &own), (LEGACY_CALLS, &blocking)] {
         for (name, fate, call) in list {
-            if has_order_points || *name != "record behind the context" {
+            if can(name, steps) {
                 let seen = one(calls, stream, setting, *call)?;
                 steps.is(name, seen, fate.expected(setting));
             }

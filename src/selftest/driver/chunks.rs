@@ -3,7 +3,7 @@
 use super::abi::{Place, Properties, SHARED_AS_FD, SHARED_AS_WIN32, SHARED_ON_FABRIC};
 use super::cases;
 use super::guards::{CHUNK, GIB, MIB, Owned, need};
-use super::steps::Steps;
+use super::steps::{FILE_HANDLES, HOST_NODES, RDMA, Steps};
 use crate::selftest::{Case, Outcome, Stop};
 
 pub const CASES: &[Case] = cases![
@@ -31,6 +31,14 @@ fn granularity(steps: &mut Steps) -> Outcome {
     steps.is("of a host node", calls.granularity(&mut bytes, &node, 0), 0);
     steps.is("of a host node is", bytes, CHUNK);
     Ok(())
+}
+
+/// Whether this machine can make such chunks at all.
+fn is_offered(steps: &Steps, props: &Properties) -> bool {
+    let on_device = matches!(props.place.kind, 0 | 1);
+    (on_device || steps.offers(HOST_NODES))
+        && (props.handle_types != SHARED_AS_FD || steps.offers(FILE_HANDLES))
+        && (props.rdma == 0 || steps.offers(RDMA))
 }
 
 /// Creates and gives back; the code.
@@ -96,6 +104,9 @@ fn kinds(steps: &mut Steps) -> Outcome {
         ),
     ];
     for (name, props, expected) in cases {
+        if !is_offered(steps, &props) {
+            continue;
+        }
         steps.is(name, try_create(steps, CHUNK, &props, 0), expected);
     }
     Ok(())
@@ -189,6 +200,9 @@ fn properties(steps: &mut Steps) -> Outcome {
         ),
     ];
     for (name, props, expected) in asked {
+        if !is_offered(steps, &props) {
+            continue;
+        }
         let chunk = Owned::chunk_of(calls, CHUNK, &props)?;
         let mut found = Properties::at(Place::NOWHERE);
         steps.is(name, calls.properties(&mut found, chunk.number()), 0);

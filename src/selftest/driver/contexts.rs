@@ -141,7 +141,9 @@ fn without(steps: &mut Steps) -> Outcome {
         answers
     });
     for (step, answer, expected) in answers {
-        steps.is(step, answer, expected);
+        if step != "prefetch" || steps.is_concurrent() {
+            steps.is(step, answer, expected);
+        }
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 /// After this it opens by itself: a case that waits for its own gate fails instead of hanging.
-const LONGEST: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// Long enough for a call to have begun to wait.
 pub const A_MOMENT: Duration = Duration::from_millis(40);

@@ -59,12 +59,11 @@ fn attributes(calls: Calls, address: u64, bytes: u64) -> String {
 
 /// Advice and prefetch need the host and the device at once.
 fn need_concurrent(steps: &Steps) -> Outcome {
-    const CONCURRENT: i32 = 89;
-    let mut offered = 0;
-    if steps.calls().attribute(&mut offered, CONCURRENT, 0) == 0 && offered != 0 {
-        return Ok(());
+    if steps.is_concurrent() {
+        Ok(())
+    } else {
+        Err(Stop::skip("no concurrent managed access"))
     }
-    Err(Stop::skip("no concurrent managed access"))
 }
 
 fn sizes(steps: &mut Steps) -> Outcome {
@@ -287,8 +286,7 @@ fn refused_advice(steps: &mut Steps) -> Outcome {
 /// Whether the device reaches pageable memory.
 fn is_coherent(steps: &Steps) -> bool {
     const PAGEABLE: i32 = 88;
-    let mut offered = 0;
-    steps.calls().attribute(&mut offered, PAGEABLE, 0) == 0 && offered != 0
+    steps.offers(PAGEABLE)
 }
 
 fn refused_prefetch(steps: &mut Steps) -> Outcome {

@@ -3,7 +3,7 @@
 use super::abi::{Access, Place, Properties, READ_WRITE, SHARED_AS_FD};
 use super::cases;
 use super::guards::{CHUNK, NON_BLOCKING, Owned, Pinned, Stream};
-use super::steps::Steps;
+use super::steps::{FILE_HANDLES, HOST_NODES, Steps};
 use super::transfers::read_back;
 use crate::selftest::{Case, Outcome, Stop};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -20,7 +20,16 @@ const AS_FD: Properties = Properties {
     ..DEVICE
 };
 
+fn need_file_handles(steps: &Steps) -> Outcome {
+    if steps.offers(FILE_HANDLES) {
+        Ok(())
+    } else {
+        Err(Stop::skip("no chunks shared as file descriptors"))
+    }
+}
+
 fn export(steps: &mut Steps) -> Outcome {
+    need_file_handles(steps)?;
     let calls = steps.calls();
     let stream = Stream::new(calls, NON_BLOCKING)?;
     let reservation = Owned::reservation(calls, 2 * CHUNK)?;
@@ -69,6 +78,7 @@ fn export(steps: &mut Steps) -> Outcome {
 }
 
 fn refused(steps: &mut Steps) -> Outcome {
+    need_file_handles(steps)?;
     let calls = steps.calls();
     let chunk = Owned::chunk(calls, CHUNK)?;
     let shared = Owned::chunk_of(calls, CHUNK, &AS_FD)?;
@@ -101,10 +111,8 @@ fn refused(steps: &mut Steps) -> Outcome {
 }
 
 fn host_node(steps: &mut Steps) -> Outcome {
-    const HOST_NUMA: i32 = 141;
     let calls = steps.calls();
-    let mut offered = 0;
-    if calls.attribute(&mut offered, HOST_NUMA, 0) != 0 || offered == 0 {
+    if !steps.offers(HOST_NODES) {
         return Err(Stop::skip("no virtual memory on host nodes"));
     }
     let stream = Stream::new(calls, NON_BLOCKING)?;

@@ -71,6 +71,17 @@ impl<'a> Steps<'a> {
         self.context.driver.version()
     }
 
+    /// Whether managed memory can be advised and prefetched for the device.
+    pub fn is_concurrent(&self) -> bool {
+        self.offers(CONCURRENT_MANAGED)
+    }
+
+    /// Whether the first device has what an attribute says.
+    pub fn offers(&self, attribute: i32) -> bool {
+        let mut offered = 0;
+        self.calls().attribute(&mut offered, attribute, 0) == 0 && offered != 0
+    }
+
     /// A card answers `expected` at this step.
     pub fn is(&mut self, step: &str, actual: impl Display, expected: impl Display) {
         let actual = self.note(step, actual);
@@ -166,4 +177,8 @@ fn free_memory(calls: Calls) -> Result<u64, Stop> {
     Ok(free as u64)
 }
 
+const CONCURRENT_MANAGED: i32 = 89;
+pub const FILE_HANDLES: i32 = 103;
+pub const RDMA: i32 = 110;
+pub const HOST_NODES: i32 = 141;
 const MEMORY_POOLS: i32 = 115;

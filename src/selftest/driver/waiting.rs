@@ -81,6 +81,7 @@ fn no_wait(steps: &mut Steps) -> Outcome {
     need("cuCtxSynchronize", calls.synchronize())?;
     let gate = Gate::close(calls, &stream)?;
     let (mut address, mut managed, mut host) = (0, 0, 0);
+    let concurrent = steps.is_concurrent();
     let mut check = |name: &str, answer| {
         steps.is(name, answer, 0);
         steps.is(&format!("{name} waits"), gate.is_passed(), false);
@@ -96,7 +97,9 @@ fn no_wait(steps: &mut Steps) -> Outcome {
         "synchronize a stream",
         calls.stream_synchronize(&things.spare),
     );
-    check("advise", calls.advise(managed, CHUNK, 3, Place::device(0)));
+    if concurrent {
+        check("advise", calls.advise(managed, CHUNK, 3, Place::device(0)));
+    }
     check("unmap", things.mapping.end());
     check("release", things.chunk.end());
     check("address free", things.reservation.end());
