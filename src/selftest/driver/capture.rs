@@ -215,6 +215,16 @@ const CALLS: &[(&str, Fate, Call)] = &[
         s.calls.free_async(s.pooled, s.capturing)
     }),
     ("trim", Unsafe, |s| s.calls.pool_trim(&s.pool, 0)),
+    ("pool attribute", Unsafe, |s| {
+        s.calls.pool_get(&s.pool, 5, &mut 0)
+    }),
+    ("pool set attribute", Unsafe, |s| {
+        s.calls.pool_set(&s.pool, 4, &mut 0)
+    }),
+    ("pool access", Unsafe, |s| {
+        s.calls.pool_access(&mut 0, &s.pool, DEVICE)
+    }),
+    ("default pool", Fine, |s| s.calls.default_pool(&mut 0, 0)),
     ("pointer attribute", Fine, |s| {
         s.calls.pointer_attribute(&mut 0, 2, s.plain.number())
     }),
