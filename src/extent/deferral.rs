@@ -1,30 +1,40 @@
 //! Memory whose owner is done with it while work already queued may not be. Entries wait behind a
 //! fence and are given back by whoever comes by on a slow path: there is no thread of ours.
 //!
-//! An entry without a fence was freed while a stream capture was open or may have been, when no event
-//! may be recorded; once an allocation shows that none is, one order point serves all such entries.
+//! An entry may come without a fence, because a stream capture is open, when nothing may be recorded, or
+//! because one fence can serve many entries; then the next slow path takes one for all of them.
 
 use crate::core::sync::lock;
 use crate::error::{Result, Status, Warning};
+use crate::gpu::fence::Reach;
 use crate::gpu::{Device, Fence, Stream};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 /// A free drains the queue itself once so many entries wait: then at the latest does a program that
 /// only frees give memory back.
 pub const DRAIN_ENTRIES: u64 = 64;
 /// The same for bytes.
 pub const DRAIN_BYTES: u64 = 256 << 20;
-/// After so many refusals in a row the driver will not take an entry back: its context is gone.
-const MOST_ATTEMPTS: u32 = 16;
+/// After so many refusals in a row an entry is tried at every sixteenth pass only: its context may be
+/// gone for good.
+const PATIENCE: u32 = 16;
+
+/// What an entry waits for.
+pub enum Behind {
+    /// This.
+    Fence(Fence),
+    /// All work of the device, by an order point to be taken when no capture is open.
+    Everything,
+}
 
 /// Gives something back behind a fence, in the order of a stream where it has one; called again while
 /// it fails, so it must carry on where it stopped.
 type GiveBack = Box<dyn FnMut(&Fence, Stream) -> Result<()> + Send>;
 
 struct Pending {
-    fence: Option<Fence>,
+    behind: Behind,
     bytes: u64,
     give_back: GiveBack,
     /// The stream in whose order something is given back behind the fence, which then need not be
@@ -33,15 +43,34 @@ struct Pending {
     attempts: u32,
 }
 
+impl Pending {
+    /// Whether it has failed so often that this pass leaves it alone.
+    fn is_resting(&mut self) -> bool {
+        if self.attempts < PATIENCE || self.attempts % PATIENCE == 0 {
+            return false;
+        }
+        self.attempts += 1;
+        true
+    }
+}
+
 /// How far to go for an entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effort {
-    /// Ask its fence.
+    /// Ask its fence, where it has one.
     Ask,
-    /// Take an order point for those without a fence.
+    /// Take an order point where it needs one.
     Order,
     /// And wait for the fence.
     Wait,
+}
+
+/// What a pass over the queue has learnt.
+#[derive(Default)]
+struct Pass {
+    /// The order point taken for all entries that need one; none inside when it could not be had.
+    order_point: Option<Option<Fence>>,
+    busy: Vec<Reach>,
 }
 
 /// The queue of one device.
@@ -52,6 +81,8 @@ pub struct Deferral {
     draining: Mutex<()>,
     entries: AtomicU64,
     bytes: AtomicU64,
+    /// At how many entries a free looks at the queue.
+    next_drain: AtomicU64,
 }
 
 impl Deferral {
@@ -62,29 +93,30 @@ impl Deferral {
             draining: Mutex::default(),
             entries: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            next_drain: AtomicU64::new(DRAIN_ENTRIES),
         }
     }
 
-    /// Queues `give_back` for `bytes` until `fence` is done; without a fence, until no capture is
-    /// open and everything given to the device by then is done.
+    /// Queues `give_back` for `bytes` until what it stands behind is done.
     pub fn push(
         &self,
-        fence: Option<Fence>,
+        behind: Behind,
         bytes: u64,
         mut give_back: impl FnMut() -> Result<()> + Send + 'static,
     ) {
-        self.enqueue(fence, bytes, None, Box::new(move |_, _| give_back()));
+        self.enqueue(behind, bytes, None, Box::new(move |_, _| give_back()));
     }
 
-    /// Queues `give_back` until no capture is open; it is then given an order point, which need not
-    /// be done, and the stream to order behind it: `stream`, or the legacy one if that was forgotten.
+    /// Queues `give_back` until the fence can be had; it is then given the fence, which need not be
+    /// done, and the stream to order behind it: `stream`, or the legacy one if that was forgotten.
     pub fn push_ordered(
         &self,
+        behind: Behind,
         bytes: u64,
         stream: Stream,
         give_back: impl FnMut(&Fence, Stream) -> Result<()> + Send + 'static,
     ) {
-        self.enqueue(None, bytes, Some(stream), Box::new(give_back));
+        self.enqueue(behind, bytes, Some(stream), Box::new(give_back));
     }
 
     /// Names `stream` no more, since it is about to be destroyed.
@@ -98,17 +130,11 @@ impl Deferral {
         }
     }
 
-    fn enqueue(
-        &self,
-        fence: Option<Fence>,
-        bytes: u64,
-        ordered: Option<Stream>,
-        give_back: GiveBack,
-    ) {
+    fn enqueue(&self, behind: Behind, bytes: u64, ordered: Option<Stream>, give_back: GiveBack) {
         self.entries.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         lock(&self.queue).push_back(Pending {
-            fence,
+            behind,
             bytes,
             give_back,
             ordered,
@@ -132,11 +158,18 @@ impl Deferral {
         self.try_pass(Effort::Order);
     }
 
-    /// Gives back what is done, if enough waits to be worth it. For frees, which may come while a
-    /// capture is open that nobody told of: takes no order point.
-    pub fn drain_if_full(&self) {
-        if self.entries() >= DRAIN_ENTRIES || self.bytes() >= DRAIN_BYTES {
-            self.try_pass(Effort::Ask);
+    /// Gives back what is done, if enough waits to be worth it. For frees: takes an order point only
+    /// where `captures_told`, since elsewhere a capture may be open that nobody told of.
+    pub fn drain_if_full(&self, captures_told: bool) {
+        if self.entries() >= self.next_drain.load(Ordering::Relaxed) || self.bytes() >= DRAIN_BYTES
+        {
+            self.try_pass(match captures_told {
+                true => Effort::Order,
+                false => Effort::Ask,
+            });
+            // What could not go now is not looked at again at every single free.
+            let next = DRAIN_ENTRIES.max(2 * self.entries());
+            self.next_drain.store(next, Ordering::Relaxed);
         }
     }
 
@@ -156,8 +189,13 @@ impl Deferral {
         if self.entries() == 0 || self.device.capture_open() {
             return;
         }
-        if let Ok(_turn) = self.draining.try_lock() {
-            self.pass(effort);
+        match self.draining.try_lock() {
+            Ok(_turn) => self.pass(effort),
+            Err(TryLockError::Poisoned(turn)) => {
+                let _turn = turn.into_inner();
+                self.pass(effort);
+            }
+            Err(TryLockError::WouldBlock) => {}
         }
     }
 
@@ -167,15 +205,10 @@ impl Deferral {
             Err(error) => return self.warn(&error),
         };
         let taken = std::mem::take(&mut *lock(&self.queue));
-        let mut order_point: Option<Option<Fence>> = None;
+        let mut pass = Pass::default();
         let mut left = VecDeque::new();
         for mut entry in taken {
-            if entry.fence.is_none() && effort != Effort::Ask {
-                entry.fence = order_point
-                    .get_or_insert_with(|| self.take_order_point())
-                    .clone();
-            }
-            if !self.settle(&mut entry, effort) {
+            if !self.settle(&mut entry, effort, &mut pass) {
                 left.push_back(entry);
                 continue;
             }
@@ -185,6 +218,18 @@ impl Deferral {
         let mut queue = lock(&self.queue);
         left.append(&mut queue);
         *queue = left;
+    }
+
+    /// What the entry waits for, if it can be had now.
+    fn fence_for(&self, behind: &Behind, effort: Effort, pass: &mut Pass) -> Option<Fence> {
+        match behind {
+            Behind::Fence(fence) => Some(fence.clone()),
+            Behind::Everything if effort == Effort::Ask => None,
+            Behind::Everything => pass
+                .order_point
+                .get_or_insert_with(|| self.take_order_point())
+                .clone(),
+        }
     }
 
     fn take_order_point(&self) -> Option<Fence> {
@@ -199,26 +244,28 @@ impl Deferral {
     }
 
     /// Whether the entry is finished with.
-    fn settle(&self, entry: &mut Pending, effort: Effort) -> bool {
-        let Some(fence) = &entry.fence else {
+    fn settle(&self, entry: &mut Pending, effort: Effort, pass: &mut Pass) -> bool {
+        let Some(fence) = self.fence_for(&entry.behind, effort, pass) else {
             return false;
         };
         let ready = match effort {
             _ if entry.ordered.is_some() => Ok(true),
             Effort::Wait => fence.wait().map(|()| true),
-            Effort::Ask | Effort::Order => fence.is_done(),
+            Effort::Ask | Effort::Order => fence.is_done_beside(&mut pass.busy),
         };
         let outcome = match ready {
+            Ok(true) if entry.is_resting() => Ok(false),
             Ok(true) => {
                 let stream = entry.ordered.unwrap_or(Stream::LEGACY);
-                (entry.give_back)(fence, stream).map(|()| true)
+                (entry.give_back)(&fence, stream).map(|()| true)
             }
             other => other,
         };
+        entry.behind = Behind::Fence(fence);
         outcome.unwrap_or_else(|error| {
             self.warn(&error);
             entry.attempts += 1;
-            entry.attempts >= MOST_ATTEMPTS
+            false
         })
     }
 

@@ -3,13 +3,13 @@
 use super::device::{Device, undo};
 use super::stream::Stream;
 use crate::core::sync::lock;
-use crate::error::{DriverCode, Error, Result, Warning};
+use crate::error::{DriverCode, Error, Result, Status, Warning};
 use crate::sys::cuda::Cuda;
 use rustc_hash::FxHashSet;
 use std::ffi::c_int;
 use std::marker::PhantomData;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::thread::{self, ThreadId};
 
 /// Asking the legacy stream while another blocking stream captures answers this code.
 const IMPLICIT_CAPTURE: DriverCode = DriverCode(906);
@@ -19,34 +19,107 @@ const INVALID_HANDLE: DriverCode = DriverCode(400);
 
 const MODE_RELAXED: c_int = 2;
 
+/// A stream as one thread means it: the per-thread stream is another one on each.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Met {
+    stream: Stream,
+    owner: Option<ThreadId>,
+}
+
+impl Met {
+    fn here(stream: Stream) -> Met {
+        Met {
+            stream,
+            owner: stream.is_per_thread().then(|| thread::current().id()),
+        }
+    }
+
+    /// Whether this thread can ask the driver about it.
+    fn can_be_asked(self) -> bool {
+        self.owner
+            .is_none_or(|owner| owner == thread::current().id())
+    }
+}
+
+/// A capture that a hook told us of.
+struct Told {
+    token: u64,
+    thread: ThreadId,
+    /// The stream that showed it, by capturing while it was open.
+    shown_by: Option<Met>,
+}
+
+#[derive(Default)]
+struct Open {
+    told: Vec<Told>,
+    /// Streams met while they captured. Only these are ever asked again: the driver crashes on the
+    /// handle of a destroyed stream, and a stream is not destroyed while it captures.
+    met: FxHashSet<Met>,
+}
+
 /// The captures known to be open on a device.
 #[derive(Default)]
 pub struct Captures {
-    /// Streams met while they captured. Only these are ever asked again: the driver crashes on the
-    /// handle of a destroyed stream, and a stream is not destroyed while it captures.
-    streams: Mutex<FxHashSet<Stream>>,
-    /// Captures that hooks told us of, which no stream may show yet.
-    told: AtomicUsize,
+    open: Mutex<Open>,
+    /// Written while a capture begins, read while something is done that no capture may be open for.
+    gate: RwLock<()>,
 }
 
 impl Captures {
-    /// A capture begins.
-    pub fn begin(&self) {
-        self.told.fetch_add(1, Ordering::SeqCst);
+    /// A capture that will be called `token` is about to begin on this thread. What this thread told
+    /// of earlier and no stream shows any more has failed without an end.
+    pub fn begin(&self, device: &Device, token: u64) {
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.abandon_hidden();
+        device.capture_open();
+        lock(&self.open).told.push(Told {
+            token,
+            thread: thread::current().id(),
+            shown_by: None,
+        });
     }
 
-    /// A capture told of ends.
-    pub fn end(&self) {
-        let _ = self
+    /// The capture `token` is over.
+    pub fn end(&self, token: u64) {
+        let mut open = lock(&self.open);
+        if let Some(index) = open.told.iter().position(|told| told.token == token) {
+            if let Some(met) = open.told.swap_remove(index).shown_by {
+                open.met.remove(&met);
+            }
+        }
+    }
+
+    /// `stream`, which captures, belongs to the capture `token`.
+    pub fn show(&self, token: u64, stream: Stream) {
+        let mut open = lock(&self.open);
+        if let Some(told) = open.told.iter_mut().find(|told| told.token == token) {
+            told.shown_by = Some(Met::here(stream));
+        }
+    }
+
+    /// Gives up captures that this thread told of and that no stream ever showed: their beginning
+    /// must have failed. For moments at which this thread cannot be capturing.
+    pub fn abandon_hidden(&self) {
+        let here = thread::current().id();
+        lock(&self.open)
             .told
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |open| {
-                open.checked_sub(1)
-            });
+            .retain(|told| told.thread != here || told.shown_by.is_some());
+    }
+
+    /// Whether the capture `token` is open, as far as is known.
+    pub fn is_told(&self, token: u64) -> bool {
+        lock(&self.open).told.iter().any(|told| told.token == token)
     }
 
     /// Never asks about `stream` again: it is about to be destroyed.
     pub fn forget(&self, stream: Stream) {
-        lock(&self.streams).remove(&stream);
+        let mut open = lock(&self.open);
+        open.met.retain(|met| met.stream != stream);
+        for told in &mut open.told {
+            if told.shown_by.is_some_and(|met| met.stream == stream) {
+                told.shown_by = None;
+            }
+        }
     }
 }
 
@@ -57,36 +130,57 @@ impl Device {
     pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
         let capturing = self.asks_capturing(stream)?;
         if capturing {
-            lock(&self.captures().streams).insert(stream);
+            lock(&self.captures().open).met.insert(Met::here(stream));
         }
         Ok(capturing)
     }
 
-    /// Whether a capture is open on this device, as far as hooks told or streams met show.
+    /// Whether a capture is open on this device, as far as hooks told or streams met show. A capture
+    /// told of whose stream no longer captures failed without an end, and is given up.
     pub fn capture_open(&self) -> bool {
-        let captures = self.captures();
-        if captures.told.load(Ordering::SeqCst) > 0 {
-            return true;
-        }
-        let mut streams = lock(&captures.streams);
-        if streams.is_empty() {
+        let mut open = lock(&self.captures().open);
+        if open.told.is_empty() && open.met.is_empty() {
             return false;
         }
-        let unknown = |error: Error| {
-            self.warnings().warn(Warning::GiveBack, || {
-                format!("whether a capture is open is unknown, so freed memory waits: {error}")
-            });
-            true
-        };
         let _guard = match self.enter() {
             Ok(guard) => guard,
-            Err(error) => return unknown(error),
+            Err(error) => return self.capture_unknown(error),
         };
-        streams.retain(|stream| match self.asks_capturing(*stream) {
+        open.told
+            .retain(|told| told.shown_by.is_none_or(|met| self.still_captures(met)));
+        open.met.retain(|met| self.still_captures(*met));
+        !open.told.is_empty() || !open.met.is_empty()
+    }
+
+    /// Does what must not be done while a capture is open on this device, and lets none that hooks
+    /// tell of begin meanwhile. Refused while one is open.
+    pub fn outside_captures<R>(&self, act: impl FnOnce() -> Result<R>) -> Result<R> {
+        let gate = &self.captures().gate;
+        let _gate = gate.read().unwrap_or_else(PoisonError::into_inner);
+        if self.capture_open() {
+            return Err(
+                Error::new(Status::Capturing, "order point").advice("End the stream capture first")
+            );
+        }
+        act()
+    }
+
+    fn still_captures(&self, met: Met) -> bool {
+        if !met.can_be_asked() {
+            return true;
+        }
+        match self.asks_capturing(met.stream) {
             Err(error) if error.code() == Some(INVALID_HANDLE) => false,
-            answer => answer.unwrap_or_else(unknown),
+            Err(error) => self.capture_unknown(error),
+            Ok(capturing) => capturing,
+        }
+    }
+
+    fn capture_unknown(&self, error: Error) -> bool {
+        self.warnings().warn(Warning::GiveBack, || {
+            format!("whether a capture is open is unknown, so freed memory waits: {error}")
         });
-        !streams.is_empty()
+        true
     }
 
     fn asks_capturing(&self, stream: Stream) -> Result<bool> {
@@ -124,9 +218,12 @@ impl<'a> RelaxedCapture<'a> {
 
 impl Drop for RelaxedCapture<'_> {
     fn drop(&mut self) {
-        if let Some(mut mode) = self.previous {
-            // SAFETY: `mode` is a valid in- and out-pointer.
-            undo(|| unsafe { self.cuda.exchange_capture_mode(&mut mode) });
+        if let Some(previous) = self.previous {
+            undo(|| {
+                let mut mode = previous;
+                // SAFETY: `mode` is a valid in- and out-pointer.
+                unsafe { self.cuda.exchange_capture_mode(&mut mode) }
+            });
         }
     }
 }

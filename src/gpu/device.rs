@@ -119,6 +119,12 @@ impl Device {
         }
     }
 
+    fn is_current(&self) -> bool {
+        let mut current: Handle = std::ptr::null_mut();
+        // SAFETY: `current` is a valid out-pointer.
+        unsafe { self.cuda.context_current(&mut current) }.is_ok() && current == self.context.0
+    }
+
     /// Makes this device's primary context current on the calling thread, and capture rules relaxed,
     /// until the guard is dropped. The thread's own context and mode come back then.
     pub fn enter(&self) -> Result<ContextGuard<'_>> {
@@ -137,8 +143,13 @@ impl Device {
         })
     }
 
-    /// Waits for all work of the device. Not while a capture is open there, which it would break.
+    /// Waits for all work of the device. Refused while a capture is known to be open there, which
+    /// it would break.
     pub fn synchronize(&self) -> Result<()> {
+        self.outside_captures(|| self.wait_for_context())
+    }
+
+    pub(super) fn wait_for_context(&self) -> Result<()> {
         let _guard = self.enter()?;
         // SAFETY: takes no pointers.
         self.check(unsafe { self.cuda.context_synchronize() })
@@ -211,7 +222,13 @@ impl Drop for ContextGuard<'_> {
         if self.pushed {
             let mut popped: Handle = std::ptr::null_mut();
             // SAFETY: `popped` is a valid out-pointer, and what is popped is what `enter` pushed.
-            undo(|| unsafe { self.device.cuda.context_pop(&mut popped) });
+            let refused = unsafe { self.device.cuda.context_pop(&mut popped) }.is_err();
+            // A pop may report an earlier failure of the device after all, so only what is still
+            // there is popped again.
+            if refused && self.device.is_current() {
+                // SAFETY: as above.
+                let _ = unsafe { self.device.cuda.context_pop(&mut popped) };
+            }
         }
     }
 }

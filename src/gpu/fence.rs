@@ -3,7 +3,7 @@
 
 use super::device::{Device, undo};
 use super::stream::Stream;
-use crate::error::{DriverCode, Error, Result, Status};
+use crate::error::{DriverCode, Result};
 use crate::sys::cuda::Handle;
 use std::ffi::c_uint;
 use std::sync::Arc;
@@ -33,15 +33,14 @@ impl Event {
     }
 
     /// An event behind what `stream` has been given so far. Needs the device's context current.
-    pub fn behind(device: &Arc<Device>, stream: Stream) -> Result<Event> {
+    fn behind(device: &Arc<Device>, stream: Stream) -> Result<Event> {
         let event = Event::create(device)?;
         // SAFETY: the event is live; the caller vouches for the stream's handle.
         device.check(unsafe { device.cuda().event_record(event.handle, stream.raw()) })?;
         Ok(event)
     }
 
-    /// Makes later work of `stream` wait for this event, without waiting itself.
-    pub fn holds_back(&self, stream: Stream) -> Result<()> {
+    fn holds_back(&self, stream: Stream) -> Result<()> {
         let device = &self.device;
         // SAFETY: the event is live; the caller vouches for the stream's handle.
         device.check(unsafe {
@@ -76,7 +75,16 @@ impl Drop for Event {
 
 /// A set of events, done when all of them are.
 #[derive(Clone)]
-pub struct Fence(Vec<Arc<Event>>);
+pub struct Fence(Vec<(Reach, Arc<Event>)>);
+
+/// Whose work an event stands behind. Of two events with one reach, the earlier is done first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// One stream's.
+    Stream(Stream),
+    /// That of all streams of the context.
+    Everything,
+}
 
 impl Fence {
     /// Behind nothing: already done.
@@ -90,47 +98,63 @@ impl Fence {
         let _guard = device.enter()?;
         let events: Result<Vec<_>> = streams
             .iter()
-            .map(|stream| Event::behind(device, *stream).map(Arc::new))
+            .map(|stream| {
+                let event = Event::behind(device, *stream)?;
+                Ok((Reach::Stream(*stream), Arc::new(event)))
+            })
             .collect();
         events.map(Fence)
     }
 
-    /// An order point: behind all work of the device's context. Refused while a capture is open on
-    /// the device, which the driver would break. Waits only where the driver has no event for it
-    /// (before 12.5).
+    /// An order point: behind all work of the device's context, of destroyed streams too. Refused
+    /// while a capture is known to be open on the device; one that is not known breaks. Waits only
+    /// where the driver has no event for it (before 12.5).
     pub fn order_point(device: &Arc<Device>) -> Result<Fence> {
-        if device.capture_open() {
-            return Err(
-                Error::new(Status::Capturing, "order point").advice("End the stream capture first")
-            );
-        }
-        let _guard = device.enter()?;
-        let event = Event::create(device)?;
-        // SAFETY: the context is retained and the event live.
-        match unsafe {
-            device
-                .cuda()
-                .context_record_event(device.context(), event.handle)
-        } {
-            Ok(()) => Ok(Fence(vec![Arc::new(event)])),
-            Err(refusal) if refusal.code.is_none() => {
-                // SAFETY: takes no pointers.
-                device.check(unsafe { device.cuda().context_synchronize() })?;
-                Ok(Fence::DONE)
+        device.outside_captures(|| {
+            let _guard = device.enter()?;
+            let event = Event::create(device)?;
+            // SAFETY: the context is retained and the event live.
+            match unsafe {
+                device
+                    .cuda()
+                    .context_record_event(device.context(), event.handle)
+            } {
+                Ok(()) => Ok(Fence(vec![(Reach::Everything, Arc::new(event))])),
+                Err(refusal) if refusal.code.is_none() => {
+                    device.wait_for_context()?;
+                    Ok(Fence::DONE)
+                }
+                Err(refusal) => Err(device.cuda().error(refusal)),
             }
-            Err(refusal) => Err(device.cuda().error(refusal)),
-        }
+        })
     }
 
-    /// The events of the fence.
-    pub fn events(&self) -> &[Arc<Event>] {
-        &self.0
+    /// Whether there is nothing to wait for.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Makes later work of `stream` wait for all of it, without waiting itself.
+    pub fn holds_back(&self, stream: Stream) -> Result<()> {
+        self.0
+            .iter()
+            .try_for_each(|(_, event)| event.holds_back(stream))
     }
 
     /// Whether all of it has happened. Needs the device's context current and no capture open.
     pub fn is_done(&self) -> Result<bool> {
-        for event in &self.0 {
+        self.is_done_beside(&mut Vec::new())
+    }
+
+    /// [`Fence::is_done`], asking nothing whose reach is `busy` already, and adding what is busy.
+    /// For fences in the order of their making.
+    pub fn is_done_beside(&self, busy: &mut Vec<Reach>) -> Result<bool> {
+        for (reach, event) in &self.0 {
+            if busy.contains(reach) {
+                return Ok(false);
+            }
             if !event.is_done()? {
+                busy.push(*reach);
                 return Ok(false);
             }
         }
@@ -139,6 +163,6 @@ impl Fence {
 
     /// Waits until all of it has happened.
     pub fn wait(&self) -> Result<()> {
-        self.0.iter().try_for_each(|event| event.wait())
+        self.0.iter().try_for_each(|(_, event)| event.wait())
     }
 }

@@ -4,6 +4,7 @@ use super::device::{Device, undo};
 use super::stream::Stream;
 use crate::config::value::Location;
 use crate::error::Result;
+use crate::gpu::capture::RelaxedCapture;
 use crate::gpu::chunk::mem_location;
 use crate::sys::cuda::{AccessDesc, Handle, PoolProps};
 use cuda_sys::driver::sys::{
@@ -137,7 +138,7 @@ impl StreamPool {
 
     fn counter(&self, attribute: c_int) -> Result<u64> {
         // Asking breaks a capture too, unless the thread is relaxed.
-        let _guard = self.device.enter()?;
+        let _relaxed = RelaxedCapture::enter(self.device.cuda());
         let mut bytes = 0u64;
         let value = std::ptr::from_mut(&mut bytes).cast::<c_void>();
         // SAFETY: this attribute is a 64-bit integer.

@@ -59,7 +59,11 @@ impl Process {
             tag: demand.tag.clone(),
         };
         let graph = match demand.owner {
-            Owner::Block if capturing => self.graphs.of_capture(demand.device),
+            Owner::Block if capturing => {
+                let captures = device.state().device.captures();
+                self.graphs
+                    .of_capture(demand.device, demand.stream, captures)
+            }
             _ => GraphUse::None,
         };
         let (block, source) = match self.reuse(graph, kind, &request) {
@@ -75,7 +79,9 @@ impl Process {
             device: demand.device,
             allocator: demand.allocator,
             last_use: match demand.last_use {
-                LastUse::Streams(_) if demand.stream.is_per_thread() => LastUse::Anywhere,
+                LastUse::Streams(_) | LastUse::Told(_) if demand.stream.is_per_thread() => {
+                    LastUse::Anywhere
+                }
                 last_use => last_use,
             },
             graph,
@@ -115,7 +121,7 @@ impl Process {
         let kept = Kept {
             block: record.block,
             source: record.source.clone(),
-            single_stream: record.last_use == LastUse::Streams(Vec::new()),
+            single_stream: record.is_single_stream(),
         };
         match record.graph {
             GraphUse::None => give_back(&kept, record.last_use),
@@ -175,21 +181,34 @@ impl Process {
         self.registry.len()
     }
 
-    /// A capture whose blocks belong to a graph pool is about to begin.
+    /// A capture whose blocks belong to a graph pool is about to begin on this thread.
     pub fn graph_begin(&self, pool: GraphPool) -> Result<()> {
-        let device = self.device(pool.device)?;
-        device.state().device.captures().begin();
-        self.graphs.begin(pool);
+        let gpu = &self.device(pool.device)?.state().device;
+        let token = self.graphs.begin(pool);
+        gpu.captures().begin(gpu, token);
+        self.graphs_settle(pool.device)
+    }
+
+    /// The capture is over.
+    pub fn graph_end(&self, pool: GraphPool) -> Result<()> {
+        if lifetime::has_forked() || lifetime::is_exiting() {
+            return Ok(());
+        }
+        let gpu = &self.device(pool.device)?.state().device;
+        if let Some(token) = self.graphs.end(pool) {
+            gpu.captures().end(token);
+        }
         Ok(())
     }
 
-    /// The capture is about to end.
-    pub fn graph_end(&self, pool: GraphPool) -> Result<()> {
-        let device = self.device(pool.device)?;
-        if self.graphs.end(pool) {
-            device.state().device.captures().end();
-        }
-        Ok(())
+    /// Gives back the blocks of captures that failed: torch tells neither of their end nor, since
+    /// there is no graph, of its release.
+    pub(super) fn graphs_settle(&self, device: i32) -> Result<()> {
+        let gpu = &self.device(device)?.state().device;
+        let failed = self
+            .graphs
+            .retire_failed(device, |token| gpu.captures().is_told(token));
+        give_back_all(failed)
     }
 
     /// A graph of the pool is gone; with the last, its freed blocks are given back.
@@ -197,12 +216,7 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
-        let mut outcome = Ok(());
-        for kept in self.graphs.release(pool) {
-            let given = give_back(&kept, LastUse::Anywhere);
-            outcome = outcome.and(given);
-        }
-        outcome
+        give_back_all(self.graphs.release(pool))
     }
 
     fn reuse(&self, graph: GraphUse, kind: Kind, request: &Request) -> Option<Kept> {
@@ -229,6 +243,12 @@ fn give_back(kept: &Kept, last_use: LastUse) -> Result<()> {
         Err(error) if error.status() == Status::Shutdown => Ok(()),
         outcome => outcome,
     }
+}
+
+fn give_back_all(blocks: Vec<Kept>) -> Result<()> {
+    blocks.iter().fold(Ok(()), |outcome, kept| {
+        outcome.and(give_back(kept, LastUse::Anywhere))
+    })
 }
 
 fn not_owned(operation: &'static str, address: u64) -> Error {

@@ -116,7 +116,11 @@ impl DeviceEntry {
         self.check_limit(request.bytes)
             .and_then(|()| match source.allocate(request) {
                 Err(error) if error.status() == Status::OutOfMemory => {
-                    self.trim(0)?;
+                    if !request.capturing {
+                        self.state.device.captures().abandon_hidden();
+                    }
+                    // That memory has run out is what the caller needs to know, whatever else fails.
+                    let _ = self.trim(0);
                     source
                         .allocate(request)
                         .map_err(|error| self.out_of_memory(error))

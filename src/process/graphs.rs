@@ -3,6 +3,8 @@
 //! serve again, in the order of its stream.
 
 use crate::core::sync::lock;
+use crate::gpu::Stream;
+use crate::gpu::capture::Captures;
 use crate::registry::{GraphPool, GraphUse};
 use crate::source::{Block, Kind, Request, Source};
 use rustc_hash::FxHashMap;
@@ -42,12 +44,32 @@ struct Pool {
 struct Open {
     pool: GraphPool,
     thread: ThreadId,
+    /// What the device's captures call it.
+    token: u64,
+    /// The stream that was first seen capturing for it.
+    stream: Option<Stream>,
 }
 
 #[derive(Default)]
 struct State {
+    tokens: u64,
     open: Vec<Open>,
     pools: FxHashMap<GraphPool, Pool>,
+}
+
+impl State {
+    fn release(&mut self, pool: GraphPool) -> Vec<Kept> {
+        let Some(entry) = self.pools.get_mut(&pool) else {
+            return Vec::new();
+        };
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users > 0 {
+            return Vec::new();
+        }
+        self.pools
+            .remove(&pool)
+            .map_or(Vec::new(), |entry| entry.kept)
+    }
 }
 
 /// The graph pools of the process.
@@ -55,58 +77,74 @@ struct State {
 pub(super) struct GraphPools(Mutex<State>);
 
 impl GraphPools {
-    /// A capture into `pool` begins on the calling thread.
-    pub fn begin(&self, pool: GraphPool) {
+    /// A capture into `pool` begins on the calling thread; the number it goes by.
+    pub fn begin(&self, pool: GraphPool) -> u64 {
         let mut state = lock(&self.0);
+        state.tokens += 1;
+        let token = state.tokens;
         state.pools.entry(pool).or_default().users += 1;
         state.open.push(Open {
             pool,
             thread: std::thread::current().id(),
+            token,
+            stream: None,
         });
+        token
     }
 
-    /// The capture ends; whether it had begun.
-    pub fn end(&self, pool: GraphPool) -> bool {
+    /// The capture ends; its number, if it had begun.
+    pub fn end(&self, pool: GraphPool) -> Option<u64> {
         let mut state = lock(&self.0);
-        let found = state.open.iter().rposition(|open| open.pool == pool);
-        if let Some(index) = found {
-            state.open.remove(index);
-        }
-        found.is_some()
+        let index = state.open.iter().rposition(|open| open.pool == pool)?;
+        Some(state.open.remove(index).token)
     }
 
     /// One graph of the pool is gone; with the last, the blocks that may go now.
     pub fn release(&self, pool: GraphPool) -> Vec<Kept> {
-        let mut state = lock(&self.0);
-        let Some(entry) = state.pools.get_mut(&pool) else {
-            return Vec::new();
-        };
-        entry.users = entry.users.saturating_sub(1);
-        if entry.users > 0 {
-            return Vec::new();
-        }
-        state
-            .pools
-            .remove(&pool)
-            .map_or(Vec::new(), |entry| entry.kept)
+        lock(&self.0).release(pool)
     }
 
-    /// To which graph a block belongs that is allocated on a capturing stream of `device`: that of
-    /// the capture this thread began, else the latest one open there.
-    pub fn of_capture(&self, device: i32) -> GraphUse {
+    /// Forgets captures of `device` that are not open though nobody ended them, and returns the
+    /// blocks that may go with them.
+    pub fn retire_failed(&self, device: i32, is_open: impl Fn(u64) -> bool) -> Vec<Kept> {
+        let mut state = lock(&self.0);
+        let (open, failed) = std::mem::take(&mut state.open)
+            .into_iter()
+            .partition(|open| open.pool.device != device || is_open(open.token));
+        state.open = open;
+        let failed: Vec<Open> = failed;
+        failed
+            .iter()
+            .flat_map(|open| state.release(open.pool))
+            .collect()
+    }
+
+    /// To which graph a block belongs that is allocated on the capturing `stream` of `device`: that
+    /// of the capture this stream showed, else of the one this thread began, else of the latest.
+    pub fn of_capture(&self, device: i32, stream: Stream, captures: &Captures) -> GraphUse {
         let thread = std::thread::current().id();
-        let state = lock(&self.0);
-        let here = || {
-            state
-                .open
-                .iter()
-                .rev()
-                .filter(|open| open.pool.device == device)
+        let mut state = lock(&self.0);
+        let here: Vec<usize> = (0..state.open.len())
+            .rev()
+            .filter(|index| state.open[*index].pool.device == device)
+            .collect();
+        let find = |wanted: &dyn Fn(&Open) -> bool| {
+            here.iter()
+                .copied()
+                .find(|index| wanted(&state.open[*index]))
         };
-        here()
-            .find(|open| open.thread == thread)
-            .or_else(|| here().next())
-            .map_or(GraphUse::Unknown, |open| GraphUse::Pool(open.pool))
+        let found = find(&|open| open.stream == Some(stream))
+            .or_else(|| find(&|open| open.thread == thread))
+            .or_else(|| here.first().copied());
+        let Some(index) = found else {
+            return GraphUse::Unknown;
+        };
+        let open = &mut state.open[index];
+        if open.stream.is_none() {
+            open.stream = Some(stream);
+            captures.show(open.token, stream);
+        }
+        GraphUse::Pool(open.pool)
     }
 
     /// A block kept for the pool that can serve a later request of the same capture or of another

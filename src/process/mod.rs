@@ -187,13 +187,16 @@ impl Process {
         if self.opened.get().is_none() && ordinal >= 0 {
             return Ok(0);
         }
+        self.graphs_settle(ordinal)?;
         self.device(ordinal)?.trim(keep)
     }
 
     /// [`Process::trim`] on every device in use.
     pub fn trim_all(&self) -> Result<u64> {
         lifetime::check_not_forked()?;
-        self.devices_in_use()
-            .try_fold(0, |sum, device| Ok(sum + device.trim(0)?))
+        self.devices_in_use().try_fold(0, |sum, device| {
+            self.graphs_settle(device.state().device.ordinal())?;
+            Ok(sum + device.trim(0)?)
+        })
     }
 }

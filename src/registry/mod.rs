@@ -67,24 +67,28 @@ pub struct Record {
 impl Record {
     /// Notes that work given to `stream` uses the block.
     pub fn note_use(&mut self, stream: Stream) {
-        let LastUse::Streams(others) = &mut self.last_use else {
+        let own = self.block.stream;
+        let (LastUse::Streams(others) | LastUse::Told(others)) = &mut self.last_use else {
             return;
         };
         if stream.is_per_thread() {
             self.last_use = LastUse::Anywhere;
-        } else if stream != self.block.stream && !others.contains(&stream) {
+        } else if stream != own && !others.contains(&stream) {
             others.push(stream);
         }
     }
 
     /// Forgets the handle of a stream: whatever it did is then covered by waiting for everything.
     pub fn forget_use(&mut self, stream: Stream) {
-        let named = |others: &Vec<Stream>| others.contains(&stream);
-        if self.block.stream == stream || matches!(&self.last_use, LastUse::Streams(o) if named(o))
-        {
+        if self.block.stream == stream || self.last_use.others().contains(&stream) {
             self.last_use = LastUse::Anywhere;
             self.block.stream = Stream::LEGACY;
         }
+    }
+
+    /// Whether its own stream alone used it, as far as we were told.
+    pub fn is_single_stream(&self) -> bool {
+        matches!(&self.last_use, LastUse::Streams(others) | LastUse::Told(others) if others.is_empty())
     }
 }
 

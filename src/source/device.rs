@@ -5,6 +5,7 @@ use super::{Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
 use crate::core::size::Align;
 use crate::error::Result;
 use crate::extent::DeviceState;
+use crate::extent::deferral::Behind;
 use crate::source::ALIGN;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,10 +82,12 @@ impl Source for DeviceSource {
             gauge.sub(bytes);
             Ok(())
         };
-        match self.state.must_queue(block, &last_use) {
+        match self.state.is_captured(block, &last_use) {
             Ok(false) => self.state.give_back_now(bytes, give_back),
             queued => {
-                self.state.deferral.push(None, bytes, give_back);
+                self.state
+                    .deferral
+                    .push(Behind::Everything, bytes, give_back);
                 queued.map(|_| ())
             }
         }

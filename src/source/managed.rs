@@ -7,6 +7,7 @@ use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rou
 use crate::config::value::{Size, Threshold};
 use crate::error::{Result, Warning};
 use crate::extent::DeviceState;
+use crate::extent::deferral::Behind;
 use once_cell::sync::OnceCell;
 use std::sync::Arc;
 
@@ -127,17 +128,22 @@ impl Source for ManagedSource {
             gauge.sub(bytes);
             Ok(())
         };
-        let queue = self.state.must_queue(block, &last_use).and_then(|queue| {
-            if !queue {
-                wait_for(&self.state, block, &last_use)?;
-            }
-            Ok(queue)
-        });
-        match queue {
-            Ok(false) => self.state.give_back_now(bytes, give_back),
-            queued => {
-                self.state.deferral.push(None, bytes, give_back);
-                queued.map(|_| ())
+        // Pages of managed memory may be with the host, so the driver's own wait at a free is not
+        // relied on: the streams that used the block are waited for.
+        let waited = self
+            .state
+            .fence(block, &last_use, true)
+            .and_then(|fence| match fence {
+                Some(fence) => fence.wait().map(|()| true),
+                None => Ok(false),
+            });
+        match waited {
+            Ok(true) => self.state.give_back_now(bytes, give_back),
+            waits => {
+                self.state
+                    .deferral
+                    .push(Behind::Everything, bytes, give_back);
+                waits.map(|_| ())
             }
         }
     }
@@ -149,17 +155,5 @@ impl Source for ManagedSource {
 
     fn held(&self) -> Held {
         self.gauge.held()
-    }
-}
-
-/// Pages of managed memory may be with the host, so the driver's own wait at a free is not relied
-/// on: the streams that used the block are waited for by name.
-fn wait_for(state: &DeviceState, block: &Block, last_use: &LastUse) -> Result<()> {
-    let _guard = state.device.enter()?;
-    match last_use {
-        LastUse::Anywhere | LastUse::Unknown => state.fence(block, last_use)?.wait(),
-        LastUse::Streams(others) => std::iter::once(&block.stream)
-            .chain(others)
-            .try_for_each(|stream| stream.synchronize(&state.device)),
     }
 }

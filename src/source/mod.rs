@@ -7,8 +7,9 @@ pub mod stream_ordered;
 pub mod vmm;
 
 use crate::core::size::Align;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
+use crate::extent::deferral::Behind;
 use crate::extent::table::Owner;
 use crate::gpu::{Fence, Stream};
 use std::sync::Arc;
@@ -90,12 +91,24 @@ pub struct Block {
 pub enum LastUse {
     /// Work already given to the block's own stream and to these others.
     Streams(Vec<Stream>),
+    /// The same, in a program that tells us of every capture. A stream may use the block and not be
+    /// among these, if the program orders it by itself: memory it uses is not unmapped under it.
+    Told(Vec<Stream>),
     /// Any work already given to the device.
     Anywhere,
     /// Any work already given to the device, in a program that tells us neither of streams nor of
-    /// captures: a capture may just have begun, so nothing is recorded before an allocation shows
-    /// that none has.
+    /// captures: one may just have begun, so nothing is recorded before the next allocation.
     Unknown,
+}
+
+impl LastUse {
+    /// The other streams, where they are known.
+    pub fn others(&self) -> &[Stream] {
+        match self {
+            LastUse::Streams(others) | LastUse::Told(others) => others,
+            LastUse::Anywhere | LastUse::Unknown => &[],
+        }
+    }
 }
 
 /// Bytes a source holds from the device.
@@ -132,17 +145,16 @@ pub trait Source: Send + Sync {
 }
 
 impl DeviceState {
-    /// Whether the memory of `block` must be queued without a fence, because nothing may be
-    /// recorded, queried or waited for now.
-    fn must_queue(&self, block: &Block, last_use: &LastUse) -> Result<bool> {
-        if *last_use == LastUse::Unknown || self.device.capture_open() {
+    /// Whether a capture is open that freeing `block` might disturb.
+    fn is_captured(&self, block: &Block, last_use: &LastUse) -> Result<bool> {
+        if self.device.capture_open() {
             return Ok(true);
         }
-        let LastUse::Streams(others) = last_use else {
+        if let LastUse::Anywhere | LastUse::Unknown = last_use {
             return Ok(false);
-        };
+        }
         let _guard = self.device.enter()?;
-        for stream in std::iter::once(&block.stream).chain(others) {
+        for stream in std::iter::once(&block.stream).chain(last_use.others()) {
             if self.device.is_capturing(*stream)? {
                 return Ok(true);
             }
@@ -150,15 +162,25 @@ impl DeviceState {
         Ok(false)
     }
 
-    /// The fence behind which a block's memory may go.
-    fn fence(&self, block: &Block, last_use: &LastUse) -> Result<Fence> {
-        match last_use {
+    /// A fence behind the work that may use `block`, its own stream's included where `own` says so;
+    /// none while a capture is open or may be, when none can be had.
+    fn fence(&self, block: &Block, last_use: &LastUse, own: bool) -> Result<Option<Fence>> {
+        if *last_use == LastUse::Unknown || self.is_captured(block, last_use)? {
+            return Ok(None);
+        }
+        let fence = match last_use {
             LastUse::Anywhere | LastUse::Unknown => Fence::order_point(&self.device),
-            LastUse::Streams(others) => {
-                let mut streams = vec![block.stream];
+            LastUse::Streams(others) | LastUse::Told(others) => {
+                let mut streams: Vec<Stream> = Vec::new();
+                streams.extend(own.then_some(block.stream));
                 streams.extend(others.iter().filter(|stream| **stream != block.stream));
                 Fence::behind_streams(&self.device, &streams)
             }
+        };
+        match fence {
+            Ok(fence) => Ok(Some(fence)),
+            Err(error) if error.status() == Status::Capturing => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -169,7 +191,8 @@ impl DeviceState {
         mut give_back: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<()> {
         give_back().inspect_err(|_| {
-            self.deferral.push(Some(Fence::DONE), bytes, give_back);
+            let done = Behind::Fence(Fence::DONE);
+            self.deferral.push(done, bytes, give_back);
         })
     }
 }
@@ -181,9 +204,7 @@ fn rounded(request: &Request, granularity: Align) -> Result<u64> {
         .round_up(request.bytes)
         // Beyond this no device has addresses, and some drivers answer with strange codes.
         .filter(|bytes| *bytes <= 1 << 56)
-        .ok_or_else(|| {
-            Error::new(crate::error::Status::OutOfMemory, "allocate").bytes(request.bytes)
-        })
+        .ok_or_else(|| Error::new(Status::OutOfMemory, "allocate").bytes(request.bytes))
 }
 
 /// Alignment that only virtual memory can give is refused by the others.

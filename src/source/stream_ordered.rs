@@ -9,8 +9,9 @@ use crate::config::value::Size;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status, Warning};
 use crate::extent::DeviceState;
+use crate::extent::deferral::Behind;
 use crate::gpu::stream_ordered::StreamPool;
-use crate::gpu::{Device, Fence, Stream};
+use crate::gpu::{Fence, Stream};
 use once_cell::sync::OnceCell;
 use std::sync::{Arc, Mutex};
 
@@ -123,38 +124,39 @@ impl Source for AsyncSource {
             stream,
             ..
         } = *block;
-        let queue = self.state.must_queue(block, &last_use).and_then(|queue| {
-            if !queue {
-                order_on(&self.state, stream, &last_use)?;
-                pool.free(address, stream)?;
-            }
-            Ok(queue)
-        });
-        if let Ok(false) = queue {
+        let device = self.state.device.clone();
+        let free_behind = move |fence: &Fence, stream: Stream| {
+            let _guard = device.enter()?;
+            fence.holds_back(stream)?;
+            pool.free(address, stream)
+        };
+        let freed = self
+            .state
+            .fence(block, &last_use, false)
+            .and_then(|fence| match fence {
+                Some(fence) => free_behind(&fence, stream).map(|()| true),
+                None => Ok(false),
+            });
+        if let Ok(true) = freed {
             return Ok(());
         }
-        // The free takes its place in a stream's order, so the order point need not have been reached.
-        let device = self.state.device.clone();
+        // The free takes its place in a stream's order, so the fence need not have been reached.
         self.state
             .deferral
-            .push_ordered(bytes, stream, move |fence, stream| {
-                hold_back(&device, fence, stream)?;
-                pool.free(address, stream)
-            });
-        queue.map(|_| ())
+            .push_ordered(Behind::Everything, bytes, stream, free_behind);
+        freed.map(|_| ())
     }
 
     fn trim(&self, keep: u64) -> Result<()> {
-        if self.state.device.capture_open() {
-            return Ok(());
-        }
         self.state.deferral.wait();
         match self.pool.get() {
             Some(pool) => {
                 // The driver gives back only what it has seen freed by work that is done, and an
                 // event that was waited for does not show it that.
-                self.state.device.synchronize()?;
-                pool.trim(keep)
+                match self.state.device.synchronize() {
+                    Err(error) if error.status() == Status::Capturing => Ok(()),
+                    waited => waited.and_then(|()| pool.trim(keep)),
+                }
             }
             None => Ok(()),
         }
@@ -167,27 +169,4 @@ impl Source for AsyncSource {
         }
         *last
     }
-}
-
-/// Makes `stream` wait for the other work that uses a block, without waiting here.
-fn order_on(state: &DeviceState, stream: Stream, last_use: &LastUse) -> Result<()> {
-    let fence = match last_use {
-        LastUse::Streams(others) => {
-            let others: Vec<Stream> = others.iter().copied().filter(|s| *s != stream).collect();
-            Fence::behind_streams(&state.device, &others)?
-        }
-        LastUse::Anywhere | LastUse::Unknown => Fence::order_point(&state.device)?,
-    };
-    hold_back(&state.device, &fence, stream)
-}
-
-fn hold_back(device: &Device, fence: &Fence, stream: Stream) -> Result<()> {
-    if fence.events().is_empty() {
-        return Ok(());
-    }
-    let _guard = device.enter()?;
-    fence
-        .events()
-        .iter()
-        .try_for_each(|event| event.holds_back(stream))
 }

@@ -7,6 +7,7 @@ use crate::config::value::Location;
 use crate::core::size::Align;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
+use crate::extent::deferral::Behind;
 use crate::extent::table::RunSpec;
 use crate::gpu::ChunkSpec;
 use once_cell::sync::OnceCell;
@@ -120,17 +121,21 @@ impl Source for VmmSource {
     fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
         let (state, address) = (self.state.clone(), block.address);
         let give_back = move || state.extents.retire(address);
-        let fence = match self.state.must_queue(block, &last_use) {
-            Ok(true) => Ok(None),
-            Ok(false) => self.state.fence(block, &last_use).map(Some),
-            Err(error) => Err(error),
+        // One order point at the next slow path serves every block freed until then, and unmaps
+        // under no stream, also of those that were not recorded for the block.
+        let at_once = matches!(last_use, LastUse::Streams(_) | LastUse::Anywhere);
+        let fence = match at_once {
+            true => self.state.fence(block, &last_use, true),
+            false => Ok(None),
         };
-        let (fence, recorded) = match fence {
-            Ok(fence) => (fence, Ok(())),
-            Err(error) => (None, Err(error)),
+        let (behind, recorded) = match fence {
+            Ok(Some(fence)) => (Behind::Fence(fence), Ok(())),
+            Ok(None) => (Behind::Everything, Ok(())),
+            Err(error) => (Behind::Everything, Err(error)),
         };
-        self.state.deferral.push(fence, block.bytes, give_back);
-        self.state.deferral.drain_if_full();
+        self.state.deferral.push(behind, block.bytes, give_back);
+        let captures_told = matches!(last_use, LastUse::Told(_));
+        self.state.deferral.drain_if_full(captures_told);
         recorded
     }
 

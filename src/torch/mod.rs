@@ -45,7 +45,7 @@ fn allocate_block(
 ) -> Result<*mut c_void> {
     let process = observe::process();
     let last_use = if process.is_hooked() {
-        LastUse::Streams(Vec::new())
+        LastUse::Told(Vec::new())
     } else {
         process.warnings().warn(Warning::PlainLoad, || {
             "torch loaded the allocator without its hooks, so record_stream and graph pools are unknown here and every free waits behind all work; use hbmalloc.torch.install() instead".to_owned()

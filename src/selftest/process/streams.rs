@@ -88,9 +88,10 @@ pub fn forgotten_in_capture() -> Outcome {
         house
             .machine
             .begin_capture(capturing.stream(), CAPTURE_RELAXED)?;
-        house.process.device(0)?.state().device.captures().begin();
+        let device = &house.process.device(0)?.state().device;
+        device.captures().begin(device, 1);
         let freed = house.free(block);
-        house.process.device(0)?.state().device.captures().end();
+        house.process.device(0)?.state().device.captures().end(1);
         house.machine.end_capture(capturing.stream())?;
         freed?;
         ensure_eq!(

@@ -18,9 +18,10 @@ pub fn free_in_capture(bench: &Bench) -> Outcome {
     let (own, capturing) = (bench.stream()?, bench.stream()?);
     for mode in [CAPTURE_RELAXED, CAPTURE_GLOBAL] {
         let block = bench.allocate(BYTES, own.stream())?;
-        bench.machine.device.captures().begin();
+        let device = &bench.machine.device;
+        device.captures().begin(device, 1);
         let outcome = free_inside(bench, capturing.stream(), mode, &block);
-        bench.machine.device.captures().end();
+        bench.machine.device.captures().end(1);
         outcome?;
         bench.finish()?;
     }

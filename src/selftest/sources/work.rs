@@ -7,7 +7,7 @@ use crate::gpu::Stream;
 use crate::selftest::Outcome;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::Busy;
-use crate::source::{Block, LastUse};
+use crate::source::{Block, Kind, LastUse};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -42,7 +42,8 @@ fn free_under_work(bench: &Bench, own: Stream, busy_on: Stream, last_use: LastUs
     let third = bench.stream()?;
     // What lives beside it must not suffer either.
     let mut beside = vec![bench.allocate(4096, own)?];
-    let queued = last_use == LastUse::Unknown;
+    // A plain free waits for everything by itself, so it need not queue.
+    let queued = last_use == LastUse::Unknown && bench.source.kind() != Kind::Device;
     let busy = bench.machine.busy(busy_on, block.address, block.bytes)?;
     let waited = free_watched(bench, &block, last_use, &busy)?;
     if queued {

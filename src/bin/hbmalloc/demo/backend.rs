@@ -7,7 +7,7 @@ use crate::simulator::{Counters, Simulator};
 use crate::trace::{Action, Trace};
 use hbmalloc::error::Result;
 use hbmalloc::extent::table::Owner;
-use hbmalloc::gpu::{Device, Event, OwnedStream, Stream};
+use hbmalloc::gpu::{Device, Fence, OwnedStream, Stream};
 use hbmalloc::observe;
 use hbmalloc::process::{Demand, Process, Stats};
 use hbmalloc::source::{ALIGN, Kind, LastUse};
@@ -187,7 +187,7 @@ impl<'a> Replay<'a> {
         let home = self.stream_of(from);
         if home != stream {
             let _guard = self.device.enter()?;
-            Event::behind(&self.device, home)?.holds_back(stream)?;
+            Fence::behind_streams(&self.device, &[home])?.holds_back(stream)?;
             self.process.record_stream(source.address, stream)?;
         }
         self.device
