@@ -252,3 +252,70 @@ pub fn free_in_capture() -> Outcome {
     }
     house.finish()
 }
+
+/// A capture that fails: torch tells of no end and, since there is no graph, of no release. Memory
+/// comes back all the same, the failed capture's own too.
+pub fn failed_capture() -> Outcome {
+    let house = House::plain()?;
+    let (own, capturing) = (house.machine.stream()?, house.machine.stream()?);
+    for (id, shown) in [(1, true), (2, false)] {
+        house.process.graph_begin(pool(id))?;
+        house
+            .machine
+            .begin_capture(capturing.stream(), CAPTURE_GLOBAL)?;
+        if shown {
+            let block = house.allocate(Kind::Vmm, BYTES, capturing.stream())?;
+            house.free(block)?;
+        }
+        house.machine.end_capture(capturing.stream())?;
+        // Here torch raises, and calls neither end nor release.
+        let block = house.allocate(Kind::Vmm, BYTES, own.stream())?;
+        house.free(block)?;
+        if !shown {
+            // No stream ever showed this one, so the next capture of the thread must.
+            in_capture(&house, pool(3), capturing.stream(), || Ok(()))?;
+            house.process.graph_release(pool(3))?;
+        }
+        house.process.trim_all()?;
+        let stats = house.process.stats(0, Some(Kind::Vmm))?;
+        ensure_eq!(
+            (stats.pending_frees, stats.reserved),
+            (0, 0),
+            "shown: {shown}"
+        );
+    }
+    house.finish()
+}
+
+/// Two captures at once on one device, each on its own thread and stream: a block goes with the
+/// capture of its stream, whoever allocates it.
+pub fn two_captures() -> Outcome {
+    let house = House::plain()?;
+    let (one, two) = (house.machine.stream()?, house.machine.stream()?);
+    let first = std::thread::scope(|scope| {
+        let begin = || -> Result<u64, Stop> {
+            house.process.graph_begin(pool(1))?;
+            house.machine.begin_capture(one.stream(), CAPTURE_RELAXED)?;
+            house.allocate(Kind::Vmm, BYTES, one.stream())
+        };
+        let joined = scope.spawn(begin).join();
+        joined.unwrap_or_else(|_| Err("the thread panicked".to_owned().into()))
+    })?;
+    let second = in_capture(&house, pool(2), two.stream(), || {
+        let second = house.allocate(Kind::Vmm, BYTES, two.stream())?;
+        // This thread helps with the other capture, as torch's backward does.
+        let helped = house.allocate(Kind::Vmm, BYTES, one.stream())?;
+        house.free(helped)?;
+        Ok(second)
+    })?;
+    house.free(second)?;
+    house.process.graph_release(pool(2))?;
+    house.machine.end_capture(one.stream())?;
+    house.process.graph_end(pool(1))?;
+    house.process.trim_all()?;
+    let held = house.process.stats(0, Some(Kind::Vmm))?.reserved;
+    ensure_eq!(held, 2 * BYTES, "held for the capture that is not released");
+    house.free(first)?;
+    house.process.graph_release(pool(1))?;
+    house.finish()
+}

@@ -7,7 +7,7 @@ use crate::process::Demand;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::CAPTURE_RELAXED;
 use crate::selftest::{Outcome, Stop};
-use crate::source::Kind;
+use crate::source::{Kind, LastUse};
 use crate::sys::cuda::Handle;
 use std::sync::mpsc;
 
@@ -43,6 +43,29 @@ pub fn record_stream() -> Outcome {
         house.free(next)?;
         house.process.forget_stream(0, third.stream())?;
     }
+    house.finish()
+}
+
+/// torch with its hooks set: a stream that nobody recorded may still read a block when it is freed.
+/// The native allocator would let it read on, so it must not fault here.
+pub fn unrecorded_stream() -> Outcome {
+    let house = House::plain()?;
+    if !house.has(Kind::Vmm)? {
+        return Ok(());
+    }
+    let (own, other) = (house.machine.stream()?, house.machine.stream()?);
+    let bytes = house.machine.busy_bytes();
+    let block = house.process.allocate(Demand {
+        last_use: LastUse::Told(Vec::new()),
+        ..house.demand(Kind::Vmm, bytes, own.stream())
+    })?;
+    let busy = house.machine.busy(other.stream(), block, bytes)?;
+    house.free(block)?;
+    let next = house.allocate(Kind::Vmm, bytes, own.stream())?;
+    ensure!(busy.is_running()?, "something waited");
+    ensure!(house.is_mapped(block)?, "unmapped under running work");
+    busy.end()?;
+    house.free(next)?;
     house.finish()
 }
 
