@@ -1,7 +1,7 @@
 //! Streams made by the library, and bytes moved and filled on them, on the simulated driver.
 #![allow(missing_docs)]
 
-use hbmalloc::gpu::{Device, Driver, Event, OwnedStream};
+use hbmalloc::gpu::{Device, Driver, Fence, OwnedStream};
 use std::sync::Arc;
 
 const BYTES: usize = 3 << 20;
@@ -26,7 +26,7 @@ fn bytes_come_back_as_they_were_sent() {
     device.fill(from, 7, 5, one.stream()).unwrap();
     {
         let _guard = device.enter().unwrap();
-        let filled = Event::behind(&device, one.stream()).unwrap();
+        let filled = Fence::behind_streams(&device, &[one.stream()]).unwrap();
         filled.holds_back(two.stream()).unwrap();
     }
     device

@@ -66,6 +66,9 @@ pub struct hbm_allocator_desc_t {
     pub numa_node: i32,
 }
 
+/// What `hbm_allocator_desc_t` was in earlier versions: up to and with `tag`.
+const OLDER_SIZES: &[usize] = &[std::mem::offset_of!(hbm_allocator_desc_t, location)];
+
 /// Statistics. Fill in `struct_size` before the call. Sizes in bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -131,13 +134,31 @@ struct Allocator {
     live: AtomicU64,
 }
 
-static ALLOCATORS: RwLock<Option<FxHashMap<usize, Arc<Allocator>>>> = RwLock::new(None);
+static ALLOCATORS: RwLock<Option<Table>> = RwLock::new(None);
 
 fn find(operation: &'static str, handle: *mut hbm_allocator_t) -> Result<Arc<Allocator>> {
     process::check_not_forked()?;
     let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
+    look_up(table.as_ref(), operation, handle)
+}
+
+/// Finds an allocator and counts a block of it, so that it is not destroyed meanwhile.
+fn find_for_block(operation: &'static str, handle: *mut hbm_allocator_t) -> Result<Arc<Allocator>> {
+    process::check_not_forked()?;
+    let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
+    let found = look_up(table.as_ref(), operation, handle)?;
+    found.live.fetch_add(1, Ordering::AcqRel);
+    Ok(found)
+}
+
+type Table = FxHashMap<usize, Arc<Allocator>>;
+
+fn look_up(
+    table: Option<&Table>,
+    operation: &'static str,
+    handle: *mut hbm_allocator_t,
+) -> Result<Arc<Allocator>> {
     table
-        .as_ref()
         .and_then(|table| table.get(&(handle as usize)).cloned())
         .ok_or_else(|| {
             Error::invalid(
@@ -198,7 +219,7 @@ pub unsafe extern "C" fn hbm_allocator_create(
 ) -> i32 {
     export(|| {
         // SAFETY: passed on to the caller.
-        let descriptor = unsafe { read_struct("hbm_allocator_create", descriptor)? };
+        let descriptor = unsafe { read_struct("hbm_allocator_create", descriptor, OLDER_SIZES)? };
         let allocator = parse(&descriptor)?;
         observe::process().device(allocator.device)?;
         let handle = allocator.id.get() as usize;
@@ -220,13 +241,13 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
         if allocator.is_null() || process::has_forked() {
             return Ok(());
         }
-        let found = find("hbm_allocator_destroy", allocator)?;
+        let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
+        let found = look_up(table.as_ref(), "hbm_allocator_destroy", allocator)?;
         let live = found.live.load(Ordering::Acquire);
         if live > 0 {
             return Err(Error::new(Status::Busy, "hbm_allocator_destroy")
                 .detail(format!("{live} of its blocks are not deallocated")));
         }
-        let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = table.as_mut() {
             table.remove(&(allocator as usize));
         }
@@ -250,7 +271,6 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
 ) -> i32 {
     export(|| {
         const OPERATION: &str = "hbm_allocator_allocate";
-        let found = find(OPERATION, allocator)?;
         if out.is_null() {
             return Err(Error::invalid(OPERATION, "the out-pointer is NULL"));
         }
@@ -260,19 +280,23 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
                 Error::invalid(OPERATION, format!("alignment {other} is no power of two"))
             })?,
         };
-        let address = observe::process().allocate(Demand {
-            kind: found.kind,
-            device: found.device,
-            bytes: bytes as u64,
-            align,
-            stream: Stream::from_raw(stream),
-            owner: Owner::Block,
-            last_use: LastUse::Streams(Vec::new()),
-            allocator: Some(found.id),
-            location: found.location,
-            tag: found.tag.clone(),
-        })?;
-        found.live.fetch_add(1, Ordering::AcqRel);
+        let found = find_for_block(OPERATION, allocator)?;
+        let address = observe::process()
+            .allocate(Demand {
+                kind: found.kind,
+                device: found.device,
+                bytes: bytes as u64,
+                align,
+                stream: Stream::from_raw(stream),
+                owner: Owner::Block,
+                last_use: LastUse::Streams(Vec::new()),
+                allocator: Some(found.id),
+                location: found.location,
+                tag: found.tag.clone(),
+            })
+            .inspect_err(|_| {
+                found.live.fetch_sub(1, Ordering::AcqRel);
+            })?;
         // SAFETY: checked for null above; the rest is the caller's promise.
         unsafe { write_out(OPERATION, out, address as *mut c_void) }
     })
@@ -289,7 +313,7 @@ pub extern "C" fn hbm_allocator_deallocate(
     stream: *mut c_void,
 ) -> i32 {
     export(|| {
-        if address.is_null() || process::has_forked() {
+        if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let found = find("hbm_allocator_deallocate", allocator)?;

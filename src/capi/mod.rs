@@ -83,18 +83,23 @@ unsafe fn write_struct<T>(operation: &'static str, out: *mut T, value: &T) -> Re
     Ok(())
 }
 
-/// Reads a descriptor whose version may be older or newer than ours: fields it lacks are zero, and
-/// fields we lack must be.
+/// Reads a descriptor whose version may be older, of one of `older_sizes`, or newer than ours:
+/// fields it lacks are zero, and fields we lack must be.
 ///
 /// # Safety
 /// `descriptor` must be null or point to as many bytes as its first field says.
-unsafe fn read_struct<T: Copy>(operation: &'static str, descriptor: *const T) -> Result<T> {
+unsafe fn read_struct<T: Copy>(
+    operation: &'static str,
+    descriptor: *const T,
+    older_sizes: &[usize],
+) -> Result<T> {
     if descriptor.is_null() {
         return Err(Error::invalid(operation, "the descriptor is NULL"));
     }
     // SAFETY: passed on to the caller: the first field is a size.
     let size = unsafe { descriptor.cast::<usize>().read() };
-    if !(size_of::<usize>()..=1 << 16).contains(&size) {
+    let is_newer = (size_of::<T>()..=1 << 16).contains(&size);
+    if !is_newer && !older_sizes.contains(&size) {
         return Err(Error::invalid(
             operation,
             format!("struct_size is {size}; set it to the size of the struct"),

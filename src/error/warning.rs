@@ -25,6 +25,8 @@ pub enum Warning {
     GiveBack,
     /// Letting a peer device reach memory failed.
     PeerAccess,
+    /// Asking whether the device can do something failed; it is done without.
+    Probe,
     /// A log file could not be opened or written.
     LogFile,
     /// The library is in the process twice.

@@ -92,6 +92,8 @@ pub struct Extents {
     runs: Mutex<BTreeMap<u64, Run>>,
     physical: AtomicU64,
     physical_peak: AtomicU64,
+    /// Ranges that a failed build could not take down again; the next build or trim does.
+    leftovers: Mutex<Vec<u64>>,
 }
 
 impl Extents {
@@ -101,14 +103,19 @@ impl Extents {
             runs: Mutex::default(),
             physical: AtomicU64::new(0),
             physical_peak: AtomicU64::new(0),
+            leftovers: Mutex::default(),
         }
     }
 
     /// Reserves a range and backs it with new chunks. On failure nothing of it is left.
     pub fn build(&self, spec: &RunSpec) -> Result<u64> {
         let _guard = self.device.enter()?;
+        self.sweep();
         let mut runs = lock(&self.runs);
-        let peers = self.device.active_peers()?;
+        let peers = self.device.active_peers().unwrap_or_else(|error| {
+            self.warn_of_peers(&error);
+            Vec::new()
+        });
         let reservation = Reservation::new(&self.device, spec.bytes, spec.align)?;
         let address = reservation.address();
         let mut run = Run {
@@ -124,6 +131,11 @@ impl Extents {
         });
         match backed {
             Ok(()) => {
+                tracing::debug!(
+                    "{address:#x}: {} bytes mapped in {} chunks",
+                    spec.bytes,
+                    run.extents.len()
+                );
                 runs.insert(address, run);
                 Ok(address)
             }
@@ -131,6 +143,7 @@ impl Extents {
                 // Nothing has used the range yet. What cannot be undone now stays in the table.
                 if self.dismantle(&mut run).is_err() {
                     runs.insert(address, run);
+                    lock(&self.leftovers).push(address);
                 }
                 Err(error)
             }
@@ -147,7 +160,18 @@ impl Extents {
         };
         self.dismantle(run)?;
         runs.remove(&address);
+        tracing::debug!("{address:#x}: unmapped");
         Ok(())
+    }
+
+    /// Takes down what failed builds left behind.
+    pub fn sweep(&self) {
+        let left = std::mem::take(&mut *lock(&self.leftovers));
+        for address in left {
+            if self.retire(address).is_err() {
+                lock(&self.leftovers).push(address);
+            }
+        }
     }
 
     /// Lets a device that has come into use reach everything mapped here.
@@ -158,22 +182,22 @@ impl Extents {
         match self.device.has_active_peer(peer) {
             Ok(true) => {}
             Ok(false) => return,
-            Err(error) => return self.warn_of_peer(peer, &error),
+            Err(error) => return self.warn_of_peers(&error),
         }
         for run in lock(&self.runs).values() {
             let mappings = run.extents.iter().filter_map(|e| e.mapping.as_ref());
             for mapping in mappings {
                 if let Err(error) = mapping.allow(&[peer], run.spec.location) {
-                    self.warn_of_peer(peer, &error);
+                    self.warn_of_peers(&error);
                 }
             }
         }
     }
 
-    fn warn_of_peer(&self, peer: i32, error: &Error) {
+    fn warn_of_peers(&self, error: &Error) {
         self.device.warnings().warn(Warning::PeerAccess, || {
             format!(
-                "device {peer} cannot reach memory of device {}: {error}",
+                "other devices may not reach memory of device {}: {error}",
                 self.device.ordinal()
             )
         });
@@ -267,7 +291,16 @@ impl Extents {
         let chunk = extent.chunk.insert(chunk);
         let mapping = Mapping::new(&self.device, extent.address, chunk)?;
         let location = chunk.spec().location;
-        extent.mapping.insert(mapping).allow(peers, location)
+        let mapping = extent.mapping.insert(mapping);
+        match mapping.allow(peers, location) {
+            // A peer that cannot reach the memory must not keep its own device from it.
+            Err(error) if !peers.is_empty() => {
+                mapping.allow(&[], location)?;
+                self.warn_of_peers(&error);
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     fn dismantle(&self, run: &mut Run) -> Result<()> {

@@ -6,7 +6,7 @@ use super::device::Device;
 use super::reservation::Reservation;
 use super::stream_ordered::StreamPool;
 use crate::config::value::Location;
-use crate::error::{DriverCode, Error, Result, Status};
+use crate::error::{DriverCode, Error, Result, Status, Warning};
 use once_cell::sync::OnceCell;
 use std::sync::Arc;
 
@@ -153,16 +153,31 @@ impl Device {
     pub fn best_chunk(self: &Arc<Self>, location: Location) -> Result<ChunkSpec> {
         let mut spec = ChunkSpec::plain(location);
         if location == Location::Device {
-            spec.share = if self.fabric()?.is_ok() {
+            spec.share = if self.works(self.fabric())? {
                 Share::Fabric
-            } else if self.posix_fd()?.is_ok() {
+            } else if self.works(self.posix_fd())? {
                 Share::Fd
             } else {
                 Share::None
             };
-            spec.rdma = self.rdma()?.is_ok();
+            spec.rdma = self.works(self.rdma())?;
         }
         Ok(spec)
+    }
+
+    /// Whether an extra can be had. Asking that failed is a no for now; that memory has run out is
+    /// not for an extra to decide.
+    fn works(&self, probe: Result<Probe>) -> Result<bool> {
+        match probe {
+            Ok(probe) => Ok(probe.is_ok()),
+            Err(error) if error.status() == Status::OutOfMemory => Err(error),
+            Err(error) => {
+                self.warnings().warn(Warning::Probe, || {
+                    format!("chunks are made plainer, since asking for more failed: {error}")
+                });
+                Ok(false)
+            }
+        }
     }
 
     fn wants(&self, attribute: i32, what: &'static str) -> Result<()> {

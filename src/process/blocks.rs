@@ -157,7 +157,9 @@ impl Process {
         if lifetime::has_forked() {
             return Ok(());
         }
-        let entry = self.device(device)?;
+        let Some(entry) = self.device_in_use(device)? else {
+            return Ok(());
+        };
         entry.state().device.captures().forget(stream);
         self.registry.for_each(|record| {
             if record.device == device {
@@ -245,10 +247,13 @@ fn give_back(kept: &Kept, last_use: LastUse) -> Result<()> {
     }
 }
 
+/// Gives back every one, whatever becomes of the others; the first failure is returned.
 fn give_back_all(blocks: Vec<Kept>) -> Result<()> {
-    blocks.iter().fold(Ok(()), |outcome, kept| {
-        outcome.and(give_back(kept, LastUse::Anywhere))
-    })
+    let mut outcome = Ok(());
+    for kept in &blocks {
+        outcome = outcome.and(give_back(kept, LastUse::Anywhere));
+    }
+    outcome
 }
 
 fn not_owned(operation: &'static str, address: u64) -> Error {

@@ -173,6 +173,28 @@ impl Process {
         Ok(entry)
     }
 
+    /// A device, if it is in use; an error if there cannot be one of that number.
+    fn device_in_use(&self, ordinal: i32) -> Result<Option<&Arc<DeviceEntry>>> {
+        lifetime::check_not_forked()?;
+        let Some(opened) = self.opened.get() else {
+            return match ordinal {
+                0.. => Ok(None),
+                _ => Err(Error::invalid(
+                    "device",
+                    format!("there is no device {ordinal}"),
+                )),
+            };
+        };
+        match usize::try_from(ordinal)
+            .ok()
+            .and_then(|index| opened.devices.get(index))
+        {
+            Some(slot) => Ok(slot.get()),
+            // Says how many there are.
+            None => self.device(ordinal).map(Some),
+        }
+    }
+
     fn devices_in_use(&self) -> impl Iterator<Item = &Arc<DeviceEntry>> {
         self.opened
             .get()
@@ -181,14 +203,14 @@ impl Process {
     }
 
     /// Gives cached memory of a device back, down to `keep` bytes a source; returns the bytes given
-    /// back. Waits for work on freed blocks; does nothing while a capture is open there, nor before
-    /// the driver is in use.
+    /// back. Waits for work on freed blocks; does nothing while a capture is open there, nor on a
+    /// device that is not in use.
     pub fn trim(&self, ordinal: i32, keep: u64) -> Result<u64> {
-        if self.opened.get().is_none() && ordinal >= 0 {
+        let Some(device) = self.device_in_use(ordinal)? else {
             return Ok(0);
-        }
+        };
         self.graphs_settle(ordinal)?;
-        self.device(ordinal)?.trim(keep)
+        device.trim(keep)
     }
 
     /// [`Process::trim`] on every device in use.

@@ -93,18 +93,17 @@ pub struct Stats {
 }
 
 impl Process {
-    /// Statistics of `kind`, or of every kind, on a device. Before the driver is in use there is
-    /// nothing to count, and asking does not start it.
+    /// Statistics of `kind`, or of every kind, on a device. Of a device that is not
+    /// in use there is nothing to count, and asking does not bring it into use.
     pub fn stats(&self, ordinal: i32, kind: Option<Kind>) -> Result<Stats> {
         let mut stats = Stats {
             rejected_frees: self.rejected_frees.load(Ordering::Relaxed),
             warnings: self.warnings.total(),
             ..Stats::default()
         };
-        if self.opened.get().is_none() && ordinal >= 0 {
+        let Some(device) = self.device_in_use(ordinal)? else {
             return Ok(stats);
-        }
-        let device = self.device(ordinal)?;
+        };
         stats.pending_frees = device.state().deferral.entries();
         stats.pending_bytes = device.state().deferral.bytes();
         for kind in Kind::ALL
@@ -122,12 +121,13 @@ impl Stats {
         let counters = device.counters(kind);
         let (requested, allocated) = (counters.requested.read(), counters.allocated.read());
         let held = device.source(kind).held();
-        self.requested += requested.now;
+        // Other threads move these while they are read one by one; what is told keeps their order.
+        self.reserved += held.now.max(allocated.now);
         self.allocated += allocated.now;
-        self.reserved += held.now;
-        self.peak_requested += requested.peak;
+        self.requested += requested.now.min(allocated.now);
+        self.peak_reserved += held.peak.max(allocated.peak);
         self.peak_allocated += allocated.peak;
-        self.peak_reserved += held.peak;
+        self.peak_requested += requested.peak.min(allocated.peak);
         self.allocations += counters.allocations.load(Ordering::Relaxed);
         self.deallocations += counters.deallocations.load(Ordering::Relaxed);
         self.failed_allocations += counters.failed.load(Ordering::Relaxed);

@@ -141,6 +141,7 @@ impl Source for VmmSource {
 
     fn trim(&self, _: u64) -> Result<()> {
         self.state.deferral.wait();
+        self.state.extents.sweep();
         Ok(())
     }
 
