@@ -7,6 +7,7 @@ ARCH ?= $(shell uname -m)
 PYTHON ?= python3
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := .venv
+STRESS_SECONDS ?= 60
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SOVERSION := 0
 LIBDIR := $(DESTDIR)$(PREFIX)/lib
@@ -71,7 +72,7 @@ lint: setup
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --all-features --no-deps
 
 stress: setup
-	cargo test --workspace --all-features --release stress -- --include-ignored --nocapture
+	HBMALLOC_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --workspace --all-features --release stress -- --include-ignored --nocapture
 
 miri: setup
 	@scripts/miri

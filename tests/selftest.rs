@@ -22,6 +22,7 @@ fn passes(suite: &str) {
     let (code, text) = selftest(&[suite]);
     assert_eq!(code, Some(0), "\n{text}");
     assert!(text.contains(" passed, 0 failed, "), "\n{text}");
+    println!("{text}");
 }
 
 #[test]

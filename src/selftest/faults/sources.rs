@@ -35,6 +35,8 @@ pub enum Operation {
     FreeWithOthers,
     /// A free of a block anybody may use.
     FreeAnywhere,
+    /// A free in a program that tells us of streams and captures.
+    FreeTold,
     /// A free in a program that tells us nothing.
     FreeUnknown,
     /// The free that drains the queue.
@@ -46,7 +48,7 @@ pub enum Operation {
 use Operation::*;
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 11] = [
+pub const OPERATIONS: [Operation; 12] = [
     FirstAllocation,
     Allocation,
     AllocationThatDrains,
@@ -55,6 +57,7 @@ pub const OPERATIONS: [Operation; 11] = [
     Free,
     FreeWithOthers,
     FreeAnywhere,
+    FreeTold,
     FreeUnknown,
     FreeThatDrains,
     Trim,
@@ -219,6 +222,7 @@ impl Stage for Scene {
             Free | FreeThatDrains => self.free(LastUse::Streams(Vec::new())),
             FreeWithOthers => self.free(LastUse::Streams(vec![self.streams[1].stream()])),
             FreeAnywhere => self.free(LastUse::Anywhere),
+            FreeTold => self.free(LastUse::Told(vec![self.streams[1].stream()])),
             FreeUnknown => self.free(LastUse::Unknown),
             Trim => self.bench.source.trim(0),
         }
