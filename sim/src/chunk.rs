@@ -278,11 +278,11 @@ impl Sim {
     /// Takes a chunk in by its file; the caller keeps its own descriptor.
     pub fn import_fd(&mut self, fd: RawFd, types: u32) -> Result<u64> {
         self.check_vmm()?;
-        let file = file_identity(fd).ok_or(codes::INVALID_VALUE)?;
+        let file = file_identity(fd).ok_or(codes::UNKNOWN)?;
         if let Some(key) = self.chunks.files.get(&file).copied() {
             return Ok(self.chunks.new_handle(key));
         }
-        let device = physical::device_of_file(fd).ok_or(codes::INVALID_VALUE)?;
+        let device = physical::device_of_file(fd).ok_or(codes::UNKNOWN)?;
         let location = if device < 0 {
             Location {
                 kind: LOCATION_HOST_NUMA,

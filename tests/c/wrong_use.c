@@ -43,15 +43,17 @@ static void creating(void) {
 static void sizes_of_structs(void) {
     hbm_allocator_t *allocator = NULL;
     hbm_allocator_desc_t descriptor = descriptor_of(HBM_KIND_ASYNC, 0);
-    const size_t sizes[] = {0, 1, sizeof(size_t) - 1, (size_t)1 << 20, SIZE_MAX};
+    /* Also sizes that no version had: one ends within the tag. */
+    const size_t sizes[] = {0, 1, sizeof(size_t) - 1, sizeof(size_t), 20, sizeof descriptor - 1, (size_t)1 << 20, SIZE_MAX};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         descriptor.struct_size = sizes[i];
         EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, &allocator));
         EXPECT_ERROR_TEXT("struct_size");
     }
-    /* The least a descriptor can be: everything else counts as zero. */
-    descriptor = descriptor_of(HBM_KIND_VMM, 1);
-    descriptor.struct_size = sizeof(size_t);
+    /* The least a descriptor has been: what came later counts as zero. */
+    descriptor = descriptor_of(HBM_KIND_DEVICE, 0);
+    descriptor.location = 77;
+    descriptor.struct_size = offsetof(hbm_allocator_desc_t, location);
     EXPECT(HBM_OK, hbm_allocator_create(&descriptor, &allocator));
     void *block = NULL;
     EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 8, 0, NULL, &block));

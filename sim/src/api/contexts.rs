@@ -77,6 +77,9 @@ driver! {
     }
 
     fn cuCtxPushCurrent_v2(handle: u64) |sim| {
+        if handle == 0 {
+            return Err(codes::INVALID_VALUE);
+        }
         if sim.contexts.get(handle).is_none() {
             return Err(codes::INVALID_CONTEXT);
         }

@@ -102,7 +102,7 @@ fn known(steps: &mut Steps) -> Outcome {
     }
     let chunk = Owned::chunk_of(calls, CHUNK, &Properties::at(Place::node(0)))?;
     let _mapping = Owned::mapping(calls, reservation.number(), &chunk)?;
-    let expected = "kind 1, mine false, device 0, device pointer 16, host pointer refused 1, managed 0, range 0+2097152, mapped 1, pooled false";
+    let expected = "kind 1, mine false, device 0, device pointer 16, host pointer refused 1, managed 0, range 0+4194304, mapped 1, pooled false";
     steps.is(
         "mapped host node",
         describe(calls, reservation.number()),

@@ -9,7 +9,7 @@ use std::fmt::Display;
 
 /// What a driver may keep for itself in the course of a case: code and queues at first use. The
 /// simulated driver keeps nothing.
-const KEPT_BY_A_CARD: u64 = 64 << 20;
+const KEPT_BY_A_CARD: u64 = 192 << 20;
 
 /// A case of this suite.
 pub type Body = fn(&mut Steps) -> Outcome;
