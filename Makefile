@@ -78,7 +78,7 @@ miri: setup
 	@scripts/miri
 
 bench: setup release
-	cargo bench --workspace --all-features
+	$(FROM_SOURCE) $(TARGET)/release/hbmalloc bench
 
 wheel: setup
 	scripts/build-wheel $(ARCH)

@@ -43,5 +43,5 @@ fn a_block_is_several_chunks() {
     process.deallocate(address, None, None).unwrap();
     process.trim(0, 0).unwrap();
     assert!(extents.list().is_empty());
-    assert_eq!(extents.physical().0, 0);
+    assert_eq!(extents.physical().now, 0);
 }

@@ -2,6 +2,7 @@
 //! tests and fuzzers can run them.
 #![forbid(unsafe_code)]
 
+pub mod gauge;
 pub mod ownership;
 pub mod size;
 pub mod sync;

@@ -3,11 +3,11 @@
 //! Driver calls are made under the table's lock: the driver serialises mapping anyway, and so a
 //! device that joins as a peer misses no extent.
 
+use crate::core::gauge::{Gauge, Reading};
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Fence, Mapping, Reservation};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Where the contents of an extent are.
@@ -90,8 +90,8 @@ pub struct ExtentInfo {
 pub struct Extents {
     device: Arc<Device>,
     runs: Mutex<BTreeMap<u64, Run>>,
-    physical: AtomicU64,
-    physical_peak: AtomicU64,
+    /// Bytes of physical memory held.
+    physical: Gauge,
     /// Ranges that a failed build could not take down again; the next build or trim does.
     leftovers: Mutex<Vec<u64>>,
 }
@@ -101,8 +101,7 @@ impl Extents {
         Extents {
             device,
             runs: Mutex::default(),
-            physical: AtomicU64::new(0),
-            physical_peak: AtomicU64::new(0),
+            physical: Gauge::default(),
             leftovers: Mutex::default(),
         }
     }
@@ -204,11 +203,8 @@ impl Extents {
     }
 
     /// Bytes of physical memory held now, and the most that was held.
-    pub fn physical(&self) -> (u64, u64) {
-        (
-            self.physical.load(Ordering::Relaxed),
-            self.physical_peak.load(Ordering::Relaxed),
-        )
+    pub fn physical(&self) -> Reading {
+        self.physical.read()
     }
 
     /// The table as it is now.
@@ -252,7 +248,7 @@ impl Extents {
                 return Err(format!("the range at {address:#x} is not covered"));
             }
         }
-        let counted = self.physical().0;
+        let counted = self.physical().now;
         if held != counted {
             return Err(format!("{held} bytes in chunks, {counted} counted"));
         }
@@ -280,14 +276,13 @@ impl Extents {
         }
         if let Some(old) = &mut extent.chunk {
             old.release()?;
-            self.physical.fetch_sub(old.bytes(), Ordering::Relaxed);
+            self.physical.sub(old.bytes());
             extent.chunk = None;
         }
         let Some(chunk) = backing else {
             return Ok(());
         };
-        let held = self.physical.fetch_add(chunk.bytes(), Ordering::Relaxed) + chunk.bytes();
-        self.physical_peak.fetch_max(held, Ordering::Relaxed);
+        self.physical.add(chunk.bytes());
         let chunk = extent.chunk.insert(chunk);
         let mapping = Mapping::new(&self.device, extent.address, chunk)?;
         let location = chunk.spec().location;

@@ -34,29 +34,43 @@ impl Device {
         };
         let mut handle: c_int = 0;
         let mut total: usize = 0;
-        let mut name = [0 as c_char; 256];
-        // SAFETY: every pointer is a valid out-pointer of the size the driver is told.
+        let name = Device::name_of(&cuda, ordinal)?;
+        // SAFETY: both are valid out-pointers.
         unsafe {
             check(cuda.device_get(&mut handle, ordinal))?;
             check(cuda.device_total_memory(&mut total, handle))?;
-            check(cuda.device_name(name.as_mut_ptr(), 255, handle))?;
         }
         let mut context: Handle = std::ptr::null_mut();
         // SAFETY: `context` is a valid out-pointer. Last, so that no later failure leaves it retained.
         check(unsafe { cuda.primary_context_retain(&mut context, handle) })?;
-        // SAFETY: the driver ended the name with a zero byte within the 256 of the array.
-        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
         Ok(Device {
             ordinal,
             handle,
             context: Context(context),
-            name: name.to_string_lossy().into_owned(),
+            name,
             total_memory: total as u64,
             warnings,
             capabilities: Capabilities::default(),
             captures: Captures::default(),
             cuda,
         })
+    }
+
+    /// The name of a device that need not be in use.
+    pub(super) fn name_of(cuda: &Cuda, ordinal: i32) -> Result<String> {
+        let mut handle: c_int = 0;
+        let mut name = [0 as c_char; 256];
+        let mut outcome = || -> std::result::Result<(), Refusal> {
+            // SAFETY: both are valid out-pointers, the name's of the size the driver is told.
+            unsafe {
+                cuda.device_get(&mut handle, ordinal)?;
+                cuda.device_name(name.as_mut_ptr(), 255, handle)
+            }
+        };
+        outcome().map_err(|refusal| cuda.error(refusal))?;
+        // SAFETY: the driver ended the name with a zero byte within the 256 of the array.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+        Ok(name.to_string_lossy().into_owned())
     }
 
     /// Its number among the visible devices.

@@ -109,6 +109,13 @@ impl Driver {
         self.devices.len()
     }
 
+    /// The names of the devices, none of which this brings into use.
+    pub fn device_names(&self) -> Vec<String> {
+        (0..self.devices.len() as i32)
+            .map(|ordinal| Device::name_of(&self.cuda, ordinal).unwrap_or_default())
+            .collect()
+    }
+
     /// The device of an ordinal, its primary context retained at first use.
     pub fn device(&self, ordinal: i32) -> Result<&Arc<Device>> {
         let slot = usize::try_from(ordinal)

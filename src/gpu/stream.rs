@@ -33,14 +33,6 @@ impl Stream {
         self.0 == 2
     }
 
-    /// The driver's number for the stream, which no other stream of the process ever has.
-    pub fn id(self, device: &Device) -> Result<u64> {
-        let mut id = 0;
-        // SAFETY: `id` is a valid out-pointer; the caller vouches for the handle.
-        device.check(unsafe { device.cuda().stream_id(self.raw(), &mut id) })?;
-        Ok(id)
-    }
-
     /// Waits until the stream's work is done.
     pub fn synchronize(self, device: &Device) -> Result<()> {
         // SAFETY: the caller vouches for the handle.

@@ -138,13 +138,14 @@ impl Process {
             self.warnings.warn(Warning::Environment, || notice.clone());
         }
         tracing::info!(
-            "hbmalloc {}, backend {}, {:?} driver {} ({}), {} device(s)",
+            "hbmalloc {}, backend {}, {:?} driver {} ({}), {} device(s): {}",
             env!("CARGO_PKG_VERSION"),
             self.settings.text(Opt::Backend),
             driver.kind(),
             version_text(driver.version()),
             driver.path().display(),
-            driver.device_count()
+            driver.device_count(),
+            driver.device_names().join(", ")
         );
     }
 

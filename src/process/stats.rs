@@ -1,8 +1,9 @@
 //! Counts of what was asked for, given out and held.
 
 use super::{DeviceEntry, Process};
+use crate::core::gauge::Gauge;
 use crate::error::Result;
-use crate::source::{Block, Held, Kind};
+use crate::source::{Block, Kind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts of one kind of source on one device.
@@ -13,30 +14,6 @@ pub(super) struct Counters {
     allocations: AtomicU64,
     deallocations: AtomicU64,
     failed: AtomicU64,
-}
-
-#[derive(Default)]
-struct Gauge {
-    now: AtomicU64,
-    peak: AtomicU64,
-}
-
-impl Gauge {
-    fn add(&self, bytes: u64) {
-        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(now, Ordering::Relaxed);
-    }
-
-    fn sub(&self, bytes: u64) {
-        self.now.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> Held {
-        Held {
-            now: self.now.load(Ordering::Relaxed),
-            peak: self.peak.load(Ordering::Relaxed),
-        }
-    }
 }
 
 impl Counters {

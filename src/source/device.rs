@@ -2,43 +2,19 @@
 //! work of the device, so every block is as safe as the driver's own.
 
 use super::{Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use crate::core::gauge::Gauge;
 use crate::core::size::Align;
 use crate::error::Result;
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
 use crate::source::ALIGN;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The source.
 pub struct DeviceSource {
     state: Arc<DeviceState>,
+    /// Bytes given out and not yet back with the driver.
     gauge: Arc<Gauge>,
-}
-
-/// Bytes given out and not yet back with the driver.
-#[derive(Default)]
-pub(super) struct Gauge {
-    now: AtomicU64,
-    peak: AtomicU64,
-}
-
-impl Gauge {
-    pub(super) fn add(&self, bytes: u64) {
-        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(now, Ordering::Relaxed);
-    }
-
-    pub(super) fn sub(&self, bytes: u64) {
-        self.now.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn held(&self) -> Held {
-        Held {
-            now: self.now.load(Ordering::Relaxed),
-            peak: self.peak.load(Ordering::Relaxed),
-        }
-    }
 }
 
 /// The driver places plain allocations at multiples of this.
@@ -99,6 +75,6 @@ impl Source for DeviceSource {
     }
 
     fn held(&self) -> Held {
-        self.gauge.held()
+        self.gauge.read()
     }
 }

@@ -2,9 +2,9 @@
 //! preferred location the device as long as the card has room, mapped for the host, and small blocks
 //! moved to the device at once.
 
-use super::device::Gauge;
 use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
 use crate::config::value::{Size, Threshold};
+use crate::core::gauge::Gauge;
 use crate::error::{Result, Warning};
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
@@ -46,6 +46,7 @@ impl ManagedSource {
     /// Advice and prefetch that fail cost speed, not correctness: warned of and carried on.
     fn place(&self, block: &Block, capturing: bool, free_at_first: u64, placement: Placement) {
         let device = &self.state.device;
+        // Without concurrent access the driver refuses advice and prefetch that name a device.
         let concurrent = match device.concurrent_managed_access() {
             Ok(probe) => probe.is_ok(),
             Err(error) => {
@@ -53,30 +54,33 @@ impl ManagedSource {
                 false
             }
         };
-        if !concurrent {
-            return;
-        }
         let room = free_at_first.saturating_sub(placement.headroom.of(device.total_memory()));
-        if self.gauge.held().now <= room {
-            if let Err(error) = device.prefer_device(block.address, block.bytes) {
-                self.warn(Warning::Advice, "preferred location not set", &error);
+        if concurrent {
+            self.prefer_device(block, room);
+        }
+        if let Err(error) = device.accessed_by_host(block.address, block.bytes) {
+            self.warn(Warning::Advice, "access by the host not advised", &error);
+        }
+        // A prefetch on a capturing stream would become part of the graph.
+        if concurrent && !capturing && placement.prefetch.covers(block.requested) {
+            if let Err(error) = device.prefetch(block.address, block.requested, block.stream) {
+                self.warn(Warning::Prefetch, "not prefetched", &error);
             }
-        } else {
+        }
+    }
+
+    /// Memory that prefers a card which cannot hold it all is moved back and forth without end.
+    fn prefer_device(&self, block: &Block, room: u64) {
+        let device = &self.state.device;
+        if self.gauge.read().now > room {
             device.warnings().warn(Warning::ManagedBeyondCard, || {
                 format!(
                     "live managed memory exceeds the {room} bytes that device {} has room for; what goes beyond does not prefer the device",
                     device.ordinal()
                 )
             });
-        }
-        if let Err(error) = device.accessed_by_host(block.address, block.bytes) {
-            self.warn(Warning::Advice, "access by the host not advised", &error);
-        }
-        // A prefetch on a capturing stream would become part of the graph.
-        if !capturing && placement.prefetch.covers(block.requested) {
-            if let Err(error) = device.prefetch(block.address, block.requested, block.stream) {
-                self.warn(Warning::Prefetch, "not prefetched", &error);
-            }
+        } else if let Err(error) = device.prefer_device(block.address, block.bytes) {
+            self.warn(Warning::Advice, "preferred location not set", &error);
         }
     }
 
@@ -154,6 +158,6 @@ impl Source for ManagedSource {
     }
 
     fn held(&self) -> Held {
-        self.gauge.held()
+        self.gauge.read()
     }
 }

@@ -112,13 +112,7 @@ impl LastUse {
 }
 
 /// Bytes a source holds from the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Now.
-    pub now: u64,
-    /// At most so far.
-    pub peak: u64,
-}
+pub use crate::core::gauge::Reading as Held;
 
 /// The contract of every source.
 ///

@@ -146,7 +146,6 @@ impl Source for VmmSource {
     }
 
     fn held(&self) -> Held {
-        let (now, peak) = self.state.extents.physical();
-        Held { now, peak }
+        self.state.extents.physical()
     }
 }
