@@ -8,6 +8,7 @@ use crate::sys::cuda::Cuda;
 use rustc_hash::FxHashSet;
 use std::ffi::c_int;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread::{self, ThreadId};
 
@@ -61,6 +62,8 @@ struct Open {
 #[derive(Default)]
 pub struct Captures {
     open: Mutex<Open>,
+    /// Whether there may be any that hooks told of: spares allocations the lock.
+    any_told: AtomicBool,
     /// Written while a capture begins, read while something is done that no capture may be open for.
     gate: RwLock<()>,
 }
@@ -77,6 +80,7 @@ impl Captures {
             thread: thread::current().id(),
             shown_by: None,
         });
+        self.any_told.store(true, Ordering::Relaxed);
     }
 
     /// The capture `token` is over.
@@ -97,13 +101,18 @@ impl Captures {
         }
     }
 
-    /// Gives up captures that this thread told of and that no stream ever showed: their beginning
-    /// must have failed. For moments at which this thread cannot be capturing.
+    /// Gives up captures that this thread told of and that no stream ever showed: they must have
+    /// failed before anything was allocated in them. For when this thread shows that it does not
+    /// capture: it begins another, or allocates on a stream that does not.
     pub fn abandon_hidden(&self) {
-        let here = thread::current().id();
-        lock(&self.open)
-            .told
-            .retain(|told| told.thread != here || told.shown_by.is_some());
+        if self.any_told.load(Ordering::Relaxed) {
+            let here = thread::current().id();
+            let mut open = lock(&self.open);
+            open.told
+                .retain(|told| told.thread != here || told.shown_by.is_some());
+            self.any_told
+                .store(!open.told.is_empty(), Ordering::Relaxed);
+        }
     }
 
     /// Whether the capture `token` is open, as far as is known.

@@ -45,6 +45,9 @@ impl Process {
         }
         let device = self.device(demand.device)?;
         let capturing = device.is_capturing(demand.stream)?;
+        if !capturing {
+            device.state().device.captures().abandon_hidden();
+        }
         // A stream-ordered allocation on a capturing stream would become a node of the graph.
         let kind = match demand.kind {
             Kind::Async if capturing => Kind::Vmm,

@@ -116,9 +116,6 @@ impl DeviceEntry {
         self.check_limit(request.bytes)
             .and_then(|()| match source.allocate(request) {
                 Err(error) if error.status() == Status::OutOfMemory => {
-                    if !request.capturing {
-                        self.state.device.captures().abandon_hidden();
-                    }
                     // That memory has run out is what the caller needs to know, whatever else fails.
                     let _ = self.trim(0);
                     source
