@@ -99,9 +99,25 @@ control_functions! {
     spin_stop = c"hbmsim_spin_stop"(Handle) -> c_int;
     faults = c"hbmsim_faults"(*mut c_char, u64) -> u64;
     faults_clear = c"hbmsim_faults_clear"();
+    virtual_ns = c"hbmsim_virtual_ns"() -> u64;
+    physical = c"hbmsim_physical"(c_int, *mut u64, *mut u64) -> c_int;
 }
 
 impl Simulator {
+    /// What a real driver would have spent in the calls so far, in nanoseconds.
+    pub fn virtual_ns(&self) -> u64 {
+        // SAFETY: takes no pointers.
+        unsafe { (self.virtual_ns)() }
+    }
+
+    /// The most physical memory of a device that has been in use, in bytes.
+    pub fn peak_physical(&self, device: i32) -> u64 {
+        let mut peak = 0;
+        // SAFETY: the second pointer is valid, and the first may be null.
+        unsafe { (self.physical)(device, std::ptr::null_mut(), &mut peak) };
+        peak
+    }
+
     /// Drops everything and starts the configured machine again.
     pub fn reset(&self) {
         // SAFETY: takes no pointers.

@@ -5,7 +5,6 @@ mod demo;
 mod doctor;
 mod progress;
 mod selftest;
-mod simulator;
 mod trace;
 
 use clap::{Parser, Subcommand};

@@ -3,13 +3,13 @@
 
 use super::data::{Checksum, Content, Plan};
 use super::report::Figures;
-use crate::simulator::{Counters, Simulator};
 use crate::trace::{Action, Trace};
 use hbmalloc::error::Result;
 use hbmalloc::extent::table::Owner;
 use hbmalloc::gpu::{Device, Fence, OwnedStream, Stream};
 use hbmalloc::observe;
 use hbmalloc::process::{Demand, Process, Stats};
+use hbmalloc::selftest::simulator::{Counters, Simulator};
 use hbmalloc::source::{ALIGN, Kind, LastUse};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -134,9 +134,9 @@ impl<'a> Replay<'a> {
 
     /// Runs calls of the library, and adds what they ask of the driver to the figures.
     fn measured<T>(&mut self, body: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        let before = (self.simulator.calls(), self.simulator.virtual_ns());
+        let before = (self.simulator.calls("*"), self.simulator.virtual_ns());
         let outcome = body(self);
-        self.figures.calls += self.simulator.calls() - before.0;
+        self.figures.calls += self.simulator.calls("*") - before.0;
         self.figures.driver_ns += self.simulator.virtual_ns() - before.1;
         outcome
     }
@@ -292,7 +292,7 @@ impl<'a> Replay<'a> {
         }
         let faults = self.simulator.faults();
         if !faults.is_empty() {
-            problems.push(format!("faults on the device: {faults}"));
+            problems.push(format!("faults on the device: {}", faults.join("; ")));
         }
     }
 }
