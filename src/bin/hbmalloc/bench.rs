@@ -2,6 +2,7 @@
 //! for the driver's own calls, in one run.
 
 use cuda_sys::driver::sys as cuda;
+use hbmalloc::config::table::Opt;
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::gpu::driver::{DriverKind, version_text};
 use hbmalloc::observe;
@@ -48,6 +49,14 @@ pub fn run(options: &Options) -> ExitCode {
 fn measure(options: &Options) -> Result<()> {
     let process = observe::process();
     process.set_hooked(true);
+    if let Err(error) = process.driver() {
+        let chosen = process.settings().text(Opt::Driver);
+        if error.status() != Status::NoDriver || chosen != "auto" {
+            return Err(error);
+        }
+        eprintln!("hbmalloc bench: no GPU driver is here, so the simulated driver is used.");
+        process.settings().set("driver", "sim")?;
+    }
     let driver = process.driver()?;
     let simulated = driver.kind() == DriverKind::Simulator;
     process.device(0)?;
