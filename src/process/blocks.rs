@@ -189,8 +189,9 @@ impl Process {
     /// A capture whose blocks belong to a graph pool is about to begin on this thread.
     pub fn graph_begin(&self, pool: GraphPool) -> Result<()> {
         let gpu = &self.device(pool.device)?.state().device;
-        let token = self.graphs.begin(pool);
+        let token = self.graphs.number();
         gpu.captures().begin(gpu, token);
+        self.graphs.begin(pool, token);
         self.graphs_settle(pool.device)
     }
 

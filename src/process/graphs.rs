@@ -77,11 +77,17 @@ impl State {
 pub(super) struct GraphPools(Mutex<State>);
 
 impl GraphPools {
-    /// A capture into `pool` begins on the calling thread; the number it goes by.
-    pub fn begin(&self, pool: GraphPool) -> u64 {
+    /// A number for a capture that is about to begin.
+    pub fn number(&self) -> u64 {
         let mut state = lock(&self.0);
         state.tokens += 1;
-        let token = state.tokens;
+        state.tokens
+    }
+
+    /// The capture `token` into `pool` begins on the calling thread. It must be known as open
+    /// already, or it is taken for one that failed.
+    pub fn begin(&self, pool: GraphPool, token: u64) {
+        let mut state = lock(&self.0);
         state.pools.entry(pool).or_default().users += 1;
         state.open.push(Open {
             pool,
@@ -89,14 +95,19 @@ impl GraphPools {
             token,
             stream: None,
         });
-        token
     }
 
-    /// The capture ends; its number, if it had begun.
+    /// The capture ends; its number, if it was still thought open. One that was given up ends well
+    /// after all, so its graph is a user of the pool again.
     pub fn end(&self, pool: GraphPool) -> Option<u64> {
         let mut state = lock(&self.0);
-        let index = state.open.iter().rposition(|open| open.pool == pool)?;
-        Some(state.open.remove(index).token)
+        match state.open.iter().rposition(|open| open.pool == pool) {
+            Some(index) => Some(state.open.remove(index).token),
+            None => {
+                state.pools.entry(pool).or_default().users += 1;
+                None
+            }
+        }
     }
 
     /// One graph of the pool is gone; with the last, the blocks that may go now.

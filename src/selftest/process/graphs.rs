@@ -282,6 +282,31 @@ pub fn failed_capture() -> Outcome {
     house.finish()
 }
 
+/// A capture taken for failed, because its thread allocated beside it before anything in it, that ends
+/// well after all: its release must not take the place of the other graph's in the pool.
+pub fn capture_given_up_too_soon() -> Outcome {
+    let house = House::plain()?;
+    let (capturing, beside) = (house.machine.stream()?, house.machine.stream()?);
+    let block = in_capture(&house, pool(1), capturing.stream(), || {
+        house.allocate(Kind::Vmm, BYTES, capturing.stream())
+    })?;
+    house.free(block)?;
+    house.process.graph_begin(pool(1))?;
+    let other = house.allocate(Kind::Vmm, BYTES, beside.stream())?;
+    house.process.trim_all()?;
+    house
+        .machine
+        .begin_capture(capturing.stream(), CAPTURE_GLOBAL)?;
+    house.machine.end_capture(capturing.stream())?;
+    house.process.graph_end(pool(1))?;
+    house.process.graph_release(pool(1))?;
+    house.process.trim_all()?;
+    ensure!(house.is_mapped(block)?, "the first graph lost its memory");
+    house.process.graph_release(pool(1))?;
+    house.free(other)?;
+    house.finish()
+}
+
 /// Two captures at once on one device, each on its own thread and stream: a block goes with the
 /// capture of its stream, whoever allocates it.
 pub fn two_captures() -> Outcome {

@@ -55,6 +55,7 @@ pub const SUITE: Suite = Suite {
         graphs::unknown_capture,
         graphs::free_in_capture,
         graphs::failed_capture,
+        graphs::capture_given_up_too_soon,
         graphs::two_captures,
         streams::unrecorded_stream,
         managed::placement,
