@@ -4,5 +4,7 @@
 
 pub mod gauge;
 pub mod ownership;
+pub mod radix;
 pub mod size;
+pub mod size_index;
 pub mod sync;
