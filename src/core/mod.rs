@@ -7,4 +7,5 @@ pub mod ownership;
 pub mod radix;
 pub mod size;
 pub mod size_index;
+pub mod space;
 pub mod sync;

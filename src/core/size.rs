@@ -27,6 +27,11 @@ impl Align {
         }
     }
 
+    /// The greatest multiple of the alignment that is not above `value`.
+    pub const fn round_down(self, value: u64) -> u64 {
+        value & !(self.0 - 1)
+    }
+
     /// Whether `value` is a multiple of the alignment.
     pub const fn divides(self, value: u64) -> bool {
         value & (self.0 - 1) == 0

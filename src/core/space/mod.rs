@@ -1,0 +1,262 @@
+//! Addresses divided into pieces: blocks in use, free memory, and holes that nothing backs. All
+//! bookkeeping is out of band; what backs the memory is a set of places (chunks), each of which can
+//! only be taken away whole.
+//!
+//! Free memory has a colour: that of the stream whose work may still use it, in whose order it may be
+//! used again at once. Memory that no work uses any more has none ([`Color::NEUTRAL`]) and serves
+//! everybody. Neighbours of one colour are one piece.
+
+mod pieces;
+mod places;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+pub use places::FreePlace;
+pub use window::Window;
+
+use super::radix::UNIT;
+use super::size::Align;
+use super::size_index::SizeIndex;
+use pieces::{NONE, Pieces, State};
+use std::collections::BTreeMap;
+
+/// In whose order free memory may be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Color(pub u16);
+
+impl Color {
+    /// In anybody's: no work uses it.
+    pub const NEUTRAL: Color = Color(0);
+}
+
+/// The times at which memory was freed, as the space's owner counts them.
+pub type Epoch = u64;
+
+/// Memory given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Its first address.
+    pub address: u64,
+    /// What to call it in [`Space::free`].
+    pub piece: u32,
+}
+
+/// Addresses and what is known of them.
+pub struct Space {
+    granularity: Align,
+    pieces: Pieces,
+    /// Free pieces by size in units, an index for each colour.
+    free: Vec<SizeIndex>,
+    /// Holes by address.
+    holes: BTreeMap<u64, u32>,
+    /// Places taken, by address.
+    limbo: BTreeMap<u64, u32>,
+    /// What backs the memory: length by first address.
+    places: BTreeMap<u64, u64>,
+    /// Bytes of blocks in use.
+    used: u64,
+}
+
+impl Space {
+    /// A space without addresses whose places are multiples of `granularity`.
+    pub fn new(granularity: Align) -> Space {
+        Space {
+            granularity,
+            pieces: Pieces::default(),
+            free: Vec::new(),
+            holes: BTreeMap::new(),
+            limbo: BTreeMap::new(),
+            places: BTreeMap::new(),
+            used: 0,
+        }
+    }
+
+    /// Adds a range of addresses with nothing behind them, apart from all others.
+    pub fn add_range(&mut self, address: u64, bytes: u64) {
+        let piece = self.pieces.add_range(address, bytes, State::Hole);
+        self.holes.insert(address, piece);
+    }
+
+    /// Adds a range that one place backs, free for `color`.
+    pub fn add_backed_range(&mut self, address: u64, bytes: u64, color: Color) {
+        let state = State::Free { color, epoch: 0 };
+        let piece = self.pieces.add_range(address, bytes, state);
+        self.places.insert(address, bytes);
+        self.list(piece);
+    }
+
+    /// Forgets the range of a place that is its only one and was taken ([`Space::take_place`]).
+    pub fn remove_range(&mut self, address: u64) {
+        if let Some(piece) = self.holes.remove(&address) {
+            self.pieces.remove_range(piece);
+        }
+    }
+
+    /// Bytes of blocks in use.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Gives out `bytes`, a multiple of [`UNIT`] above 0, of free memory that `color` may use.
+    pub fn allocate(&mut self, bytes: u64, align: Align, color: Color) -> Option<Given> {
+        let slack = align.get().saturating_sub(UNIT);
+        let piece = self.fitting(bytes.checked_add(slack)?, color)?;
+        let begin = self.pieces.get(piece).address;
+        let address = align.round_up(begin)?;
+        Some(self.use_part(piece, address, bytes))
+    }
+
+    /// The free piece that fits `bytes` best among those of the colour and those of nobody.
+    fn fitting(&self, bytes: u64, color: Color) -> Option<u32> {
+        let find = |color: Color| {
+            let found = self.free.get(color.0 as usize)?.find(bytes / UNIT)?;
+            Some((self.pieces.get(found).bytes, found))
+        };
+        let own = find(color);
+        let neutral = match color {
+            Color::NEUTRAL => None,
+            _ => find(Color::NEUTRAL),
+        };
+        match (own, neutral) {
+            // What is everybody's is left to others where it fits no better.
+            (Some(own), Some(neutral)) if neutral.0 < own.0 => Some(neutral.1),
+            (Some(own), _) => Some(own.1),
+            (None, neutral) => neutral.map(|(_, piece)| piece),
+        }
+    }
+
+    fn use_part(&mut self, piece: u32, address: u64, bytes: u64) -> Given {
+        self.unlist(piece);
+        let piece = self.carve(piece, address, address + bytes);
+        self.pieces.get_mut(piece).state = State::Used;
+        self.used += bytes;
+        Given { address, piece }
+    }
+
+    /// Cuts `[begin, end)` out of an unlisted piece; what is left of it on both sides is listed again.
+    fn carve(&mut self, piece: u32, begin: u64, end: u64) -> u32 {
+        let before = *self.pieces.get(piece);
+        let mut piece = piece;
+        if begin > before.address {
+            let left = piece;
+            piece = self.pieces.split(left, begin);
+            self.list(left);
+        }
+        if end < before.address + before.bytes {
+            let right = self.pieces.split(piece, end);
+            self.list(right);
+        }
+        piece
+    }
+
+    /// Takes a block back; work of `color` given until `epoch` may still use it.
+    pub fn free(&mut self, piece: u32, color: Color, epoch: Epoch) {
+        let node = self.pieces.get_mut(piece);
+        debug_assert!(matches!(node.state, State::Used));
+        node.state = State::Free { color, epoch };
+        self.used -= node.bytes;
+        self.join(piece);
+    }
+
+    /// The length of a block in use.
+    pub fn bytes_of(&self, piece: u32) -> u64 {
+        self.pieces.get(piece).bytes
+    }
+
+    /// Cuts a block in use down to its first `bytes`; the rest is free.
+    pub fn shorten(&mut self, piece: u32, bytes: u64, color: Color, epoch: Epoch) {
+        let node = *self.pieces.get(piece);
+        if bytes < node.bytes {
+            let rest = self.pieces.split(piece, node.address + bytes);
+            self.free(rest, color, epoch);
+        }
+    }
+
+    /// Work of `color` given until `epoch` is done: what was freed until then is everybody's.
+    pub fn settle(&mut self, color: Color, epoch: Epoch) {
+        if color == Color::NEUTRAL || self.free.len() <= color.0 as usize {
+            return;
+        }
+        for piece in self.free[color.0 as usize].at_least(1) {
+            let done = matches!(self.pieces.get(piece).state, State::Free { epoch: freed, .. } if freed <= epoch);
+            if done {
+                self.unlist(piece);
+                self.pieces.get_mut(piece).state = State::Free {
+                    color: Color::NEUTRAL,
+                    epoch: 0,
+                };
+                self.join(piece);
+            }
+        }
+    }
+
+    /// The colours that have free memory, and the largest piece of each in bytes.
+    pub fn colors(&self) -> Vec<(Color, u64)> {
+        let largest = |(color, index): (usize, &SizeIndex)| {
+            Some((Color(color as u16), index.largest()? * UNIT))
+        };
+        self.free.iter().enumerate().filter_map(largest).collect()
+    }
+
+    /// Joins an unlisted piece, free or a hole, with neighbours of its kind and lists it.
+    fn join(&mut self, piece: u32) -> u32 {
+        let node = *self.pieces.get(piece);
+        let mut first = piece;
+        if node.before != NONE && self.pieces.get(node.before).state.joins(node.state) {
+            self.unlist(node.before);
+            self.pieces.merge(node.before);
+            first = node.before;
+        }
+        let after = self.pieces.get(first).after;
+        if after != NONE && self.pieces.get(after).state.joins(node.state) {
+            self.unlist(after);
+            self.pieces.merge(first);
+        }
+        self.list(first);
+        first
+    }
+
+    fn list(&mut self, piece: u32) {
+        let node = self.pieces.get(piece);
+        match node.state {
+            State::Free { color, .. } => {
+                let color = color.0 as usize;
+                if self.free.len() <= color {
+                    self.free.resize_with(color + 1, SizeIndex::default);
+                }
+                self.free[color].insert(piece, node.bytes / UNIT);
+            }
+            State::Hole => {
+                self.holes.insert(node.address, piece);
+            }
+            State::Used | State::Limbo => {}
+        }
+    }
+
+    fn unlist(&mut self, piece: u32) {
+        let node = self.pieces.get(piece);
+        match node.state {
+            State::Free { color, .. } => self.free[color.0 as usize].remove(piece),
+            State::Hole => {
+                self.holes.remove(&node.address);
+            }
+            State::Used | State::Limbo => {}
+        }
+    }
+
+    /// Finds whatever contradicts itself.
+    pub fn audit(&self) -> Result<(), String> {
+        let listed = |piece: u32| match self.pieces.get(piece).state {
+            State::Free { color, .. } => self.free[color.0 as usize].at_least(1).contains(&piece),
+            State::Hole => self.holes.get(&self.pieces.get(piece).address) == Some(&piece),
+            State::Used | State::Limbo => true,
+        };
+        let used = self.pieces.audit(listed)?;
+        if used != self.used {
+            return Err(format!("{used} bytes in use, {} counted", self.used));
+        }
+        self.audit_places()
+    }
+}

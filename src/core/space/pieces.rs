@@ -1,0 +1,191 @@
+//! The pieces of a space in the order of their addresses.
+
+use super::{Color, Epoch};
+
+pub(super) const NONE: u32 = u32::MAX;
+
+/// What a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Used,
+    /// Backed, and nobody's.
+    Free {
+        color: Color,
+        /// Until when its colour's work may use it.
+        epoch: Epoch,
+    },
+    /// Not backed.
+    Hole,
+    /// On its way to be a hole: its chunk is wanted or already serves elsewhere.
+    Limbo,
+}
+
+impl State {
+    /// Whether two neighbours are one piece.
+    pub fn joins(self, other: State) -> bool {
+        match (self, other) {
+            (State::Free { color, .. }, State::Free { color: other, .. }) => color == other,
+            (State::Hole, State::Hole) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether `color` may have it: at once, or once something backs it.
+    pub fn serves(self, wanted: Color) -> bool {
+        match self {
+            State::Free { color, .. } => color == wanted || color == Color::NEUTRAL,
+            State::Hole => true,
+            State::Used | State::Limbo => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub address: u64,
+    pub bytes: u64,
+    /// Neighbours within the range.
+    pub before: u32,
+    pub after: u32,
+    pub state: State,
+}
+
+impl Piece {
+    pub fn end(&self) -> u64 {
+        self.address + self.bytes
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Pieces {
+    all: Vec<Piece>,
+    /// Numbers that may serve again.
+    spare: Vec<u32>,
+    /// The first piece of every range.
+    firsts: Vec<u32>,
+}
+
+impl Pieces {
+    pub fn get(&self, piece: u32) -> &Piece {
+        &self.all[piece as usize]
+    }
+
+    pub fn get_mut(&mut self, piece: u32) -> &mut Piece {
+        &mut self.all[piece as usize]
+    }
+
+    fn add(&mut self, piece: Piece) -> u32 {
+        match self.spare.pop() {
+            Some(number) => {
+                self.all[number as usize] = piece;
+                number
+            }
+            None => {
+                self.all.push(piece);
+                (self.all.len() - 1) as u32
+            }
+        }
+    }
+
+    pub fn add_range(&mut self, address: u64, bytes: u64, state: State) -> u32 {
+        let piece = self.add(Piece {
+            address,
+            bytes,
+            before: NONE,
+            after: NONE,
+            state,
+        });
+        self.firsts.push(piece);
+        piece
+    }
+
+    /// Forgets a range of one piece.
+    pub fn remove_range(&mut self, piece: u32) {
+        self.firsts.retain(|first| *first != piece);
+        self.spare.push(piece);
+    }
+
+    /// Cuts a piece in two at `address`, both of its kind; the number of the second.
+    pub fn split(&mut self, piece: u32, address: u64) -> u32 {
+        let whole = *self.get(piece);
+        debug_assert!(whole.address < address && address < whole.end());
+        let right = self.add(Piece {
+            address,
+            bytes: whole.end() - address,
+            before: piece,
+            ..whole
+        });
+        let left = self.get_mut(piece);
+        left.bytes = address - whole.address;
+        left.after = right;
+        if whole.after != NONE {
+            self.get_mut(whole.after).before = right;
+        }
+        right
+    }
+
+    /// Joins a piece with the one after it.
+    pub fn merge(&mut self, piece: u32) {
+        let right_number = self.get(piece).after;
+        let right = *self.get(right_number);
+        let left = self.get_mut(piece);
+        left.bytes += right.bytes;
+        left.after = right.after;
+        if let (State::Free { epoch, .. }, State::Free { epoch: other, .. }) =
+            (&mut left.state, right.state)
+        {
+            *epoch = other.max(*epoch);
+        }
+        if right.after != NONE {
+            self.get_mut(right.after).before = piece;
+        }
+        self.spare.push(right_number);
+    }
+
+    /// Checks the order of pieces and calls `listed` for each; the bytes in use.
+    pub fn audit(&self, listed: impl Fn(u32) -> bool) -> Result<u64, String> {
+        let (mut used, mut count) = (0, 0);
+        for first in &self.firsts {
+            let (mut number, mut before) = (*first, NONE);
+            while number != NONE {
+                let piece = self.get(number);
+                let address = piece.address;
+                if piece.before != before {
+                    return Err(format!("the piece at {address:#x} has lost its neighbour"));
+                }
+                if before != NONE {
+                    let left = self.get(before);
+                    if left.end() != address {
+                        return Err(format!("a gap or overlap before {address:#x}"));
+                    }
+                    if left.state.joins(piece.state) {
+                        return Err(format!("two pieces at {address:#x} should be one"));
+                    }
+                }
+                if piece.bytes == 0 || !listed(number) {
+                    return Err(format!("the piece at {address:#x} is not listed"));
+                }
+                if piece.state == State::Used {
+                    used += piece.bytes;
+                }
+                count += 1;
+                (before, number) = (number, piece.after);
+            }
+        }
+        if count + self.spare.len() != self.all.len() {
+            return Err("pieces were lost".to_owned());
+        }
+        Ok(used)
+    }
+
+    /// Every piece, range by range.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Piece)> {
+        self.firsts.iter().flat_map(|first| {
+            let after = |number: &u32| {
+                let next = self.get(*number).after;
+                (next != NONE).then_some(next)
+            };
+            std::iter::successors(Some(*first), after).map(|number| (number, self.get(number)))
+        })
+    }
+}

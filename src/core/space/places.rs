@@ -1,0 +1,138 @@
+//! What backs a space: places that can only be taken away whole, and so only while free all over.
+
+use super::pieces::State;
+use super::{Color, Epoch, Space};
+use crate::core::radix::UNIT;
+
+/// A place of which nothing is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreePlace {
+    /// Its first address.
+    pub address: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// In whose order it is free.
+    pub color: Color,
+    /// Until when that colour's work may use it.
+    pub epoch: Epoch,
+    /// The length of the free piece it lies in.
+    pub piece_bytes: u64,
+}
+
+impl Space {
+    /// Bytes of all places.
+    pub fn backed(&self) -> u64 {
+        self.places.values().sum()
+    }
+
+    /// How many places there are.
+    pub fn place_count(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The places of which nothing is in use and that lie in one free piece.
+    pub fn free_places(&self) -> Vec<FreePlace> {
+        let least = self.granularity.get() / UNIT;
+        let mut found = Vec::new();
+        for index in &self.free {
+            for number in index.at_least(least) {
+                let piece = self.pieces.get(number);
+                let State::Free { color, epoch } = piece.state else {
+                    continue;
+                };
+                let inside = self.places.range(piece.address..piece.end());
+                found.extend(
+                    inside
+                        .filter(|(address, bytes)| **address + **bytes <= piece.end())
+                        .map(|(address, bytes)| FreePlace {
+                            address: *address,
+                            bytes: *bytes,
+                            color,
+                            epoch,
+                            piece_bytes: piece.bytes,
+                        }),
+                );
+            }
+        }
+        found
+    }
+
+    /// Takes a place of which nothing is in use: its addresses are in limbo until
+    /// [`Space::place_gone`] or [`Space::give_back_place`]. No if it is in use after all.
+    pub fn take_place(&mut self, address: u64) -> bool {
+        let Some(bytes) = self.places.get(&address).copied() else {
+            return false;
+        };
+        let Some(number) = self.free_piece_around(address, bytes) else {
+            return false;
+        };
+        self.unlist(number);
+        let number = self.carve(number, address, address + bytes);
+        self.pieces.get_mut(number).state = State::Limbo;
+        self.limbo.insert(address, number);
+        self.places.remove(&address);
+        true
+    }
+
+    fn free_piece_around(&self, address: u64, bytes: u64) -> Option<u32> {
+        let least = bytes / UNIT;
+        let around = |number: &u32| {
+            let piece = self.pieces.get(*number);
+            piece.address <= address && address + bytes <= piece.end()
+        };
+        (self.free.iter()).find_map(|index| index.at_least(least).into_iter().find(around))
+    }
+
+    /// Nothing backs the addresses of a place that was taken any more.
+    pub fn place_gone(&mut self, address: u64) {
+        if let Some(number) = self.limbo.remove(&address) {
+            self.pieces.get_mut(number).state = State::Hole;
+            self.join(number);
+        }
+    }
+
+    /// A place that was taken stays after all, free for `color`.
+    pub fn give_back_place(&mut self, place: &FreePlace) {
+        if let Some(number) = self.limbo.remove(&place.address) {
+            self.places.insert(place.address, place.bytes);
+            self.pieces.get_mut(number).state = State::Free {
+                color: place.color,
+                epoch: place.epoch,
+            };
+            self.join(number);
+        }
+    }
+
+    pub(super) fn audit_places(&self) -> Result<(), String> {
+        let mut places = self.places.iter();
+        let mut place = places.next();
+        let mut pieces: Vec<_> = self.pieces.iter().map(|(_, piece)| *piece).collect();
+        pieces.sort_by_key(|piece| piece.address);
+        for piece in pieces {
+            let backed = matches!(piece.state, State::Used | State::Free { .. });
+            let mut next = piece.address;
+            while let Some((address, bytes)) = place {
+                if *address >= piece.end() {
+                    break;
+                }
+                if !backed || *address > next {
+                    return Err(format!("the place at {address:#x} lies wrong"));
+                }
+                next = address + bytes;
+                if next > piece.end() {
+                    break;
+                }
+                place = places.next();
+            }
+            if backed && next < piece.end() {
+                return Err(format!("nothing backs {next:#x}"));
+            }
+        }
+        match place {
+            Some((address, bytes)) if places.next().is_some() || *bytes == 0 => {
+                Err(format!("the place at {address:#x} lies nowhere"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
