@@ -106,7 +106,8 @@ typedef struct hbm_allocator_desc_t {
     int32_t numa_node;
 } hbm_allocator_desc_t;
 
-// Statistics. Fill in `struct_size` before the call. Sizes in bytes.
+// Statistics. Fill in `struct_size` before the call. Sizes in bytes; peaks are since the start or the
+// last `hbm_stats_reset_peaks`.
 typedef struct hbm_stats_t {
     // sizeof(hbm_stats_t) as the program was compiled.
     size_t struct_size;
@@ -136,6 +137,18 @@ typedef struct hbm_stats_t {
     uint64_t pending_bytes;
     // Warnings of every kind, in the whole process.
     uint64_t warnings;
+    // Bytes asked for by all blocks ever given out.
+    uint64_t total_requested;
+    // Bytes of all blocks ever given out.
+    uint64_t total_allocated;
+    // Bytes ever taken from the device; of the stream-ordered pool, as far as it was seen to grow.
+    uint64_t total_reserved;
+    // The most blocks given out at a time; over all kinds, the sum of their peaks.
+    uint64_t peak_blocks;
+    // Requests that failed for want of memory.
+    uint64_t out_of_memory;
+    // The most bytes that the device's blocks may take; UINT64_MAX where there is no limit.
+    uint64_t limit;
 } hbm_stats_t;
 
 #ifdef __cplusplus
@@ -249,6 +262,9 @@ int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator, struct hbm_stats_
 //
 // Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
 int32_t hbm_stats(int32_t device, int32_t kind, struct hbm_stats_t *out);
+
+// Starts every peak of a device's statistics again from what there is now. Any thread.
+int32_t hbm_stats_reset_peaks(int32_t device);
 
 // Gives cached memory of a device back, as hbm_allocator_trim.
 //

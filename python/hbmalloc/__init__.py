@@ -24,7 +24,7 @@ from ._errors import (
 )
 from ._library import BACKENDS, get_include, get_library_path, library_version
 from ._options import Option, get_option, options, set_option
-from ._runtime import device_count, set_log_callback, stats, trim
+from ._runtime import device_count, reset_peak_stats, set_log_callback, stats, trim
 from ._version import __version__
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "get_option",
     "library_version",
     "options",
+    "reset_peak_stats",
     "set_log_callback",
     "set_option",
     "stats",

@@ -32,6 +32,8 @@ class Stats(ctypes.Structure):
             "peak_requested", "peak_allocated", "peak_reserved",
             "allocations", "deallocations", "failed_allocations", "rejected_frees",
             "pending_frees", "pending_bytes", "warnings",
+            "total_requested", "total_allocated", "total_reserved",
+            "peak_blocks", "out_of_memory", "limit",
         )
     ]
 
@@ -59,6 +61,7 @@ PROTOTYPES = {
     "hbm_log_set_callback": (c_int32, [c_void_p, c_void_p]),
     "hbm_device_count": (c_int32, [POINTER(c_int32)]),
     "hbm_stats": (c_int32, [c_int32, c_int32, POINTER(Stats)]),
+    "hbm_stats_reset_peaks": (c_int32, [c_int32]),
     "hbm_trim": (c_int32, [c_int32, c_uint64, POINTER(c_uint64)]),
     "hbm_torch_set_hooked": (None, [c_int32]),
     "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),

@@ -69,7 +69,8 @@ pub struct hbm_allocator_desc_t {
 /// What `hbm_allocator_desc_t` was in earlier versions: up to and with `tag`.
 const OLDER_SIZES: &[usize] = &[std::mem::offset_of!(hbm_allocator_desc_t, location)];
 
-/// Statistics. Fill in `struct_size` before the call. Sizes in bytes.
+/// Statistics. Fill in `struct_size` before the call. Sizes in bytes; peaks are since the start or the
+/// last `hbm_stats_reset_peaks`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -102,6 +103,18 @@ pub struct hbm_stats_t {
     pub pending_bytes: u64,
     /// Warnings of every kind, in the whole process.
     pub warnings: u64,
+    /// Bytes asked for by all blocks ever given out.
+    pub total_requested: u64,
+    /// Bytes of all blocks ever given out.
+    pub total_allocated: u64,
+    /// Bytes ever taken from the device; of the stream-ordered pool, as far as it was seen to grow.
+    pub total_reserved: u64,
+    /// The most blocks given out at a time; over all kinds, the sum of their peaks.
+    pub peak_blocks: u64,
+    /// Requests that failed for want of memory.
+    pub out_of_memory: u64,
+    /// The most bytes that the device's blocks may take; UINT64_MAX where there is no limit.
+    pub limit: u64,
 }
 
 impl From<Stats> for hbm_stats_t {
@@ -121,6 +134,12 @@ impl From<Stats> for hbm_stats_t {
             pending_frees: stats.pending_frees,
             pending_bytes: stats.pending_bytes,
             warnings: stats.warnings,
+            total_requested: stats.total_requested,
+            total_allocated: stats.total_allocated,
+            total_reserved: stats.total_reserved,
+            peak_blocks: stats.peak_blocks,
+            out_of_memory: stats.out_of_memory,
+            limit: stats.limit,
         }
     }
 }
@@ -399,6 +418,12 @@ pub unsafe extern "C" fn hbm_stats(device: i32, kind: i32, out: *mut hbm_stats_t
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_stats", out, &hbm_stats_t::from(stats)) }
     })
+}
+
+/// Starts every peak of a device's statistics again from what there is now. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_stats_reset_peaks(device: i32) -> i32 {
+    export(|| observe::process().reset_peaks(device))
 }
 
 /// Gives cached memory of a device back, as hbm_allocator_trim.

@@ -202,9 +202,14 @@ impl Extents {
         });
     }
 
-    /// Bytes of physical memory held now, and the most that was held.
+    /// Bytes of physical memory held.
     pub fn physical(&self) -> Reading {
         self.physical.read()
+    }
+
+    /// Starts the peak of [`Extents::physical`] again.
+    pub fn reset_peak(&self) {
+        self.physical.reset_peak();
     }
 
     /// The table as it is now.

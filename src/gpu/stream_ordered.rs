@@ -62,14 +62,7 @@ impl StreamPool {
             handle,
             own: true,
         };
-        let mut threshold = release_threshold;
-        let value = std::ptr::from_mut(&mut threshold).cast::<c_void>();
-        // SAFETY: this attribute is a 64-bit integer.
-        device.check(unsafe {
-            device
-                .cuda()
-                .pool_set_attribute(handle, RELEASE_THRESHOLD, value)
-        })?;
+        pool.set_counter(RELEASE_THRESHOLD, release_threshold)?;
         Ok(pool)
     }
 
@@ -115,6 +108,11 @@ impl StreamPool {
         ))
     }
 
+    /// Starts the most it has held again from what it holds now.
+    pub fn reset_peak(&self) -> Result<()> {
+        self.set_counter(RESERVED_HIGH, 0)
+    }
+
     /// Lets `peers` read and write the pool's memory.
     pub fn allow(&self, peers: &[i32]) -> Result<()> {
         let access: Vec<AccessDesc> = peers
@@ -148,6 +146,17 @@ impl StreamPool {
                 .pool_attribute(self.handle, attribute, value)
         })?;
         Ok(bytes)
+    }
+
+    fn set_counter(&self, attribute: c_int, mut bytes: u64) -> Result<()> {
+        let _guard = self.device.enter()?;
+        let value = std::ptr::from_mut(&mut bytes).cast::<c_void>();
+        // SAFETY: this attribute is a 64-bit integer.
+        self.device.check(unsafe {
+            self.device
+                .cuda()
+                .pool_set_attribute(self.handle, attribute, value)
+        })
     }
 }
 

@@ -104,6 +104,11 @@ impl DeviceEntry {
         self.limit.store(bytes, Ordering::Relaxed);
     }
 
+    /// That many bytes; `u64::MAX` where there is no limit.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     /// Whether a stream is capturing.
     pub(super) fn is_capturing(&self, stream: Stream) -> Result<bool> {
         let _guard = self.state.device.enter()?;
@@ -124,11 +129,11 @@ impl DeviceEntry {
                 }
                 outcome => outcome,
             })
-            .inspect_err(|_| self.counters(source.kind()).failed())
+            .inspect_err(|error| self.counters(source.kind()).failed(error))
     }
 
     fn check_limit(&self, bytes: u64) -> Result<()> {
-        let limit = self.limit.load(Ordering::Relaxed);
+        let limit = self.limit();
         if limit == u64::MAX {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use super::{DeviceEntry, Process};
 use crate::core::gauge::Gauge;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::source::{Block, Kind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,34 +11,44 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) struct Counters {
     requested: Gauge,
     allocated: Gauge,
-    allocations: AtomicU64,
-    deallocations: AtomicU64,
+    blocks: Gauge,
     failed: AtomicU64,
+    out_of_memory: AtomicU64,
 }
 
 impl Counters {
     pub(super) fn gave(&self, block: &Block) {
         self.requested.add(block.requested);
         self.allocated.add(block.bytes);
-        self.allocations.fetch_add(1, Ordering::Relaxed);
+        self.blocks.add(1);
     }
 
     pub(super) fn took(&self, block: &Block) {
         self.requested.sub(block.requested);
         self.allocated.sub(block.bytes);
-        self.deallocations.fetch_add(1, Ordering::Relaxed);
+        self.blocks.sub(1);
     }
 
-    pub(super) fn failed(&self) {
+    pub(super) fn failed(&self, error: &Error) {
         self.failed.fetch_add(1, Ordering::Relaxed);
+        if error.status() == Status::OutOfMemory {
+            self.out_of_memory.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn allocated(&self) -> u64 {
         self.allocated.read().now
     }
+
+    fn reset_peaks(&self) {
+        for gauge in [&self.requested, &self.allocated, &self.blocks] {
+            gauge.reset_peak();
+        }
+    }
 }
 
 /// Statistics of one kind of source, or of all, on one device. Bytes, and counts since the start.
+/// Peaks are those since the start or since they were last reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Bytes asked for by blocks now given out.
@@ -67,6 +77,18 @@ pub struct Stats {
     pub pending_bytes: u64,
     /// Warnings of every kind, in the whole process.
     pub warnings: u64,
+    /// Bytes asked for by all blocks ever given out.
+    pub total_requested: u64,
+    /// Bytes of all blocks ever given out.
+    pub total_allocated: u64,
+    /// Bytes ever taken from the device; of the stream-ordered pool, as far as it was seen to grow.
+    pub total_reserved: u64,
+    /// The most blocks given out at a time; over all kinds, the sum of their peaks.
+    pub peak_blocks: u64,
+    /// Requests that failed for want of memory.
+    pub out_of_memory: u64,
+    /// The most bytes that the device's blocks may take; `u64::MAX` where there is no limit.
+    pub limit: u64,
 }
 
 impl Process {
@@ -76,6 +98,7 @@ impl Process {
         let mut stats = Stats {
             rejected_frees: self.rejected_frees.load(Ordering::Relaxed),
             warnings: self.warnings.total(),
+            limit: u64::MAX,
             ..Stats::default()
         };
         let Some(device) = self.device_in_use(ordinal)? else {
@@ -83,6 +106,7 @@ impl Process {
         };
         stats.pending_frees = device.state().deferral.entries();
         stats.pending_bytes = device.state().deferral.bytes();
+        stats.limit = device.limit();
         for kind in Kind::ALL
             .into_iter()
             .filter(|one| kind.is_none_or(|kind| kind == *one))
@@ -91,12 +115,25 @@ impl Process {
         }
         Ok(stats)
     }
+
+    /// Starts every peak of a device again from what there is now. Whatever fails, the others are
+    /// reset; the first failure is returned.
+    pub fn reset_peaks(&self, ordinal: i32) -> Result<()> {
+        let Some(device) = self.device_in_use(ordinal)? else {
+            return Ok(());
+        };
+        Kind::ALL.into_iter().fold(Ok(()), |outcome, kind| {
+            device.counters(kind).reset_peaks();
+            outcome.and(device.source(kind).reset_peak())
+        })
+    }
 }
 
 impl Stats {
     fn add(&mut self, device: &DeviceEntry, kind: Kind) {
         let counters = device.counters(kind);
         let (requested, allocated) = (counters.requested.read(), counters.allocated.read());
+        let blocks = counters.blocks.read();
         let held = device.source(kind).held();
         // Other threads move these while they are read one by one; what is told keeps their order.
         self.reserved += held.now.max(allocated.now);
@@ -105,8 +142,13 @@ impl Stats {
         self.peak_reserved += held.peak.max(allocated.peak);
         self.peak_allocated += allocated.peak;
         self.peak_requested += requested.peak.min(allocated.peak);
-        self.allocations += counters.allocations.load(Ordering::Relaxed);
-        self.deallocations += counters.deallocations.load(Ordering::Relaxed);
+        self.total_reserved += held.added.max(allocated.now);
+        self.total_allocated += allocated.added;
+        self.total_requested += requested.added.min(allocated.added);
+        self.allocations += blocks.added;
+        self.deallocations += blocks.added.saturating_sub(blocks.now);
+        self.peak_blocks += blocks.peak;
         self.failed_allocations += counters.failed.load(Ordering::Relaxed);
+        self.out_of_memory += counters.out_of_memory.load(Ordering::Relaxed);
     }
 }

@@ -77,4 +77,9 @@ impl Source for DeviceSource {
     fn held(&self) -> Held {
         self.gauge.read()
     }
+
+    fn reset_peak(&self) -> Result<()> {
+        self.gauge.reset_peak();
+        Ok(())
+    }
 }

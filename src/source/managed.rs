@@ -160,4 +160,9 @@ impl Source for ManagedSource {
     fn held(&self) -> Held {
         self.gauge.read()
     }
+
+    fn reset_peak(&self) -> Result<()> {
+        self.gauge.reset_peak();
+        Ok(())
+    }
 }

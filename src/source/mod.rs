@@ -136,6 +136,9 @@ pub trait Source: Send + Sync {
 
     /// What it holds from the device.
     fn held(&self) -> Held;
+
+    /// Starts the peak of what it holds again from what it holds now.
+    fn reset_peak(&self) -> Result<()>;
 }
 
 impl DeviceState {

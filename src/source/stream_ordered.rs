@@ -165,8 +165,20 @@ impl Source for AsyncSource {
     fn held(&self) -> Held {
         let mut last = lock(&self.last_held);
         if let Some(Ok((now, peak))) = self.pool.get().map(|pool| pool.reserved()) {
-            *last = Held { now, peak };
+            let grown = now.saturating_sub(last.now);
+            *last = Held {
+                now,
+                peak,
+                added: last.added + grown,
+            };
         }
         *last
+    }
+
+    fn reset_peak(&self) -> Result<()> {
+        match self.pool.get() {
+            Some(pool) => pool.reset_peak(),
+            None => Ok(()),
+        }
     }
 }

@@ -148,4 +148,9 @@ impl Source for VmmSource {
     fn held(&self) -> Held {
         self.state.extents.physical()
     }
+
+    fn reset_peak(&self) -> Result<()> {
+        self.state.extents.reset_peak();
+        Ok(())
+    }
 }

@@ -41,8 +41,15 @@ static void every_kind_gives_and_takes_back(void) {
             hbm_stats_t after = stats_of(device, KINDS[k]);
             CHECK(after.requested == before.requested && after.allocated == before.allocated);
             CHECK(after.deallocations == before.deallocations + 3);
+            CHECK(after.total_requested == before.total_requested + 1 + 4096 + 5 * MIB + 1);
+            CHECK(after.total_allocated >= after.total_requested && after.peak_blocks >= 3);
+            CHECK(after.out_of_memory == 0 && after.limit == UINT64_MAX);
             EXPECT(HBM_OK, hbm_allocator_trim(allocator, 0, NULL));
-            CHECK(stats_of(device, KINDS[k]).reserved == 0);
+            EXPECT(HBM_OK, hbm_stats_reset_peaks(device));
+            hbm_stats_t reset = stats_of(device, KINDS[k]);
+            CHECK(reset.reserved == 0 && reset.peak_reserved == 0);
+            CHECK(reset.peak_requested == 0 && reset.peak_allocated == 0 && reset.peak_blocks == 0);
+            CHECK(reset.total_requested == after.total_requested);
             CHECK(physical_bytes(device) == 0);
             EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
         }

@@ -81,6 +81,8 @@ static void sizes_of_structs(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, 4, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, -2, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(7, -1, &stats));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_stats_reset_peaks(7));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_stats_reset_peaks(-1));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_trim(7, 0, NULL));
     EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
 }

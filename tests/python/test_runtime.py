@@ -33,7 +33,11 @@ def test_statistics_follow_the_blocks(sim):
             free(block, 5000, 1, None)
             after = hbmalloc.stats(1, backend)
             assert after["requested"] == 0 and after["deallocations"] == 1, after
-            assert after["peak_requested"] == 5000, after
+            assert after["peak_requested"] == 5000 and after["peak_blocks"] == 1, after
+            hbmalloc.reset_peak_stats(1)
+            again = hbmalloc.stats(1, backend)
+            assert again["peak_requested"] == again["peak_blocks"] == 0, again
+            assert again["total_requested"] == 5000 <= again["total_allocated"], again
         assert hbmalloc.trim(1) >= 0
     """)
 
@@ -42,7 +46,9 @@ def test_a_request_beyond_the_device(sim):
     sim(ENTRY_POINTS + """
         malloc, free = entry("vmm")
         assert not malloc(1 << 50, 0, None)
-        assert hbmalloc.stats(0, "vmm")["failed_allocations"] == 1
+        refused = hbmalloc.stats(0, "vmm")
+        assert refused["failed_allocations"] == refused["out_of_memory"] == 1
+        assert refused["limit"] == 2**64 - 1
         block = malloc(1 << 20, 0, None)
         assert block
         free(block, 1 << 20, 0, None)

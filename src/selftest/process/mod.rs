@@ -37,6 +37,7 @@ pub const SUITE: Suite = Suite {
         records::bad_requests,
         records::addresses_inside,
         statistics::statistics,
+        statistics::peaks_and_totals,
         statistics::failures,
         statistics::limit,
         statistics::out_of_memory_text,

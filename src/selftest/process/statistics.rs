@@ -42,6 +42,62 @@ pub fn statistics() -> Outcome {
     house.finish()
 }
 
+/// Peaks begin again from what there is when they are reset; totals go on.
+pub fn peaks_and_totals() -> Outcome {
+    let house = House::plain()?;
+    for kind in house.kinds()? {
+        let before = house.process.stats(0, Some(kind))?;
+        let kept = house.allocate(kind, 6 * MIB, Stream::LEGACY)?;
+        let gone = house.allocate(kind, 10 * MIB, Stream::LEGACY)?;
+        house.free(gone)?;
+        house.process.trim(0, 0)?;
+        let high = house.process.stats(0, Some(kind))?;
+        ensure_eq!(high.peak_requested, 16 * MIB, "peak of {kind:?}");
+        ensure_eq!(high.peak_blocks, 2, "peak of the blocks of {kind:?}");
+        ensure!(high.peak_reserved >= 16 * MIB, "{kind:?}: {high:?}");
+        house.process.reset_peaks(0)?;
+        let low = house.process.stats(0, Some(kind))?;
+        ensure_eq!(
+            low.peak_requested,
+            6 * MIB,
+            "peak of {kind:?} after a reset"
+        );
+        ensure_eq!(low.peak_allocated, low.allocated, "{kind:?} after a reset");
+        ensure_eq!(low.peak_reserved, low.reserved, "{kind:?} after a reset");
+        ensure_eq!(low.peak_blocks, 1, "blocks of {kind:?} after a reset");
+        ensure_eq!(
+            low.total_requested,
+            before.total_requested + 16 * MIB,
+            "{kind:?}"
+        );
+        ensure!(
+            low.total_allocated >= low.total_requested,
+            "{kind:?}: {low:?}"
+        );
+        ensure!(low.total_reserved >= low.reserved, "{kind:?}: {low:?}");
+        ensure_eq!(
+            low.allocations - before.allocations,
+            2,
+            "blocks of {kind:?}"
+        );
+        ensure_eq!(
+            low.deallocations - before.deallocations,
+            1,
+            "frees of {kind:?}"
+        );
+        let raised = house.allocate(kind, MIB, Stream::LEGACY)?;
+        let again = house.process.stats(0, Some(kind))?;
+        ensure_eq!(
+            again.peak_requested,
+            7 * MIB,
+            "peak of {kind:?} after another"
+        );
+        house.free(raised)?;
+        house.free(kept)?;
+    }
+    house.finish()
+}
+
 fn check(house: &House) -> Outcome {
     let mut sum = Stats::default();
     for kind in Kind::ALL {
@@ -94,6 +150,11 @@ pub fn failures() -> Outcome {
             before.failed_allocations + 1,
             "failures of {kind:?}"
         );
+        ensure_eq!(
+            after.out_of_memory,
+            before.out_of_memory + 1,
+            "of those for want of memory, of {kind:?}"
+        );
         ensure_eq!(after.allocated, before.allocated, "allocated by {kind:?}");
     }
     house.finish()
@@ -102,7 +163,13 @@ pub fn failures() -> Outcome {
 /// A limit on what blocks of all kinds take together.
 pub fn limit() -> Outcome {
     let house = House::plain()?;
+    ensure_eq!(
+        house.process.stats(0, None)?.limit,
+        u64::MAX,
+        "no limit yet"
+    );
     house.process.device(0)?.set_limit(64 * MIB);
+    ensure_eq!(house.process.stats(0, None)?.limit, 64 * MIB, "limit");
     for kind in house.kinds()? {
         let half = house.allocate(kind, 40 * MIB, Stream::LEGACY)?;
         let refused = house
