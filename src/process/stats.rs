@@ -122,10 +122,12 @@ impl Process {
         let Some(device) = self.device_in_use(ordinal)? else {
             return Ok(());
         };
-        Kind::ALL.into_iter().fold(Ok(()), |outcome, kind| {
+        let mut outcome = Ok(());
+        for kind in Kind::ALL {
             device.counters(kind).reset_peaks();
-            outcome.and(device.source(kind).reset_peak())
-        })
+            outcome = outcome.and(device.source(kind).reset_peak());
+        }
+        outcome
     }
 }
 
