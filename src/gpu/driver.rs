@@ -8,6 +8,7 @@ use once_cell::sync::OnceCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Which kind of driver was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,21 @@ impl Driver {
     /// The file it was opened from.
     pub fn path(&self) -> &Path {
         self.cuda.library().path()
+    }
+
+    /// How often this library has called it, without the questions that cost next to nothing.
+    pub fn calls(&self) -> u64 {
+        self.cuda.meter().calls()
+    }
+
+    /// How long those calls took their callers, over all threads, as far as they were timed.
+    pub fn driver_time(&self) -> Duration {
+        self.cuda.meter().time()
+    }
+
+    /// Times calls from now on, or no longer.
+    pub fn time_calls(&self, is_timed: bool) {
+        self.cuda.meter().set_timed(is_timed);
     }
 
     /// Functions of the driver's interface that this driver lacks.

@@ -5,6 +5,7 @@
 //! values must never become invalid Rust enumerations.
 
 use super::library::Library;
+use super::meter::{self, Meter};
 use crate::error::{DriverCode, Error, Status};
 pub use cuda_sys::driver::sys::{
     CUmemAccessDesc_st as AccessDesc, CUmemAllocationProp_st as AllocationProp,
@@ -29,6 +30,7 @@ macro_rules! driver_functions {
         /// The driver's functions.
         pub struct Cuda {
             library: Library,
+            meter: Meter,
             $( $field: Option<unsafe extern "C" fn($($ty),*) -> c_int>, )*
         }
 
@@ -48,6 +50,7 @@ macro_rules! driver_functions {
                         library.symbol(NAME).map(|address| unsafe { std::mem::transmute(address) })
                     }, )*
                     library,
+                    meter: Meter::default(),
                 }
             }
 
@@ -61,7 +64,13 @@ macro_rules! driver_functions {
                         return Err(Refusal { call: $symbol, code: None });
                     };
                     // SAFETY: passed on to the caller.
-                    match unsafe { function($($arg),*) } {
+                    let call = || unsafe { function($($arg),*) };
+                    let answer = if const { meter::is_counted($symbol) } {
+                        self.meter.around(call)
+                    } else {
+                        call()
+                    };
+                    match answer {
                         0 => Ok(()),
                         code => Err(Refusal { call: $symbol, code: Some(DriverCode(code)) }),
                     }
@@ -259,6 +268,11 @@ impl Cuda {
     /// The library the functions came from.
     pub fn library(&self) -> &Library {
         &self.library
+    }
+
+    /// How often it was called, and for how long.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Whether the driver can record an event behind a whole context.
