@@ -50,6 +50,8 @@ struct hbmsim_counters {
     uint64_t queued;                 /* operations that have not run */
     uint64_t device_ns;              /* device time of all work that has run */
     uint64_t handles;                /* chunk handles not yet released */
+    uint64_t memory_bytes;           /* memory of every form: chunks, plain, managed, pinned, pools; as asked for */
+    uint64_t peak_memory_bytes;      /* the most that has been */
 };
 
 /* The machine, as HBMALLOC_SIM says it; in force from the next cuInit or reset. A bad value answers 1. */

@@ -171,6 +171,7 @@ impl Sim {
         } else {
             None
         };
+        self.counters.gave(size);
         Ok(self.add_chunk(Chunk {
             size,
             prop: *prop,
@@ -228,8 +229,11 @@ impl Sim {
             self.chunks.files.remove(&file);
         }
         let device = chunk.device();
-        if let (Some(device), false) = (device, chunk.foreign) {
-            self.physical.give(device, chunk.size);
+        if !chunk.foreign {
+            self.counters.took(chunk.size);
+            if let Some(device) = device {
+                self.physical.give(device, chunk.size);
+            }
         }
         self.physical.drop_backing(device, chunk.backing);
     }

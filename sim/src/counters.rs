@@ -7,6 +7,21 @@ use crate::sim::Sim;
 #[derive(Default)]
 pub struct Counters {
     pub leaks: u64,
+    memory: u64,
+    peak_memory: u64,
+}
+
+impl Counters {
+    /// The program was given memory of some form.
+    pub fn gave(&mut self, bytes: u64) {
+        self.memory += bytes;
+        self.peak_memory = self.peak_memory.max(self.memory);
+    }
+
+    /// It gave that back.
+    pub fn took(&mut self, bytes: u64) {
+        self.memory -= bytes;
+    }
 }
 
 /// Mirrors `struct hbmsim_counters`; fields are only appended.
@@ -45,6 +60,8 @@ pub struct Snapshot {
     pub queued: u64,
     pub device_ns: u64,
     pub handles: u64,
+    pub memory_bytes: u64,
+    pub peak_memory_bytes: u64,
 }
 
 impl Sim {
@@ -87,6 +104,8 @@ impl Sim {
         out.peak_physical_bytes = self.physical.peak_total();
         out.faults = self.faults.count;
         out.leaks = self.counters.leaks;
+        out.memory_bytes = self.counters.memory;
+        out.peak_memory_bytes = self.counters.peak_memory;
         out
     }
 

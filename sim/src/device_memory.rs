@@ -28,6 +28,7 @@ impl Sim {
         }
         self.regions
             .insert(base, len, size, context, Kind::Device { device });
+        self.counters.gave(size);
         Ok(base)
     }
 
@@ -35,6 +36,7 @@ impl Sim {
         let Some(region) = self.regions.remove(base) else {
             return;
         };
+        self.counters.took(region.size);
         match region.kind {
             Kind::Device { device } => {
                 cost::charge(interpolate(cost::DEVICE_FREE, region.size));

@@ -63,6 +63,7 @@ impl Sim {
         let base = region::take_address(len, 1, 0, true)?;
         self.regions
             .insert(base, len, size, context, Kind::Pinned { flags });
+        self.counters.gave(size);
         Ok(base)
     }
 
@@ -132,7 +133,8 @@ impl Locked {
         self.fault_users(base, len, "cuMemFreeHost");
         self.wait_until(|sim| !sim.streams.running_in(base, len));
         cost::charge(interpolate(cost::HOST_FREE, len));
-        if self.regions.remove(base).is_some() {
+        if let Some(region) = self.regions.remove(base) {
+            self.counters.took(region.size);
             region::release_address(base, len);
         }
         Ok(())

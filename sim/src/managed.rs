@@ -96,6 +96,7 @@ impl Sim {
         let base = region::take_address(len, align, 0, true)?;
         self.regions
             .insert(base, len, size, context, Kind::Managed(Managed::new(base)));
+        self.counters.gave(size);
         Ok(base)
     }
 

@@ -261,6 +261,7 @@ impl Sim {
                 self.physical.give(device, more);
             }
         })?;
+        self.counters.gave(more);
         if self.config.poison {
             poison(at, more);
         }
@@ -329,6 +330,7 @@ impl Sim {
         }
         let gone = pool.space.shrink(keep, &self.streams);
         let given = gone.len() as u64 * GRANULE;
+        self.counters.took(given);
         if let Some(device) = pool.device {
             self.physical.give(device, given);
         }

@@ -323,3 +323,27 @@ fn pointers_are_known() {
         1
     );
 }
+
+#[test]
+fn memory_of_every_form_is_added_up_and_its_peak_kept() {
+    let _m = Machine::start("");
+    let counted = || (counters().memory_bytes, counters().peak_memory_bytes);
+    let a = stream(1);
+    let plain = new("cuMemAlloc_v2", &[1000]);
+    let managed = new("cuMemAllocManaged", &[3 * MIB, 1]);
+    let pinned = new("cuMemHostAlloc", &[5000, 0]);
+    assert_eq!(counted(), (3 * MIB + 6000, 3 * MIB + 6000));
+    let pooled = new("cuMemAllocAsync", &[MIB, a]);
+    assert_eq!(counted().0, 35 * MIB + 6000, "a pool grows by 32 MiB");
+    let chunk = create(2 * MIB);
+    assert_eq!(counted().0, 37 * MIB + 6000);
+    ok("cuMemRelease", &[chunk]);
+    ok("cuMemFreeAsync", &[pooled, a]);
+    ok("cuStreamSynchronize", &[a]);
+    ok("cuMemFreeHost", &[pinned]);
+    ok("cuMemFree_v2", &[managed]);
+    ok("cuMemFree_v2", &[plain]);
+    assert_eq!(counted(), (0, 37 * MIB + 6000));
+    ok("cuStreamDestroy_v2", &[a]);
+    assert_clean();
+}

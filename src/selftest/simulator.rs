@@ -42,6 +42,8 @@ pub struct Counters {
     pub queued: u64,
     pub device_ns: u64,
     pub handles: u64,
+    pub memory_bytes: u64,
+    pub peak_memory_bytes: u64,
 }
 
 impl Counters {
