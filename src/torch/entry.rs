@@ -14,6 +14,12 @@ pub(super) fn segment_or_null(outcome: crate::error::Result<*mut c_void>) -> *mu
     })
 }
 
+/// An entry point that allocates: size in bytes, device, stream.
+pub type Malloc = extern "C-unwind" fn(usize, c_int, *mut c_void) -> *mut c_void;
+
+/// An entry point that frees: address, and what its allocation was given.
+pub type Free = extern "C" fn(*mut c_void, usize, c_int, *mut c_void);
+
 macro_rules! entry_points {
     ($($source:literal, $kind:expr, $malloc:ident, $free:ident, $segment_malloc:ident, $segment_free:ident;)*) => { $(
         #[doc = concat!("Allocates `size` bytes for a tensor from ", $source, ", first used on `stream` of `device`.")]
@@ -47,7 +53,17 @@ macro_rules! entry_points {
         pub extern "C" fn $segment_free(address: *mut c_void, _size: usize, _device: c_int, _stream: *mut c_void) {
             deallocate(address);
         }
-    )* };
+    )*
+
+        /// The entry points for tensors of a kind of source, or of the one that the option `backend`
+        /// names, for measuring what torch would call.
+        pub fn entry_points_of(kind: Option<Kind>) -> Option<(Malloc, Free)> {
+            $( if kind == $kind {
+                return Some(($malloc, $free));
+            } )*
+            None
+        }
+    };
 }
 
 entry_points! {

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod doctor;
 mod progress;
+mod replay;
 mod selftest;
 mod trace;
 
@@ -27,6 +28,8 @@ enum Command {
     Doctor,
     /// Shows the library at work: trains on a GPU with PyTorch, or replays a recorded program without
     Demo(demo::Options),
+    /// Replays recorded programs: memory held, host time, driver calls, on every backend
+    Replay(replay::Options),
     /// Measures what an allocation and its free cost, beside the driver's own calls
     Bench(bench::Options),
     /// Tests the library and the driver in force
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Doctor => doctor::run(),
         Command::Demo(options) => demo::run(&options),
+        Command::Replay(options) => replay::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Selftest(options) => selftest::run(&options),
     }
