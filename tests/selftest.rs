@@ -31,6 +31,11 @@ fn driver() {
 }
 
 #[test]
+fn ranges() {
+    passes("ranges");
+}
+
+#[test]
 fn sources() {
     passes("sources");
 }

@@ -20,8 +20,7 @@ const LOW_BITS: u32 = 12;
 const MIDDLE_BITS: u32 = 10;
 const TOP_BITS: u32 = 10;
 const UNIT_BITS: u32 = UNIT.trailing_zeros();
-const _: () =
-    assert!(UNIT_BITS + LEAF_BITS + LOW_BITS + MIDDLE_BITS + TOP_BITS == ADDRESS_BITS);
+const _: () = assert!(UNIT_BITS + LEAF_BITS + LOW_BITS + MIDDLE_BITS + TOP_BITS == ADDRESS_BITS);
 
 type Table<T, const N: usize> = Box<[OnceLock<T>; N]>;
 type Low = Table<Box<Leaf>, { 1 << LOW_BITS }>;
@@ -161,7 +160,10 @@ mod tests {
                 let threads: Vec<_> = (0..4)
                     .map(|_| scope.spawn(|| u64::from(radix.entry(address).claim(9))))
                     .collect();
-                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .sum()
             });
             assert_eq!(claims, 1);
             let entry = radix.get(address).unwrap();
@@ -169,7 +171,10 @@ mod tests {
                 let threads: Vec<_> = (0..4)
                     .map(|_| scope.spawn(|| u64::from(entry.change(9, 0).is_ok())))
                     .collect();
-                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .sum()
             });
             assert_eq!(frees, 1);
         }

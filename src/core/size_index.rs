@@ -196,7 +196,13 @@ mod tests {
     fn classes_are_in_the_order_of_their_sizes() {
         let sizes = (1..2000u64).chain((11..40).flat_map(|high| {
             let power = 1u64 << high;
-            [power - 1, power, power + 1, power + power / 64, power + power / 2]
+            [
+                power - 1,
+                power,
+                power + 1,
+                power + power / 64,
+                power + power / 2,
+            ]
         }));
         let mut before = (0, 0);
         for size in sizes.filter(|size| *size < 1 << 36) {

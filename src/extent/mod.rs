@@ -1,12 +1,19 @@
 //! What backs an address. This is the one place that changes it, and the one place that decides
 //! when memory that running work may still use is given back.
 
+mod backing;
 pub mod deferral;
+pub mod range;
 pub mod table;
 
-use crate::gpu::Device;
+use crate::config::value::Location;
+use crate::core::size::Align;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::gpu::{ChunkSpec, Device};
 use deferral::Deferral;
-use std::sync::Arc;
+use rustc_hash::FxHashMap;
+use std::sync::{Arc, Mutex};
 use table::Extents;
 
 /// Everything of one device that its sources share.
@@ -17,6 +24,7 @@ pub struct DeviceState {
     pub extents: Extents,
     /// What waits to be given back.
     pub deferral: Deferral,
+    grains: Mutex<FxHashMap<Location, (ChunkSpec, Align)>>,
 }
 
 impl DeviceState {
@@ -25,7 +33,36 @@ impl DeviceState {
         DeviceState {
             extents: Extents::new(device.clone()),
             deferral: Deferral::new(device.clone()),
+            grains: Mutex::default(),
             device,
         }
+    }
+
+    /// The kind of chunks that works at `location`, and its granularity. Probed at the first use and
+    /// kept, so that all chunks of a place are of one kind; a failure is not kept.
+    pub fn grain(&self, location: Location) -> Result<(ChunkSpec, Align)> {
+        let mut grains = lock(&self.grains);
+        if let Some(grain) = grains.get(&location) {
+            return Ok(*grain);
+        }
+        let grain = self.probe_grain(location)?;
+        grains.insert(location, grain);
+        Ok(grain)
+    }
+
+    fn probe_grain(&self, location: Location) -> Result<(ChunkSpec, Align)> {
+        let device = &self.device;
+        let probe = match location {
+            Location::Device => device.vmm()?,
+            Location::HostNuma(_) => device.host_numa()?,
+        };
+        probe.map_err(|error| error.advice("Use the device or async source here"))?;
+        let spec = device.best_chunk(location)?;
+        let bytes = spec.granularity(device)?;
+        let align = Align::new(bytes).ok_or_else(|| {
+            Error::new(Status::Unsupported, "cuMemGetAllocationGranularity")
+                .detail(format!("a granularity of {bytes} is no power of two"))
+        })?;
+        Ok((spec, align))
     }
 }

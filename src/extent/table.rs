@@ -1,12 +1,14 @@
-//! The table of extents: for every reserved range, the chunks that back it piece by piece.
+//! The table of extents: for every reserved range, the chunks that back it place by place.
 //!
 //! Driver calls are made under the table's lock: the driver serialises mapping anyway, and so a
 //! device that joins as a peer misses no extent.
 
+use super::backing::Backing;
 use crate::core::gauge::{Gauge, Reading};
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Warning};
-use crate::gpu::{Chunk, ChunkSpec, Device, Fence, Mapping, Reservation};
+use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
+use rustc_hash::FxHashSet;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -26,14 +28,17 @@ pub enum Owner {
     Block,
     /// A segment that torch divides up.
     Segment,
+    /// A pool, whose ranges may have holes and whose chunks move between addresses.
+    Pool,
 }
 
-/// One piece of a range, backed by one chunk or none.
-struct Extent {
-    address: u64,
-    bytes: u64,
-    chunk: Option<Chunk>,
-    mapping: Option<Mapping>,
+/// One place of a range. Its chunk lives while a place names it.
+pub(super) struct Extent {
+    pub(super) bytes: u64,
+    pub(super) chunk: Option<Arc<Chunk>>,
+    pub(super) mapping: Option<Mapping>,
+    /// The chunk has moved to another place, and is still mapped here.
+    pub(super) alias: bool,
 }
 
 impl Extent {
@@ -45,13 +50,13 @@ impl Extent {
     }
 }
 
-/// A reserved range and its extents, which cover it without gaps.
-struct Run {
-    reservation: Reservation,
-    extents: Vec<Extent>,
-    spec: ChunkSpec,
-    owner: Owner,
-    tag: Option<Arc<str>>,
+/// A reserved range and its extents by address: without gaps, but for those of pools.
+pub(super) struct Run {
+    pub(super) reservation: Reservation,
+    pub(super) extents: BTreeMap<u64, Extent>,
+    pub(super) spec: ChunkSpec,
+    pub(super) owner: Owner,
+    pub(super) tag: Option<Arc<str>>,
 }
 
 /// What a range is to be.
@@ -65,7 +70,7 @@ pub struct RunSpec {
     pub chunk_bytes: u64,
     /// The kind of chunks.
     pub chunk: ChunkSpec,
-    /// Who decides about it.
+    /// Who decides about it: not a pool, whose ranges are reserved bare.
     pub owner: Owner,
     /// The tag of what lives in it.
     pub tag: Option<Arc<str>>,
@@ -80,97 +85,142 @@ pub struct ExtentInfo {
     pub bytes: u64,
     /// Where its contents are.
     pub residency: Residency,
+    /// Whether its chunk has moved to another address and is only mapped here until running work
+    /// has ended: its bytes are counted there.
+    pub alias: bool,
     /// Who decides about it.
     pub owner: Owner,
     /// Its tag.
     pub tag: Option<Arc<str>>,
 }
 
+/// What is reserved and what backs it.
+#[derive(Default)]
+pub(super) struct Table {
+    /// By first address.
+    pub(super) runs: BTreeMap<u64, Run>,
+    /// Ranges that a failed build could not take down again; the next operation does.
+    left_runs: Vec<u64>,
+    /// Places of pools' ranges of which the same is true.
+    pub(super) left_places: Vec<u64>,
+}
+
+impl Table {
+    /// The range that an address lies in.
+    pub(super) fn run_at(&mut self, address: u64) -> Option<&mut Run> {
+        let (base, run) = self.runs.range_mut(..=address).next_back()?;
+        (address - base < run.reservation.bytes()).then_some(run)
+    }
+}
+
 /// The extents of one device.
 pub struct Extents {
-    device: Arc<Device>,
-    runs: Mutex<BTreeMap<u64, Run>>,
+    pub(super) device: Arc<Device>,
+    pub(super) table: Mutex<Table>,
     /// Bytes of physical memory held.
-    physical: Gauge,
-    /// Ranges that a failed build could not take down again; the next build or trim does.
-    leftovers: Mutex<Vec<u64>>,
+    pub(super) physical: Gauge,
 }
 
 impl Extents {
     pub(super) fn new(device: Arc<Device>) -> Extents {
         Extents {
             device,
-            runs: Mutex::default(),
+            table: Mutex::default(),
             physical: Gauge::default(),
-            leftovers: Mutex::default(),
         }
     }
 
     /// Reserves a range and backs it with new chunks. On failure nothing of it is left.
     pub fn build(&self, spec: &RunSpec) -> Result<u64> {
         let _guard = self.device.enter()?;
-        self.sweep();
-        let mut runs = lock(&self.runs);
-        let peers = self.device.active_peers().unwrap_or_else(|error| {
-            self.warn_of_peers(&error);
-            Vec::new()
-        });
+        let mut table = lock(&self.table);
+        self.sweep_table(&mut table);
+        let peers = self.peers();
         let reservation = Reservation::new(&self.device, spec.bytes, spec.align)?;
         let address = reservation.address();
         let mut run = Run {
-            extents: pieces(address, spec.bytes, spec.chunk_bytes),
+            extents: BTreeMap::new(),
             reservation,
             spec: spec.chunk,
             owner: spec.owner,
             tag: spec.tag.clone(),
         };
-        let backed = run.extents.iter_mut().try_for_each(|extent| {
-            let chunk = Chunk::create(&self.device, extent.bytes, spec.chunk)?;
-            self.rebind(extent, Some(chunk), &peers, &Fence::DONE)
-        });
-        match backed {
+        let chunks = pieces(spec.bytes, spec.chunk_bytes);
+        match self.bind(&mut run, address, chunks, &peers) {
             Ok(()) => {
                 tracing::debug!(
                     "{address:#x}: {} bytes mapped in {} chunks",
                     spec.bytes,
                     run.extents.len()
                 );
-                runs.insert(address, run);
+                table.runs.insert(address, run);
                 Ok(address)
             }
             Err(error) => {
                 // Nothing has used the range yet. What cannot be undone now stays in the table.
                 if self.dismantle(&mut run).is_err() {
-                    runs.insert(address, run);
-                    lock(&self.leftovers).push(address);
+                    table.runs.insert(address, run);
+                    table.left_runs.push(address);
                 }
                 Err(error)
             }
         }
     }
 
-    /// Unmaps a range that no work uses any more, releases its chunks and frees its addresses.
-    /// After a failure it can be called again and carries on.
+    /// Unmaps what [`Extents::build`] made and no work uses any more, releases its chunks and frees
+    /// its addresses. After a failure it can be called again and carries on.
     pub fn retire(&self, address: u64) -> Result<()> {
         let _guard = self.device.enter()?;
-        let mut runs = lock(&self.runs);
-        let Some(run) = runs.get_mut(&address) else {
-            return Ok(());
-        };
-        self.dismantle(run)?;
-        runs.remove(&address);
+        self.retire_from(&mut lock(&self.table), address)
+    }
+
+    fn retire_from(&self, table: &mut Table, address: u64) -> Result<()> {
+        match table.runs.get_mut(&address) {
+            Some(run) if run.owner != Owner::Pool => self.dismantle(run)?,
+            _ => return Ok(()),
+        }
+        table.runs.remove(&address);
         tracing::debug!("{address:#x}: unmapped");
         Ok(())
     }
 
-    /// Takes down what failed builds left behind.
+    /// Takes down what failed operations left behind.
     pub fn sweep(&self) {
-        let left = std::mem::take(&mut *lock(&self.leftovers));
-        for address in left {
-            if self.retire(address).is_err() {
-                lock(&self.leftovers).push(address);
+        let mut table = lock(&self.table);
+        if table.left_runs.is_empty() && table.left_places.is_empty() {
+            return;
+        }
+        if let Ok(_guard) = self.device.enter() {
+            self.sweep_table(&mut table);
+        }
+    }
+
+    /// [`Extents::sweep`]. Needs the device's context current.
+    pub(super) fn sweep_table(&self, table: &mut Table) {
+        for address in std::mem::take(&mut table.left_runs) {
+            if self.retire_from(table, address).is_err() {
+                table.left_runs.push(address);
             }
         }
+        for place in std::mem::take(&mut table.left_places) {
+            if self.vacate(table, &[place]).is_err() {
+                table.left_places.push(place);
+            }
+        }
+    }
+
+    fn dismantle(&self, run: &mut Run) -> Result<()> {
+        let places: Vec<u64> = run.extents.keys().copied().collect();
+        self.unbind(run, &places)?;
+        run.reservation.free()
+    }
+
+    /// The devices that must reach what is mapped.
+    pub(super) fn peers(&self) -> Vec<i32> {
+        self.device.active_peers().unwrap_or_else(|error| {
+            self.warn_of_peers(&error);
+            Vec::new()
+        })
     }
 
     /// Lets a device that has come into use reach everything mapped here.
@@ -183,9 +233,8 @@ impl Extents {
             Ok(false) => return,
             Err(error) => return self.warn_of_peers(&error),
         }
-        for run in lock(&self.runs).values() {
-            let mappings = run.extents.iter().filter_map(|e| e.mapping.as_ref());
-            for mapping in mappings {
+        for run in lock(&self.table).runs.values() {
+            for mapping in run.extents.values().filter_map(|e| e.mapping.as_ref()) {
                 if let Err(error) = mapping.allow(&[peer], run.spec.location) {
                     self.warn_of_peers(&error);
                 }
@@ -193,7 +242,7 @@ impl Extents {
         }
     }
 
-    fn warn_of_peers(&self, error: &Error) {
+    pub(super) fn warn_of_peers(&self, error: &Error) {
         self.device.warnings().warn(Warning::PeerAccess, || {
             format!(
                 "other devices may not reach memory of device {}: {error}",
@@ -212,45 +261,47 @@ impl Extents {
         self.physical.reset_peak();
     }
 
-    /// The table as it is now.
+    /// The table as it is now: a line a place, none for the holes in pools' ranges.
     pub fn list(&self) -> Vec<ExtentInfo> {
-        let runs = lock(&self.runs);
-        runs.values()
-            .flat_map(|run| {
-                run.extents.iter().map(|extent| ExtentInfo {
-                    address: extent.address,
-                    bytes: extent.bytes,
-                    residency: extent.residency(),
-                    owner: run.owner,
-                    tag: run.tag.clone(),
-                })
-            })
-            .collect()
+        let table = lock(&self.table);
+        let lines = |run: &Run| {
+            let line = |(address, extent): (&u64, &Extent)| ExtentInfo {
+                address: *address,
+                bytes: extent.bytes,
+                residency: extent.residency(),
+                alias: extent.alias,
+                owner: run.owner,
+                tag: run.tag.clone(),
+            };
+            run.extents.iter().map(line).collect::<Vec<_>>()
+        };
+        table.runs.values().flat_map(lines).collect()
     }
 
     /// Finds whatever contradicts itself in the table.
     pub fn audit(&self) -> std::result::Result<(), String> {
-        let runs = lock(&self.runs);
-        let mut held = 0;
+        let table = lock(&self.table);
+        let (mut held, mut known) = (0, FxHashSet::default());
         let mut end_before = 0;
-        for (address, run) in runs.iter() {
+        for (address, run) in &table.runs {
             if *address < end_before {
                 return Err(format!("the range at {address:#x} overlaps the one before"));
             }
-            let mut next = *address;
-            for extent in &run.extents {
-                if extent.address != next {
-                    return Err(format!("a gap or overlap at {next:#x}"));
-                }
-                if extent.mapping.is_some() && extent.chunk.is_none() {
-                    return Err(format!("{next:#x} is mapped without a chunk"));
-                }
-                held += extent.chunk.as_ref().map_or(0, Chunk::bytes);
-                next += extent.bytes;
-            }
             end_before = address + run.reservation.bytes();
-            if next != end_before {
-                return Err(format!("the range at {address:#x} is not covered"));
+            audit_cover(*address, end_before, run)?;
+            for chunk in run.extents.values().filter_map(|e| e.chunk.as_ref()) {
+                if known.insert(Arc::as_ptr(chunk)) {
+                    held += chunk.bytes();
+                }
+            }
+        }
+        let mut homes = FxHashSet::default();
+        let extents = table.runs.values().flat_map(|run| run.extents.iter());
+        for (address, extent) in extents.filter(|(_, extent)| !extent.alias) {
+            if let Some(chunk) = &extent.chunk {
+                if !homes.insert(Arc::as_ptr(chunk)) {
+                    return Err(format!("the chunk at {address:#x} is at home twice"));
+                }
             }
         }
         let counted = self.physical().now;
@@ -259,70 +310,43 @@ impl Extents {
         }
         Ok(())
     }
+}
 
-    /// Changes what backs an extent: to `backing`, or to nothing. `after` must be done: what the
-    /// extent held may be used until then.
-    fn rebind(
-        &self,
-        extent: &mut Extent,
-        backing: Option<Chunk>,
-        peers: &[i32],
-        after: &Fence,
-    ) -> Result<()> {
-        debug_assert!(
-            after.is_done().unwrap_or(true),
-            "rebound under running work"
-        );
-        if let Some(mapping) = extent.mapping.take() {
-            if let Err((mapping, error)) = mapping.unmap() {
-                extent.mapping = Some(mapping);
-                return Err(error);
-            }
-        }
-        if let Some(old) = &mut extent.chunk {
-            old.release()?;
-            self.physical.sub(old.bytes());
-            extent.chunk = None;
-        }
-        let Some(chunk) = backing else {
-            return Ok(());
+fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), String> {
+    let mut next = begin;
+    for (address, extent) in &run.extents {
+        let fits = match run.owner {
+            Owner::Pool => *address >= next,
+            Owner::Block | Owner::Segment => *address == next,
         };
-        self.physical.add(chunk.bytes());
-        let chunk = extent.chunk.insert(chunk);
-        let mapping = Mapping::new(&self.device, extent.address, chunk)?;
-        let location = chunk.spec().location;
-        let mapping = extent.mapping.insert(mapping);
-        match mapping.allow(peers, location) {
-            // A peer that cannot reach the memory must not keep its own device from it.
-            Err(error) if !peers.is_empty() => {
-                mapping.allow(&[], location)?;
-                self.warn_of_peers(&error);
-                Ok(())
+        if !fits {
+            return Err(format!("a gap or overlap at {next:#x}"));
+        }
+        match &extent.chunk {
+            None if extent.mapping.is_some() => {
+                return Err(format!("{address:#x} is mapped without a chunk"));
             }
-            outcome => outcome,
+            Some(chunk) if chunk.bytes() != extent.bytes => {
+                return Err(format!("the chunk at {address:#x} has another size"));
+            }
+            _ => {}
         }
+        next = address + extent.bytes;
     }
-
-    fn dismantle(&self, run: &mut Run) -> Result<()> {
-        for extent in &mut run.extents {
-            self.rebind(extent, None, &[], &Fence::DONE)?;
-        }
-        run.reservation.free()
+    match run.owner {
+        Owner::Pool if next <= end => Ok(()),
+        Owner::Block | Owner::Segment if next == end => Ok(()),
+        _ => Err(format!("the range at {begin:#x} is not covered")),
     }
 }
 
-fn pieces(address: u64, bytes: u64, chunk_bytes: u64) -> Vec<Extent> {
-    let mut extents = Vec::new();
-    let mut offset = 0;
-    while offset < bytes {
-        let piece = chunk_bytes.min(bytes - offset);
-        extents.push(Extent {
-            address: address + offset,
-            bytes: piece,
-            chunk: None,
-            mapping: None,
-        });
-        offset += piece;
+fn pieces(bytes: u64, chunk_bytes: u64) -> Vec<Backing> {
+    let mut pieces = Vec::new();
+    let mut left = bytes;
+    while left > 0 {
+        let piece = chunk_bytes.min(left);
+        pieces.push(Backing::New(piece));
+        left -= piece;
     }
-    extents
+    pieces
 }

@@ -1,8 +1,9 @@
 //! What a device can do, found out by doing it once: attributes are hints (fabric handles are
 //! advertised by hosts that refuse to make one).
 
-use super::chunk::{Chunk, ChunkSpec, Mapping, Share};
+use super::chunk::{Chunk, ChunkSpec, Share};
 use super::device::Device;
+use super::mapping::Mapping;
 use super::reservation::Reservation;
 use super::stream_ordered::StreamPool;
 use crate::config::value::Location;

@@ -1,14 +1,12 @@
-//! Physical memory and its mappings. A chunk cannot be split, and the driver takes back only what
-//! one map call gave, so chunks are mapped and unmapped whole.
+//! Physical memory. A chunk cannot be split, nor mapped in part.
 
 use super::device::Device;
 use crate::config::value::Location;
-use crate::error::{Error, Result};
-use crate::sys::cuda::{AccessDesc, AllocationProp, MemLocation};
+use crate::error::Result;
+use crate::sys::cuda::{AllocationProp, MemLocation};
 use cuda_sys::driver::sys::{
-    CUmemAccess_flags, CUmemAllocationHandleType,
-    CUmemAllocationProp_st__bindgen_ty_1 as AllocationFlags, CUmemAllocationType,
-    CUmemLocationType,
+    CUmemAllocationHandleType, CUmemAllocationProp_st__bindgen_ty_1 as AllocationFlags,
+    CUmemAllocationType, CUmemLocationType,
 };
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
@@ -100,20 +98,6 @@ pub(super) fn mem_location(location: Location, device: &Device) -> MemLocation {
     }
 }
 
-fn device_location(ordinal: i32) -> MemLocation {
-    MemLocation {
-        type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE,
-        id: ordinal,
-    }
-}
-
-fn read_write(location: MemLocation) -> AccessDesc {
-    AccessDesc {
-        location,
-        flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
-    }
-}
-
 /// One physical handle, released when dropped; memory stays until its last mapping is gone too.
 pub struct Chunk {
     device: Arc<Device>,
@@ -147,6 +131,10 @@ impl Chunk {
     /// Its length.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub(super) fn handle(&self) -> u64 {
+        self.handle
     }
 
     /// What kind it is.
@@ -234,67 +222,6 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         if let Err(error) = self.release() {
             tracing::debug!("{error}");
-        }
-    }
-}
-
-/// A chunk mapped at an address. Not unmapped by Drop, since only whoever knows that no work uses
-/// the range any more may do that: `extent` does.
-pub struct Mapping {
-    device: Arc<Device>,
-    address: u64,
-    bytes: u64,
-}
-
-impl Mapping {
-    /// Maps `chunk` as a whole at `address`, inside a reservation. No device has access yet.
-    pub fn new(device: &Arc<Device>, address: u64, chunk: &Chunk) -> Result<Mapping> {
-        // SAFETY: the driver checks that the range is reserved and free.
-        device
-            .check(unsafe {
-                device
-                    .cuda()
-                    .vmm_map(address, chunk.bytes as usize, 0, chunk.handle, 0)
-            })
-            .map_err(|error| error.bytes(chunk.bytes))?;
-        Ok(Mapping {
-            device: device.clone(),
-            address,
-            bytes: chunk.bytes,
-        })
-    }
-
-    /// Lets the owning device, `peers`, and for host memory the host, read and write the range.
-    pub fn allow(&self, peers: &[i32], location: Location) -> Result<()> {
-        let mut access = vec![read_write(device_location(self.device.ordinal()))];
-        access.extend(peers.iter().map(|peer| read_write(device_location(*peer))));
-        if let Location::HostNuma(_) = location {
-            access.push(read_write(mem_location(location, &self.device)));
-        }
-        // SAFETY: the descriptors are valid for the call; the range is one whole mapping.
-        self.device
-            .check(unsafe {
-                self.device.cuda().vmm_set_access(
-                    self.address,
-                    self.bytes as usize,
-                    access.as_ptr(),
-                    access.len(),
-                )
-            })
-            .map_err(|error| error.bytes(self.bytes))
-    }
-
-    /// Unmaps the range, which no work may use any more; on failure the mapping comes back.
-    pub fn unmap(self) -> std::result::Result<(), (Mapping, Error)> {
-        // SAFETY: the range is exactly what `new` mapped.
-        let outcome = unsafe {
-            self.device
-                .cuda()
-                .vmm_unmap(self.address, self.bytes as usize)
-        };
-        match self.device.check(outcome) {
-            Ok(()) => Ok(()),
-            Err(error) => Err((self, error)),
         }
     }
 }

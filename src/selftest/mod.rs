@@ -7,6 +7,7 @@ pub mod driver;
 pub mod faults;
 pub mod machine;
 pub mod process;
+pub mod ranges;
 pub mod simulator;
 pub mod sources;
 pub mod stress;
@@ -84,6 +85,7 @@ impl Suite {
 /// Every suite, in the order they run.
 pub const SUITES: &[Suite] = &[
     driver::SUITE,
+    ranges::SUITE,
     sources::SUITE,
     process::SUITE,
     faults::SUITE,

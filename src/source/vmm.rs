@@ -4,13 +4,10 @@
 
 use super::{Block, Held, Kind, LastUse, Request, Source, rounded};
 use crate::config::value::Location;
-use crate::core::size::Align;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
 use crate::extent::table::RunSpec;
-use crate::gpu::ChunkSpec;
-use once_cell::sync::OnceCell;
 use std::sync::Arc;
 
 /// The source.
@@ -19,7 +16,6 @@ pub struct VmmSource {
     location: Location,
     /// The most bytes of one chunk: on ROCm large handles misbehave.
     chunk_limit: Option<u64>,
-    grain: OnceCell<(ChunkSpec, Align)>,
 }
 
 impl VmmSource {
@@ -30,34 +26,12 @@ impl VmmSource {
             state,
             location,
             chunk_limit,
-            grain: OnceCell::new(),
         }
     }
 
     /// Where its memory is.
     pub fn location(&self) -> Location {
         self.location
-    }
-
-    /// The kind of chunk that works here, probed once, and its granularity.
-    fn grain(&self) -> Result<(ChunkSpec, Align)> {
-        self.grain
-            .get_or_try_init(|| {
-                let device = &self.state.device;
-                let probe = match self.location {
-                    Location::Device => device.vmm()?,
-                    Location::HostNuma(_) => device.host_numa()?,
-                };
-                probe.map_err(|error| error.advice("Use the device or async source here"))?;
-                let spec = device.best_chunk(self.location)?;
-                let bytes = spec.granularity(device)?;
-                let align = Align::new(bytes).ok_or_else(|| {
-                    Error::new(Status::Unsupported, "cuMemGetAllocationGranularity")
-                        .detail(format!("a granularity of {bytes} is no power of two"))
-                })?;
-                Ok((spec, align))
-            })
-            .copied()
     }
 
     /// What no device could hold is not tried chunk by chunk until memory runs out. One chunk is the
@@ -92,7 +66,7 @@ impl Source for VmmSource {
     }
 
     fn allocate(&self, request: &Request) -> Result<Block> {
-        let (chunk, granularity) = self.grain()?;
+        let (chunk, granularity) = self.state.grain(self.location)?;
         let bytes = rounded(request, granularity)?;
         self.check_possible(request, bytes)?;
         self.state.deferral.drain();

@@ -60,13 +60,16 @@ fn variable<T: FromStr>(name: &str) -> Result<Option<T>, Stop> {
     }
 }
 
+/// The seed that `HBMALLOC_TEST_SEED` names, or one of the moment.
+pub fn seed() -> Result<u64, Stop> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let of_the_moment = now.map_or(1, |now| now.as_nanos() as u64);
+    Ok(variable("HBMALLOC_TEST_SEED")?.unwrap_or(of_the_moment))
+}
+
 fn threads() -> Outcome {
     let seconds = variable("HBMALLOC_STRESS_SECONDS")?.unwrap_or(SECONDS);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seed = match variable("HBMALLOC_TEST_SEED")? {
-        Some(seed) => seed,
-        None => now.map_or(1, |now| now.as_nanos() as u64),
-    };
+    let seed = seed()?;
     println!("stress: {THREADS} threads, {seconds} s; HBMALLOC_TEST_SEED={seed}");
     let arena = Arena::open()?;
     let base = arena.machine.sim.map(|sim| sim.counters());
