@@ -2,6 +2,7 @@
 //! tests and fuzzers can run them.
 #![forbid(unsafe_code)]
 
+pub mod gate;
 pub mod gauge;
 pub mod ownership;
 pub mod radix;

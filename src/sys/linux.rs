@@ -11,3 +11,24 @@ pub fn at_exit(handler: extern "C" fn()) -> bool {
     // SAFETY: the handler is a function of this library, which is never unloaded.
     unsafe { libc::atexit(handler) == 0 }
 }
+
+const MEMBARRIER_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+fn membarrier(command: libc::c_int) -> bool {
+    // SAFETY: takes no pointers.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Whether [`barrier_on_all_threads`] works here: Linux 4.14 and later, unless a sandbox forbids it.
+pub fn has_barrier_on_all_threads() -> bool {
+    static REGISTERED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *REGISTERED.get_or_init(|| membarrier(MEMBARRIER_REGISTER_PRIVATE_EXPEDITED))
+}
+
+/// A full memory barrier on every running thread of the process, as if each had executed one.
+/// Microseconds. Only after [`has_barrier_on_all_threads`] has said yes.
+pub fn barrier_on_all_threads() {
+    let done = membarrier(MEMBARRIER_PRIVATE_EXPEDITED);
+    debug_assert!(done, "membarrier was registered");
+}

@@ -51,8 +51,8 @@ pub struct Space {
     free: Vec<SizeIndex>,
     /// Holes by address.
     holes: BTreeMap<u64, u32>,
-    /// Places taken, by address.
-    limbo: BTreeMap<u64, u32>,
+    /// Places taken, by address, and what they were.
+    limbo: BTreeMap<u64, (u32, State)>,
     /// What backs the memory: length by first address.
     places: BTreeMap<u64, u64>,
     /// Bytes of blocks in use.
@@ -163,6 +163,15 @@ impl Space {
     /// The length of a block in use.
     pub fn bytes_of(&self, piece: u32) -> u64 {
         self.pieces.get(piece).bytes
+    }
+
+    /// The address and length of the block in use that `address` lies in. Looks at every piece.
+    pub fn used_around(&self, address: u64) -> Option<(u64, u64)> {
+        let inside = |piece: &pieces::Piece| {
+            piece.state == State::Used && piece.address <= address && address < piece.end()
+        };
+        let found = self.pieces.iter().find(|(_, piece)| inside(piece))?;
+        Some((found.1.address, found.1.bytes))
     }
 
     /// Cuts a block in use down to its first `bytes`; the rest is free.

@@ -66,10 +66,11 @@ impl Space {
         let Some(number) = self.free_piece_around(address, bytes) else {
             return false;
         };
+        let was = self.pieces.get(number).state;
         self.unlist(number);
         let number = self.carve(number, address, address + bytes);
         self.pieces.get_mut(number).state = State::Limbo;
-        self.limbo.insert(address, number);
+        self.limbo.insert(address, (number, was));
         self.places.remove(&address);
         true
     }
@@ -85,20 +86,18 @@ impl Space {
 
     /// Nothing backs the addresses of a place that was taken any more.
     pub fn place_gone(&mut self, address: u64) {
-        if let Some(number) = self.limbo.remove(&address) {
+        if let Some((number, _)) = self.limbo.remove(&address) {
             self.pieces.get_mut(number).state = State::Hole;
             self.join(number);
         }
     }
 
-    /// A place that was taken stays after all, free for `color`.
-    pub fn give_back_place(&mut self, place: &FreePlace) {
-        if let Some(number) = self.limbo.remove(&place.address) {
-            self.places.insert(place.address, place.bytes);
-            self.pieces.get_mut(number).state = State::Free {
-                color: place.color,
-                epoch: place.epoch,
-            };
+    /// A place that was taken stays after all, free as it was.
+    pub fn give_back_place(&mut self, address: u64) {
+        if let Some((number, was)) = self.limbo.remove(&address) {
+            let piece = self.pieces.get_mut(number);
+            piece.state = was;
+            self.places.insert(address, piece.bytes);
             self.join(number);
         }
     }

@@ -62,13 +62,13 @@ fn a_place_taken_leaves_a_hole_that_is_filled_again() {
     assert!(space.take_place(place.address));
     assert!(space.allocate(UNIT, align(UNIT), color).is_none());
     space.audit().unwrap();
-    space.give_back_place(&place);
+    space.give_back_place(place.address);
     assert!(space.take_place(place.address));
     space.place_gone(place.address);
     space.audit().unwrap();
     let window = space.plan(GRANULE, align(UNIT), color).unwrap();
     assert_eq!(window.missing, [(blocks[1].address, GRANULE)]);
-    space.abandon(window);
+    space.abandon(window, [], color, 4);
     space.audit().unwrap();
     assert_eq!(grow(&mut space, GRANULE, color).address, blocks[1].address);
 }
@@ -117,7 +117,7 @@ enum Step {
     Free { which: usize },
     Settle { color: u16 },
     Take { which: usize, keep: bool },
-    Abandon { units: u64 },
+    Abandon { units: u64, backed: bool },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -126,7 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => any::<usize>().prop_map(|which| Step::Free { which }),
         1 => (1u16..4).prop_map(|color| Step::Settle { color }),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(which, keep)| Step::Take { which, keep }),
-        1 => (1u64..40).prop_map(|units| Step::Abandon { units }),
+        1 => (1u64..40, any::<bool>()).prop_map(|(units, backed)| Step::Abandon { units, backed }),
     ]
 }
 
@@ -166,13 +166,15 @@ proptest! {
                     let place = free[which % free.len()];
                     prop_assert!(space.take_place(place.address));
                     match keep {
-                        true => space.give_back_place(&place),
+                        true => space.give_back_place(place.address),
                         false => space.place_gone(place.address),
                     }
                 }
-                Step::Abandon { units } => {
+                Step::Abandon { units, backed: some } => {
                     if let Some(window) = space.plan(units * UNIT, align(UNIT), Color(1)) {
-                        space.abandon(window);
+                        let places = backed(&window);
+                        let count = if some { places.len() / 2 } else { 0 };
+                        space.abandon(window, places.into_iter().take(count), Color(2), epoch);
                     }
                 }
             }

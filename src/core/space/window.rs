@@ -269,8 +269,15 @@ impl Space {
         }
     }
 
-    /// Nothing came of it: everything is as before.
-    pub fn abandon(&mut self, window: Window) {
+    /// Nothing came of it: everything is as before, but that `places` (address, length) of what was
+    /// missing are backed now and free for `color`.
+    pub fn abandon(
+        &mut self,
+        window: Window,
+        places: impl IntoIterator<Item = (u64, u64)>,
+        color: Color,
+        epoch: Epoch,
+    ) {
         let mut piece = window.piece;
         for part in window.parts {
             let node = *self.pieces.get(piece);
@@ -284,5 +291,20 @@ impl Space {
                 None => break,
             }
         }
+        for (address, bytes) in places {
+            self.back_hole(address, bytes, State::Free { color, epoch });
+        }
+    }
+
+    fn back_hole(&mut self, address: u64, bytes: u64, state: State) {
+        let around = self.holes.range(..=address).next_back();
+        let Some((_, hole)) = around.map(|(begin, hole)| (*begin, *hole)) else {
+            return;
+        };
+        self.unlist(hole);
+        let piece = self.carve(hole, address, address + bytes);
+        self.pieces.get_mut(piece).state = state;
+        self.places.insert(address, bytes);
+        self.join(piece);
     }
 }

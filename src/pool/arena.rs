@@ -1,0 +1,67 @@
+//! Addresses that heaps share or have to themselves, and what divides them up. Small blocks have an
+//! arena a heap, so that they never stand in the way of large ones; large blocks share one arena a
+//! tag, where memory goes from stream to stream at the same address.
+
+use super::heap::GraphId;
+use crate::core::size::Align;
+use crate::core::space::{Color, Space};
+use crate::core::sync::lock;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// From so many units on (1 MiB) a block is large.
+pub const LARGE_UNITS: u64 = 2048;
+
+/// An arena.
+pub struct Arena {
+    /// What is where.
+    pub space: Mutex<Space>,
+    /// The tag of what lives in it.
+    pub tag: u16,
+    /// Whether it is for large blocks.
+    pub is_large: bool,
+    /// The graph whose replays may write to it.
+    graph: Option<GraphId>,
+    /// Set when the graph is gone.
+    released: AtomicBool,
+    /// The heap of each colour; colour 0 is nobody's.
+    heaps: Mutex<Vec<u16>>,
+}
+
+impl Arena {
+    pub(super) fn new(tag: u16, is_large: bool, graph: Option<GraphId>, granularity: Align) -> Arena {
+        Arena {
+            space: Mutex::new(Space::new(granularity)),
+            tag,
+            is_large,
+            graph,
+            released: AtomicBool::new(false),
+            heaps: Mutex::default(),
+        }
+    }
+
+    pub(super) fn add_color(&self, heap: u16) -> Color {
+        let mut heaps = lock(&self.heaps);
+        heaps.push(heap);
+        Color(heaps.len() as u16)
+    }
+
+    /// The heap of a colour.
+    pub(super) fn heap_of(&self, color: Color) -> Option<u16> {
+        let index = usize::from(color.0).checked_sub(1)?;
+        lock(&self.heaps).get(index).copied()
+    }
+
+    /// Whether memory may leave it: a graph's memory stays until the graph is gone.
+    pub(super) fn is_open(&self) -> bool {
+        self.graph.is_none() || self.released.load(Ordering::Acquire)
+    }
+
+    pub(super) fn graph(&self) -> Option<GraphId> {
+        self.graph
+    }
+
+    pub(super) fn release(&self) {
+        self.released.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,184 @@
+//! The pool of one device: its arenas, and the way of a request that no cache can serve.
+
+use super::arena::Arena;
+use super::backing::Backing;
+use super::cache::Cache;
+use super::counters::Counters;
+use super::heap::{Heap, HeapKey};
+use super::pending::Effort;
+use super::word::units;
+use crate::core::radix::{Radix, UNIT};
+use crate::core::size::Align;
+use crate::core::space::{Given, Space};
+use crate::core::sync::lock;
+use crate::error::Result;
+use crate::extent::DeviceState;
+use crate::gpu::Device;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The pool of one device.
+pub struct DevicePool {
+    pub(super) state: Arc<DeviceState>,
+    pub(super) backing: Backing,
+    radix: Arc<Radix>,
+    pub(super) arenas: Mutex<Vec<Arc<Arena>>>,
+    pub(super) heaps: Mutex<Vec<Arc<Heap>>>,
+    /// Held by who changes what backs addresses.
+    pub(super) growth: Mutex<()>,
+    epoch: AtomicU64,
+    /// How many threads have counts here.
+    pub(super) writers: AtomicUsize,
+    pub(super) tight: AtomicBool,
+    /// What happened.
+    pub counters: Counters,
+}
+
+impl DevicePool {
+    pub(super) fn new(state: Arc<DeviceState>, backing: Backing, radix: Arc<Radix>) -> DevicePool {
+        DevicePool {
+            state,
+            backing,
+            radix,
+            arenas: Mutex::default(),
+            heaps: Mutex::default(),
+            growth: Mutex::default(),
+            epoch: AtomicU64::new(1),
+            writers: AtomicUsize::new(0),
+            tight: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.state.device
+    }
+
+    pub(super) fn radix(&self) -> &Radix {
+        &self.radix
+    }
+
+    /// The time as frees are stamped with it.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// A new time begins; the one that ends.
+    pub(super) fn next_epoch(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A heap for `key`, which has none yet.
+    pub(super) fn add_heap(self: &Arc<DevicePool>, id: u16, key: HeapKey) -> Arc<Heap> {
+        let granularity = self.backing.granularity();
+        let mut arenas = lock(&self.arenas);
+        let shared = arenas
+            .iter()
+            .find(|arena| arena.is_large && arena.tag == key.tag && arena.graph() == key.graph)
+            .filter(|arena| key.graph.is_none() || !arena.is_open())
+            .cloned();
+        let large = shared.unwrap_or_else(|| {
+            let arena = Arc::new(Arena::new(key.tag, true, key.graph, granularity));
+            arenas.push(arena.clone());
+            arena
+        });
+        let small = Arc::new(Arena::new(key.tag, false, key.graph, granularity));
+        arenas.push(small.clone());
+        let heap = Arc::new(Heap::new(id, key, self.clone(), small, large));
+        lock(&self.heaps).push(heap.clone());
+        heap
+    }
+
+    /// Whether to lean towards holding less memory rather than spending less time.
+    pub fn set_tight(&self, tight: bool) {
+        self.tight.store(tight, Ordering::Relaxed);
+    }
+
+    /// Bytes held from the device or the source.
+    pub fn reserved(&self) -> u64 {
+        let arenas = lock(&self.arenas).clone();
+        arenas.iter().map(|arena| lock(&arena.space).backed()).sum()
+    }
+
+    pub(super) fn heap_list(&self) -> Vec<Arc<Heap>> {
+        lock(&self.heaps).clone()
+    }
+
+    /// Memory for a block of `heap` that the thread's cache has not got.
+    pub(super) fn allocate(
+        &self,
+        heap: &Arc<Heap>,
+        cache: Option<&Cache>,
+        requested: u64,
+        align: Align,
+    ) -> Result<u64> {
+        let wanted = Wanted {
+            heap,
+            cache,
+            bytes: units(requested) * UNIT,
+            align: align.max(UNIT_ALIGN),
+        };
+        if let Some(given) = self.from_free(&wanted) {
+            return Ok(given.address);
+        }
+        if heap.settle_pending(Effort::Record)? > 0 {
+            if let Some(given) = self.from_free(&wanted) {
+                return Ok(given.address);
+            }
+        }
+        self.grow(&wanted).map(|given| given.address)
+    }
+
+    /// A block out of memory that is free for the heap, what its own thread keeps included.
+    pub(super) fn from_free(&self, wanted: &Wanted) -> Option<Given> {
+        let (arena, color) = wanted.heap.arena(wanted.bytes);
+        let mut held = Vec::new();
+        // What is kept back of large blocks would only break free memory up.
+        if let (true, Some(cache)) = (arena.is_large, wanted.cache) {
+            cache.take_all(false, true, &mut held);
+        }
+        let mut space = lock(&arena.space);
+        let epoch = self.epoch();
+        for block in &held {
+            let piece = self.radix.entry(block.address).node();
+            space.free(piece, color, epoch);
+        }
+        if let Some(given) = space.allocate(wanted.bytes, wanted.align, color) {
+            return Some(self.note(space, given));
+        }
+        let Some(cache) = wanted.cache.filter(|_| !arena.is_large) else {
+            return None;
+        };
+        cache.take_all(true, false, &mut held);
+        if held.is_empty() {
+            return None;
+        }
+        for block in &held {
+            let piece = self.radix.entry(block.address).node();
+            space.free(piece, color, epoch);
+        }
+        let given = space.allocate(wanted.bytes, wanted.align, color)?;
+        Some(self.note(space, given))
+    }
+
+    /// Remembers a block's piece for its free.
+    pub(super) fn note(&self, space: MutexGuard<'_, Space>, given: Given) -> Given {
+        self.radix.entry(given.address).set_node(given.piece);
+        drop(space);
+        given
+    }
+}
+
+const UNIT_ALIGN: Align = Align::new(UNIT).expect("a power of two");
+
+/// What is asked of a pool.
+pub(super) struct Wanted<'a> {
+    /// For whom.
+    pub heap: &'a Arc<Heap>,
+    /// What the calling thread keeps of the heap.
+    pub cache: Option<&'a Cache>,
+    /// A multiple of the unit.
+    pub bytes: u64,
+    /// At least the unit.
+    pub align: Align,
+}

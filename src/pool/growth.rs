@@ -1,0 +1,316 @@
+//! What a request does that no free memory fits: it looks further and further, each step dearer than
+//! the one before. Free memory of other streams whose work is done is taken at its address; then
+//! addresses are put together and chunks moved behind them, or made; when the device has no more,
+//! everything that waits is waited for and everything cached is given back.
+
+use super::arena::Arena;
+use super::counters::add;
+use super::device::{DevicePool, Wanted};
+use super::pending::Effort;
+use super::policy::{self, Candidate, Stretch};
+use crate::core::space::{Color, Given, Space, Window};
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::extent::deferral::Behind;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl DevicePool {
+    /// Memory for what [`DevicePool::from_free`] has none for.
+    pub(super) fn grow(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
+        let _turn = lock(&self.growth);
+        self.state.deferral.drain();
+        // Somebody else may have grown meanwhile.
+        if let Some(given) = self.from_free(wanted) {
+            return Ok(given);
+        }
+        if self.gather(wanted) > 0 {
+            if let Some(given) = self.from_free(wanted) {
+                return Ok(given);
+            }
+        }
+        add(&self.counters.growths, 1);
+        let mut outcome = self.extend(wanted);
+        for relief in [Relief::WhatIsDone, Relief::Everything] {
+            match &outcome {
+                Err(error) if error.status() == Status::OutOfMemory => {}
+                _ => break,
+            }
+            if self.relieve(relief) {
+                outcome = match self.from_free(wanted) {
+                    Some(given) => Ok(given),
+                    None => self.extend(wanted),
+                };
+            }
+        }
+        outcome
+    }
+
+    /// Collects what other threads keep of the arena and what other streams are done with; the bytes
+    /// or pieces collected.
+    fn gather(&self, wanted: &Wanted) -> u64 {
+        let (arena, _) = wanted.heap.arena(wanted.bytes);
+        let mut gathered = 0;
+        for heap in self.heap_list() {
+            let shares = heap.arenas().iter().any(|(other, _)| Arc::ptr_eq(other, arena));
+            if shares && (heap.threads() > 1 || !Arc::ptr_eq(&heap, wanted.heap)) {
+                gathered += heap.flush(false);
+                gathered += heap.settle_pending(Effort::Record).unwrap_or(0) as u64;
+            }
+        }
+        gathered + self.settle_others(wanted)
+    }
+
+    /// Puts a block's addresses together and backs them.
+    fn extend(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
+        if !self.backing.is_movable() {
+            return self.add_segment(wanted);
+        }
+        let (arena, color) = wanted.heap.arena(wanted.bytes);
+        let mut window = self.plan(wanted)?;
+        if window.missing.is_empty() {
+            let space = lock(&arena.space);
+            return Ok(self.complete(space, window, Vec::new(), color));
+        }
+        let arenas = lock(&self.arenas).clone();
+        let candidates = self.candidates(&arenas, wanted);
+        let chunk = self.chunk_bytes();
+        let (stretches, extra) =
+            policy::assemble(&window.missing, window.room, candidates, chunk);
+        lock(&arena.space).extend(&mut window, extra);
+        self.back(wanted, &arenas, window, stretches)
+    }
+
+    fn chunk_bytes(&self) -> u64 {
+        let reserved = self.state.extents.physical().now;
+        policy::chunk_bytes(reserved, self.is_tight(), self.backing.granularity())
+    }
+
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight.load(Ordering::Relaxed)
+    }
+
+    /// Sets addresses aside for a block, in a new range where none are left.
+    fn plan(&self, wanted: &Wanted) -> Result<Window> {
+        let (arena, color) = wanted.heap.arena(wanted.bytes);
+        let planned = lock(&arena.space).plan(wanted.bytes, wanted.align, color);
+        if let Some(window) = planned {
+            return Ok(window);
+        }
+        let granularity = self.backing.granularity();
+        let least = (wanted.bytes.checked_add(wanted.align.get()))
+            .and_then(|bytes| granularity.round_up(bytes))
+            .ok_or_else(|| Error::new(Status::OutOfMemory, "allocate").bytes(wanted.bytes))?;
+        let bytes = least.max(self.range_bytes(arena));
+        let address = self.backing.reserve(&self.state, bytes, arena.tag)?;
+        let mut space = lock(&arena.space);
+        space.add_range(address, bytes);
+        space
+            .plan(wanted.bytes, wanted.align, color)
+            .ok_or_else(|| Error::new(Status::Internal, "plan addresses").bytes(wanted.bytes))
+    }
+
+    /// Addresses are plenty: twice the device's memory for large blocks, so that there is nearly
+    /// always a hole of any length.
+    fn range_bytes(&self, arena: &Arena) -> u64 {
+        const SMALL_RANGE: u64 = 4 << 30;
+        match arena.is_large {
+            true => (2 * self.device().total_memory()).next_power_of_two(),
+            false => SMALL_RANGE,
+        }
+    }
+
+    /// Free chunks that may be moved behind a block of the heap: those whose work comes before the
+    /// heap's own, and those that no work uses.
+    fn candidates(&self, arenas: &[Arc<Arena>], wanted: &Wanted) -> Vec<Candidate> {
+        let mut found = Vec::new();
+        for (index, arena) in arenas.iter().enumerate() {
+            let own = wanted.heap.arenas().iter().any(|(own, _)| Arc::ptr_eq(own, arena));
+            if !own && !arena.is_open() {
+                continue;
+            }
+            let places = lock(&arena.space).free_places();
+            let mut last = (Color::NEUTRAL, true);
+            for place in places {
+                if place.color != last.0 {
+                    last = (place.color, self.comes_before(arena, place.color, wanted));
+                }
+                if last.1 {
+                    found.push(Candidate {
+                        arena: index,
+                        address: place.address,
+                        bytes: place.bytes,
+                        piece_bytes: place.piece_bytes,
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    fn comes_before(&self, arena: &Arena, color: Color, wanted: &Wanted) -> bool {
+        if color == Color::NEUTRAL {
+            return true;
+        }
+        let heaps = lock(&self.heaps);
+        let heap = (arena.heap_of(color)).and_then(|id| heaps.iter().find(|heap| heap.id == id));
+        heap.is_some_and(|heap| {
+            !heap.is_retired()
+                && heap.key.stream == wanted.heap.key.stream
+                && heap.key.thread == wanted.heap.key.thread
+        })
+    }
+
+    /// Backs a window; on failure, what could be backed is free memory and the rest as before.
+    fn back(
+        self: &Arc<DevicePool>,
+        wanted: &Wanted,
+        arenas: &[Arc<Arena>],
+        window: Window,
+        mut stretches: Vec<Stretch>,
+    ) -> Result<Given> {
+        let (arena, color) = wanted.heap.arena(wanted.bytes);
+        let mut places = Vec::new();
+        let mut moved = Vec::new();
+        let outcome = stretches
+            .iter_mut()
+            .try_for_each(|stretch| self.back_stretch(arenas, stretch, &mut places, &mut moved));
+        self.forget_moved(arenas, &moved);
+        let space = lock(&arena.space);
+        match outcome {
+            Ok(()) => Ok(self.complete(space, window, places, color)),
+            Err(error) => {
+                let mut space = space;
+                space.abandon(window, places, color, self.epoch());
+                Err(error.bytes(wanted.bytes))
+            }
+        }
+    }
+
+    fn back_stretch(
+        &self,
+        arenas: &[Arc<Arena>],
+        stretch: &mut Stretch,
+        places: &mut Vec<(u64, u64)>,
+        moved: &mut Vec<Candidate>,
+    ) -> Result<()> {
+        // What was free may have been given out meanwhile: then a new chunk goes there.
+        let taken: Vec<(Candidate, bool)> = stretch
+            .moved
+            .iter()
+            .map(|place| (*place, lock(&arenas[place.arena].space).take_place(place.address)))
+            .collect();
+        let lost = taken.iter().filter(|(_, is_ours)| !is_ours);
+        stretch.new.extend(lost.map(|(place, _)| place.bytes));
+        stretch.moved = (taken.iter().filter(|(_, is_ours)| *is_ours))
+            .map(|(place, _)| *place)
+            .collect();
+        let outcome = self.fill(stretch, places);
+        match outcome {
+            Ok(()) => moved.append(&mut stretch.moved),
+            Err(_) => {
+                for place in &stretch.moved {
+                    lock(&arenas[place.arena].space).give_back_place(place.address);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Makes the new chunks of a stretch, then moves the others there, which seldom fails.
+    fn fill(&self, stretch: &Stretch, places: &mut Vec<(u64, u64)>) -> Result<()> {
+        let extents = &self.state.extents;
+        let moved_bytes = stretch.bytes() - stretch.new_bytes();
+        let begin_new = stretch.address + moved_bytes;
+        if !stretch.new.is_empty() {
+            extents.back(begin_new, &stretch.new)?;
+            add(&self.counters.creates, stretch.new.len() as u64);
+        }
+        if !stretch.moved.is_empty() {
+            let from: Vec<u64> = stretch.moved.iter().map(|place| place.address).collect();
+            let outcome = extents.alias(&from, stretch.address);
+            if outcome.is_err() {
+                push_places(places, begin_new, &stretch.new);
+                return outcome;
+            }
+            add(&self.counters.stitches, from.len() as u64);
+            add(&self.counters.stitched_bytes, moved_bytes);
+            let sizes: Vec<u64> = stretch.moved.iter().map(|place| place.bytes).collect();
+            push_places(places, stretch.address, &sizes);
+        }
+        push_places(places, begin_new, &stretch.new);
+        Ok(())
+    }
+
+    /// The old addresses of moved chunks are unmapped once nothing uses them.
+    fn forget_moved(self: &Arc<DevicePool>, arenas: &[Arc<Arena>], moved: &[Candidate]) {
+        if moved.is_empty() {
+            return;
+        }
+        let old: Vec<(Arc<Arena>, u64)> = moved
+            .iter()
+            .map(|place| (arenas[place.arena].clone(), place.address))
+            .collect();
+        let addresses: Vec<u64> = moved.iter().map(|place| place.address).collect();
+        let state = self.state.clone();
+        // No bytes: the memory itself serves elsewhere.
+        self.state.deferral.push(Behind::Everything, 0, move || {
+            state.extents.drop_aliases(&addresses)?;
+            for (arena, address) in &old {
+                lock(&arena.space).place_gone(*address);
+            }
+            Ok(())
+        });
+    }
+
+    fn complete(
+        &self,
+        mut space: std::sync::MutexGuard<'_, Space>,
+        window: Window,
+        places: Vec<(u64, u64)>,
+        color: Color,
+    ) -> Given {
+        let given = space.complete(window, places, color, self.epoch());
+        self.note(space, given)
+    }
+
+    /// A block of a source that cannot move memory.
+    fn add_segment(&self, wanted: &Wanted) -> Result<Given> {
+        let (arena, color) = wanted.heap.arena(wanted.bytes);
+        let granularity = self.backing.granularity();
+        let slack = wanted.align.get().saturating_sub(crate::source::ALIGN.get());
+        let least = (wanted.bytes.checked_add(slack))
+            .and_then(|bytes| granularity.round_up(bytes))
+            .ok_or_else(|| Error::new(Status::OutOfMemory, "allocate").bytes(wanted.bytes))?;
+        let bytes = match arena.is_large {
+            true => least.max(policy::SEGMENT_BYTES),
+            false => least,
+        };
+        let stream = wanted.heap.key.stream;
+        let address = (self.backing.segment(bytes, stream, wanted.heap.key.graph.is_some()))
+            .or_else(|_| self.backing.segment(least, stream, wanted.heap.key.graph.is_some()))?;
+        add(&self.counters.creates, 1);
+        let mut space = lock(&arena.space);
+        space.add_backed_range(address, self.backing.length(address), color);
+        let given = space
+            .allocate(wanted.bytes, wanted.align, color)
+            .ok_or_else(|| Error::new(Status::Internal, "divide a segment").bytes(bytes))?;
+        Ok(self.note(space, given))
+    }
+}
+
+fn push_places(places: &mut Vec<(u64, u64)>, mut address: u64, sizes: &[u64]) {
+    for size in sizes {
+        places.push((address, *size));
+        address += size;
+    }
+}
+
+/// How much is done to find memory when the device has no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relief {
+    /// Free chunks that no work uses go back to the device.
+    WhatIsDone,
+    /// All work is waited for first.
+    Everything,
+}

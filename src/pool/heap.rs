@@ -1,0 +1,195 @@
+//! Who memory is for: one heap serves the blocks of one stream, tag and graph. A freed block of a heap
+//! may serve the heap again at once, since whatever still uses it comes before, in the stream's order.
+
+use super::arena::{Arena, LARGE_UNITS};
+use super::cache::{Cache, Counts, Held};
+use super::device::DevicePool;
+use super::pending::Pending;
+use super::pools::thread_number;
+use super::settle::Progress;
+use super::word::Word;
+use crate::core::radix::UNIT;
+use crate::core::space::Color;
+use crate::core::sync::lock;
+use crate::gpu::Stream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A captured graph's private pool, as its owner numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub u64, pub u64);
+
+/// What tells heaps apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeapKey {
+    /// The device's ordinal.
+    pub device: i32,
+    /// The stream in whose order blocks serve again.
+    pub stream: Stream,
+    /// The thread, where the stream's handle means another stream on each; 0 elsewhere.
+    pub thread: u64,
+    /// The number of the tag of what lives in the blocks; 0 is none.
+    pub tag: u16,
+    /// The allocator object that gives them out; 0 is none.
+    pub allocator: u64,
+    /// The graph whose replays may write to them.
+    pub graph: Option<GraphId>,
+}
+
+/// A heap.
+pub struct Heap {
+    /// Its number in the words of blocks.
+    pub id: u16,
+    /// Whom it serves.
+    pub key: HeapKey,
+    /// The device's pool.
+    pub pool: Arc<DevicePool>,
+    small: Arc<Arena>,
+    large: Arc<Arena>,
+    large_color: Color,
+    /// The threads' caches of it.
+    caches: Mutex<Vec<Arc<Cache>>>,
+    /// Counts of threads that are gone, and of calls made where a thread has no cache any more.
+    pub(super) late: Mutex<Counts>,
+    pub(super) pending: Mutex<Pending>,
+    pub(super) progress: Mutex<Progress>,
+    /// Set when its stream may be gone: it is named no more, and gets no new blocks.
+    retired: AtomicBool,
+}
+
+/// The colour of a heap in an arena of its own.
+const OWN: Color = Color(1);
+
+impl Heap {
+    pub(super) fn new(
+        id: u16,
+        key: HeapKey,
+        pool: Arc<DevicePool>,
+        small: Arc<Arena>,
+        large: Arc<Arena>,
+    ) -> Heap {
+        small.add_color(id);
+        let large_color = large.add_color(id);
+        Heap {
+            id,
+            key,
+            pool,
+            small,
+            large,
+            large_color,
+            caches: Mutex::default(),
+            late: Mutex::default(),
+            pending: Mutex::default(),
+            progress: Mutex::default(),
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// The arena of blocks of `bytes`, and the heap's colour there.
+    pub(super) fn arena(&self, bytes: u64) -> (&Arc<Arena>, Color) {
+        match bytes < LARGE_UNITS * UNIT {
+            true => (&self.small, OWN),
+            false => (&self.large, self.large_color),
+        }
+    }
+
+    pub(super) fn arenas(&self) -> [(&Arc<Arena>, Color); 2] {
+        [(&self.small, OWN), (&self.large, self.large_color)]
+    }
+
+    /// Whether its stream may be gone.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Whether `stream`, as the calling thread means it, is the heap's.
+    pub(super) fn is_own_stream(&self, stream: Stream) -> bool {
+        stream == self.key.stream && (self.key.thread == 0 || self.key.thread == thread_number())
+    }
+
+    /// Whether the driver may be asked about its stream from any thread.
+    pub(super) fn is_nameable(&self) -> bool {
+        !self.is_retired() && !self.key.stream.is_per_thread()
+    }
+
+    /// The stream is about to go: no thread keeps blocks for it any more.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.flush(true);
+    }
+
+    /// A cache of the calling thread.
+    pub(super) fn add_cache(self: &Arc<Heap>) -> Arc<Cache> {
+        let cache = Arc::new(Cache::new(self.clone()));
+        self.pool.add_writer();
+        let mut caches = lock(&self.caches);
+        if self.is_retired() {
+            cache.take_from(true, &mut Vec::new());
+        }
+        caches.push(cache.clone());
+        cache
+    }
+
+    /// The thread of a cache is gone, or has no room for it.
+    pub(super) fn drop_cache(&self, cache: &Arc<Cache>) {
+        let mut held = Vec::new();
+        {
+            let mut caches = lock(&self.caches);
+            cache.take_from(true, &mut held);
+            lock(&self.late).absorb(&cache.counts);
+            caches.retain(|other| !Arc::ptr_eq(other, cache));
+        }
+        self.return_blocks(&held);
+    }
+
+    /// Takes what threads keep of this heap back into its arenas; the bytes that were kept.
+    pub(super) fn flush(&self, is_final: bool) -> u64 {
+        let mut held = Vec::new();
+        for cache in lock(&self.caches).iter() {
+            if is_final || cache.held_bytes() > 0 {
+                cache.take_from(is_final, &mut held);
+            }
+        }
+        self.return_blocks(&held);
+        held.iter().map(|held| held.units * UNIT).sum()
+    }
+
+    /// Lets `see` read the counts of every thread on this heap.
+    pub(super) fn each_count(&self, mut see: impl FnMut(&Counts)) {
+        for cache in lock(&self.caches).iter() {
+            see(&cache.counts);
+        }
+        see(&lock(&self.late));
+    }
+
+    /// How many threads have a cache of it.
+    pub(super) fn threads(&self) -> usize {
+        lock(&self.caches).len()
+    }
+
+    /// Blocks that nobody holds any more become free memory of the heap.
+    pub(super) fn return_blocks(&self, held: &[Held]) {
+        for is_small in [true, false] {
+            let mut blocks = held
+                .iter()
+                .filter(|held| (held.units < LARGE_UNITS) == is_small)
+                .peekable();
+            let Some(first) = blocks.peek() else {
+                continue;
+            };
+            let (arena, color) = self.arena(first.units * UNIT);
+            let epoch = self.pool.epoch();
+            let mut space = lock(&arena.space);
+            for block in blocks {
+                let piece = self.pool.radix().entry(block.address).node();
+                space.free(piece, color, epoch);
+            }
+        }
+    }
+
+    /// One freed block becomes free memory of the heap.
+    pub(super) fn return_block(&self, address: u64, word: Word) {
+        let units = word.bytes() / UNIT;
+        self.return_blocks(&[Held { address, units }]);
+    }
+}

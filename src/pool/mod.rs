@@ -1,0 +1,29 @@
+//! The caching pool. It hands addresses out in tens of nanoseconds and moves physical memory to where
+//! it is needed instead of asking for more.
+//!
+//! A request goes down these steps, each dearer than the one before: a block of just this size that the
+//! thread freed before ([`cache`]); memory that is free in the stream's order ([`device`]); memory
+//! of other streams whose work is done ([`settle`]); free chunks moved to where they are needed, new
+//! chunks, and, when the device has no more, whatever can be waited for and given back ([`growth`]).
+#![forbid(unsafe_code)]
+
+mod arena;
+pub mod backing;
+mod cache;
+pub mod counters;
+mod device;
+mod growth;
+mod heap;
+mod local;
+mod pending;
+mod policy;
+mod pools;
+mod settle;
+pub mod stats;
+mod word;
+
+pub use device::DevicePool;
+pub use heap::{GraphId, HeapKey};
+pub use pending::Uses;
+pub use pools::{Freed, Pools};
+pub use word::LARGEST;

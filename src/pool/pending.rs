@@ -1,0 +1,188 @@
+//! Freed blocks that other work than that of their own stream may still use. They wait in groups: one
+//! set of events covers every block freed since the last time somebody looked.
+
+use super::heap::Heap;
+use super::word::Word;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::gpu::{Device, Fence, Stream};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Which work may use a block besides that of its own stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Uses {
+    /// What these streams have been given.
+    Streams(Vec<Stream>),
+    /// All of it.
+    Everything,
+}
+
+impl Uses {
+    /// Work given to `stream` uses the block too.
+    pub fn add(&mut self, stream: Stream) {
+        match self {
+            _ if stream.is_per_thread() => *self = Uses::Everything,
+            Uses::Streams(streams) if !streams.contains(&stream) => streams.push(stream),
+            _ => {}
+        }
+    }
+
+    /// `stream` is about to be destroyed and must not be named any more.
+    pub fn forget(&mut self, stream: Stream) {
+        if matches!(self, Uses::Streams(streams) if streams.contains(&stream)) {
+            *self = Uses::Everything;
+        }
+    }
+
+    fn join(&mut self, other: Uses) {
+        match other {
+            Uses::Everything => *self = Uses::Everything,
+            Uses::Streams(streams) => streams.into_iter().for_each(|stream| self.add(stream)),
+        }
+    }
+}
+
+type Block = (u64, Word);
+
+/// After so many blocks a free looks whether some can go.
+const LOOK_AT: usize = 64;
+
+/// The blocks of one heap that wait.
+#[derive(Default)]
+pub struct Pending {
+    /// Behind what is not recorded yet.
+    waiting: Vec<Block>,
+    behind: Option<Uses>,
+    fenced: VecDeque<(Fence, Vec<Block>)>,
+    look_at: usize,
+}
+
+/// How far to go for a block that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Ask what is recorded already.
+    Ask,
+    /// Record what is not.
+    Record,
+    /// And wait.
+    Wait,
+}
+
+impl Pending {
+    /// Bytes that wait.
+    pub fn bytes(&self) -> u64 {
+        let fenced = self.fenced.iter().flat_map(|(_, blocks)| blocks);
+        let all = self.waiting.iter().chain(fenced);
+        all.map(|(_, word)| word.bytes()).sum()
+    }
+
+    /// Blocks that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len() + self.fenced.iter().map(|(_, blocks)| blocks.len()).sum::<usize>()
+    }
+
+    pub(super) fn forget(&mut self, stream: Stream) {
+        if let Some(uses) = &mut self.behind {
+            uses.forget(stream);
+        }
+    }
+
+    /// Adds a block; says whether it is time to look.
+    pub(super) fn add(&mut self, address: u64, word: Word, uses: Uses) -> bool {
+        self.waiting.push((address, word));
+        match &mut self.behind {
+            Some(behind) => behind.join(uses),
+            None => self.behind = Some(uses),
+        }
+        let len = self.len();
+        if len < self.look_at.max(LOOK_AT) {
+            return false;
+        }
+        self.look_at = 2 * len;
+        true
+    }
+
+    fn record(&mut self, device: &Arc<Device>) -> Result<()> {
+        let Some(uses) = &self.behind else {
+            return Ok(());
+        };
+        let fence = match uses {
+            Uses::Everything => Fence::order_point(device)?,
+            Uses::Streams(streams) => Fence::behind_streams(device, streams)?,
+        };
+        self.behind = None;
+        self.fenced
+            .push_back((fence, std::mem::take(&mut self.waiting)));
+        Ok(())
+    }
+
+    fn done(&mut self, effort: Effort) -> Result<Vec<Block>> {
+        let (mut busy, mut done) = (Vec::new(), Vec::new());
+        let mut left = VecDeque::new();
+        let mut outcome = Ok(());
+        while let Some((fence, blocks)) = self.fenced.pop_front() {
+            let ready = match effort {
+                Effort::Wait => fence.wait().map(|()| true),
+                _ => fence.is_done_beside(&mut busy),
+            };
+            match ready {
+                Ok(true) => done.extend(blocks),
+                other => {
+                    outcome = outcome.and(other.map(|_| ()));
+                    left.push_back((fence, blocks));
+                }
+            }
+        }
+        self.fenced = left;
+        match outcome {
+            Err(error) if done.is_empty() => Err(error),
+            _ => Ok(done),
+        }
+    }
+}
+
+impl Heap {
+    /// A freed block that other work may use.
+    pub(super) fn free_later(&self, address: u64, word: Word, uses: Uses) {
+        let is_time = lock(&self.pending).add(address, word, uses.clone());
+        if is_time {
+            // In a program that tells of no captures one may be open, which an order point breaks.
+            let _ = self.settle_pending(match uses {
+                Uses::Streams(_) => Effort::Record,
+                Uses::Everything => Effort::Ask,
+            });
+        }
+    }
+
+    /// Takes blocks back that no work uses any more; how many. Nothing while a capture is open.
+    pub(super) fn settle_pending(&self, effort: Effort) -> Result<usize> {
+        if lock(&self.pending).len() == 0 {
+            return Ok(0);
+        }
+        let device = self.pool.device();
+        let done = device.outside_captures(|| {
+            let _guard = device.enter()?;
+            let mut pending = lock(&self.pending);
+            if effort != Effort::Ask {
+                pending.record(device)?;
+            }
+            pending.done(effort)
+        });
+        let done = match done {
+            Err(error) if error.status() == Status::Capturing => return Ok(0),
+            other => other?,
+        };
+        for (address, word) in &done {
+            self.return_block(*address, *word);
+        }
+        Ok(done.len())
+    }
+}
+
+/// The error of a free of what is no block.
+pub(super) fn not_a_block(operation: &'static str, address: u64) -> Error {
+    Error::new(Status::NotOwned, operation)
+        .detail(format!("{address:#x} is not the address of a live block"))
+        .advice("It was freed already, or comes from another allocator")
+}

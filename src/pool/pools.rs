@@ -1,0 +1,338 @@
+//! The pools of a process: one way in for every request and every free, whatever device they concern.
+
+use super::cache::{BINNED_UNITS, Cache, Held};
+use super::device::DevicePool;
+use super::heap::{GraphId, Heap, HeapKey};
+use super::local;
+use super::pending::Uses;
+use super::word::{LARGEST, Word, units};
+use crate::core::radix::{Entry, Radix, UNIT};
+use crate::core::size::Align;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::extent::DeviceState;
+use crate::gpu::Stream;
+use crate::pool::backing::Backing;
+use rustc_hash::FxHashMap;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// What a free found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freed {
+    /// A block, which is free now.
+    Block,
+    /// No live block of a pool, or one of another allocator.
+    Nothing,
+}
+
+/// The pools.
+pub struct Pools {
+    /// Tells the states of tests apart, whose threads' caches lie side by side.
+    instance: u32,
+    radix: Arc<Radix>,
+    heaps: Mutex<FxHashMap<HeapKey, Arc<Heap>>>,
+    by_id: RwLock<Vec<Arc<Heap>>>,
+    /// Streams named for blocks besides their own.
+    uses: Mutex<FxHashMap<u64, Uses>>,
+}
+
+impl Default for Pools {
+    fn default() -> Pools {
+        static INSTANCES: AtomicU32 = AtomicU32::new(0);
+        Pools {
+            instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
+            radix: Arc::default(),
+            heaps: Mutex::default(),
+            by_id: RwLock::default(),
+            uses: Mutex::default(),
+        }
+    }
+}
+
+/// A number for the calling thread, above 0.
+pub fn thread_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static NUMBER: Cell<u64> = const { Cell::new(0) };
+    }
+    NUMBER
+        .try_with(|number| {
+            if number.get() == 0 {
+                number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+            }
+            number.get()
+        })
+        .unwrap_or(u64::MAX)
+}
+
+impl Pools {
+    /// A pool for a device.
+    pub fn device(&self, state: Arc<DeviceState>, backing: Backing) -> Arc<DevicePool> {
+        Arc::new(DevicePool::new(state, backing, self.radix.clone()))
+    }
+
+    /// A block that this thread freed before and may have again at once. Takes no lock, makes no
+    /// driver call. None where there is no such block: then [`Pools::allocate`] finds one.
+    #[inline]
+    pub fn reuse(&self, key: &HeapKey, requested: u64) -> Option<u64> {
+        local::with_key(self.instance, key, |cache| {
+            let address = cache.take(units(requested))?;
+            let entry = self.radix.get(address)?;
+            self.publish(cache, entry, Word::new(cache.heap().id, requested));
+            Some(address)
+        })
+    }
+
+    #[inline]
+    fn publish(&self, cache: &Cache, entry: &Entry, word: Word) {
+        entry.set(word.0);
+        if cache.counts.took(word.requested(), word.bytes()) {
+            cache.heap().pool.look_at_peaks();
+        }
+    }
+
+    /// A block of `requested` bytes above 0 for `key`. `is_unordered` says that work of streams nobody
+    /// names may use it until it is freed.
+    pub fn allocate(
+        &self,
+        pool: &Arc<DevicePool>,
+        key: &HeapKey,
+        requested: u64,
+        align: Align,
+        is_unordered: bool,
+    ) -> Result<u64> {
+        if requested > LARGEST {
+            return Err(Error::new(Status::OutOfMemory, "allocate")
+                .bytes(requested)
+                .detail(format!("{LARGEST} bytes is the most that the pool serves")));
+        }
+        let heap = self.heap(pool, key)?;
+        let cache = local::cache_of(self.instance, &heap);
+        if let (Some(cache), None) = (&cache, key.graph) {
+            local::remember(self.instance, key, cache);
+        }
+        let kept = match &cache {
+            Some(cache) if align.get() <= UNIT => cache.take(units(requested)),
+            _ => None,
+        };
+        let address = match kept {
+            Some(address) => address,
+            None => pool.allocate(&heap, cache.as_deref(), requested, align)?,
+        };
+        let mut word = Word::new(heap.id, requested);
+        if is_unordered {
+            word = word.unordered();
+        }
+        let entry = self.radix.entry(address);
+        match &cache {
+            Some(cache) => self.publish(cache, entry, word),
+            None => {
+                entry.set(word.0);
+                pool.add_writer();
+                lock(&heap.late).took(word.requested(), word.bytes());
+                pool.look_at_peaks();
+            }
+        }
+        Ok(address)
+    }
+
+    fn heap(&self, pool: &Arc<DevicePool>, key: &HeapKey) -> Result<Arc<Heap>> {
+        let mut heaps = lock(&self.heaps);
+        if let Some(heap) = heaps.get(key) {
+            return Ok(heap.clone());
+        }
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        let id = u16::try_from(by_id.len()).map_err(|_| {
+            Error::new(Status::Busy, "allocate")
+                .detail("65536 combinations of stream, tag and graph were used, which is all there are")
+        })?;
+        let heap = pool.add_heap(id, *key);
+        by_id.push(heap.clone());
+        heaps.insert(*key, heap.clone());
+        Ok(heap)
+    }
+
+    fn heap_of(&self, word: Word) -> Option<Arc<Heap>> {
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.get(word.heap() as usize).cloned()
+    }
+
+    /// Takes a block back, of `allocator` where one is named; work given to `used_on` may still use it.
+    /// Never waits.
+    #[inline]
+    pub fn free(
+        &self,
+        address: u64,
+        allocator: Option<u64>,
+        used_on: Option<Stream>,
+    ) -> Result<Freed> {
+        let Some(entry) = self.radix.get(address) else {
+            return Ok(Freed::Nothing);
+        };
+        let word = Word(entry.state());
+        if !word.is_live() {
+            return Ok(Freed::Nothing);
+        }
+        let is_quick = word.is_plain()
+            && local::with_heap(self.instance, word.heap(), |cache| {
+                let key = &cache.heap().key;
+                let is_own = allocator.is_none_or(|allocator| allocator == key.allocator)
+                    && used_on.is_none_or(|stream| stream == key.stream)
+                    && key.thread == 0;
+                if !is_own || entry.change(word.0, 0).is_err() {
+                    return false;
+                }
+                cache.counts.gave(word.requested(), word.bytes());
+                let units = word.bytes() / UNIT;
+                if !cache.keep(address, units) {
+                    overflow(cache, Held { address, units });
+                }
+                true
+            }) == Some(true);
+        match is_quick {
+            true => Ok(Freed::Block),
+            false => self.free_slowly(entry, address, allocator, used_on),
+        }
+    }
+
+    #[cold]
+    fn free_slowly(
+        &self,
+        entry: &Entry,
+        address: u64,
+        allocator: Option<u64>,
+        used_on: Option<Stream>,
+    ) -> Result<Freed> {
+        let (word, heap, named) = loop {
+            let word = Word(entry.state());
+            let Some(heap) = self.heap_of(word).filter(|_| word.is_live()) else {
+                return Ok(Freed::Nothing);
+            };
+            if allocator.is_some_and(|allocator| allocator != heap.key.allocator) {
+                return Ok(Freed::Nothing);
+            }
+            // The lock keeps a stream from being named between the two steps.
+            let mut uses = lock(&self.uses);
+            if entry.change(word.0, 0).is_ok() {
+                break (word, heap, uses.remove(&address));
+            }
+        };
+        let mut uses = named;
+        if word.is_unordered() {
+            uses = Some(Uses::Everything);
+        }
+        if let Some(stream) = used_on.filter(|stream| !heap.is_own_stream(*stream)) {
+            uses.get_or_insert(Uses::Streams(Vec::new())).add(stream);
+        }
+        let cache = local::cache_of(self.instance, &heap);
+        match &cache {
+            Some(cache) => cache.counts.gave(word.requested(), word.bytes()),
+            None => lock(&heap.late).gave(word.requested(), word.bytes()),
+        }
+        let units = word.bytes() / UNIT;
+        match (uses, cache) {
+            (Some(uses), _) => heap.free_later(address, word, uses),
+            (None, Some(cache)) if heap.key.thread == 0 => {
+                if !cache.keep(address, units) {
+                    overflow(&cache, Held { address, units });
+                }
+            }
+            (None, _) => heap.return_block(address, word),
+        }
+        Ok(Freed::Block)
+    }
+
+    /// Says that work already given to `stream` uses the block at `address`. None where there is no
+    /// such block.
+    pub fn record_stream(&self, address: u64, stream: Stream) -> Option<()> {
+        let entry = self.radix.get(address)?;
+        let word = Word(entry.state());
+        let heap = self.heap_of(word).filter(|_| word.is_live())?;
+        if heap.is_own_stream(stream) || word.is_unordered() {
+            return Some(());
+        }
+        let mut uses = lock(&self.uses);
+        if !word.is_shared() && entry.change(word.0, word.shared().0).is_err() {
+            // Freed at this moment, or marked by another thread, which the lock has let finish.
+            Word(entry.state()).is_shared().then_some(())?;
+        }
+        uses.entry(address)
+            .or_insert_with(|| Uses::Streams(Vec::new()))
+            .add(stream);
+        Some(())
+    }
+
+    /// Names `stream` of `device` no more, since it is about to be destroyed.
+    pub fn forget_stream(&self, device: i32, stream: Stream) {
+        let mut gone = Vec::new();
+        lock(&self.heaps).retain(|key, heap| {
+            let is_gone = key.device == device && key.stream == stream;
+            if is_gone {
+                gone.push(heap.clone());
+            }
+            !is_gone
+        });
+        for heap in gone {
+            heap.retire();
+        }
+        for uses in lock(&self.uses).values_mut() {
+            uses.forget(stream);
+        }
+        for heap in self.all_heaps() {
+            lock(&heap.pending).forget(stream);
+        }
+    }
+
+    /// The graph is gone: its memory may serve others once its blocks are freed.
+    pub fn release_graph(&self, device: i32, graph: GraphId) {
+        let mut pools: Vec<Arc<DevicePool>> = Vec::new();
+        lock(&self.heaps).retain(|key, heap| {
+            let is_gone = key.device == device && key.graph == Some(graph);
+            if is_gone {
+                pools.push(heap.pool.clone());
+                heap.retire();
+            }
+            !is_gone
+        });
+        for pool in pools {
+            pool.release_graph(graph);
+        }
+    }
+
+    fn all_heaps(&self) -> Vec<Arc<Heap>> {
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.clone()
+    }
+
+    /// Which allocator gave out the live block at `address`; none where there is no such block.
+    pub fn allocator_of(&self, address: u64) -> Option<u64> {
+        let word = Word(self.radix.get(address)?.state());
+        Some(self.heap_of(word).filter(|_| word.is_live())?.key.allocator)
+    }
+
+    /// The beginning and length of the live block that `address` lies in. Off the hot path.
+    pub fn block_around(&self, address: u64) -> Option<(u64, u64)> {
+        self.all_heaps()
+            .iter()
+            .flat_map(|heap| heap.arenas())
+            .find_map(|(arena, _)| {
+                let (begin, _) = lock(&arena.space).used_around(address)?;
+                let word = Word(self.radix.get(begin)?.state());
+                let inside = word.is_live() && address - begin < word.bytes();
+                inside.then(|| (begin, word.bytes()))
+            })
+    }
+}
+
+/// A cache has no room for a freed block: older ones of its kind make way.
+#[cold]
+fn overflow(cache: &Cache, freed: Held) {
+    let mut held = vec![freed];
+    match freed.units <= BINNED_UNITS {
+        true => cache.take_half(freed.units, &mut held),
+        false => cache.take_parked_all(&mut held),
+    }
+    cache.heap().return_blocks(&held);
+}

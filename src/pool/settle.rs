@@ -1,0 +1,200 @@
+//! Memory freed in one stream's order becomes everybody's once that stream has come so far, and then
+//! may serve others or go back to the device.
+
+use super::counters::add;
+use super::device::{DevicePool, Wanted};
+use super::growth::Relief;
+use super::heap::Heap;
+use super::pending::Effort;
+use crate::core::space::{Color, Epoch};
+use crate::core::sync::lock;
+use crate::error::{Result, Status};
+use crate::gpu::Fence;
+use std::sync::Arc;
+
+/// What is known of how far a heap's stream has come.
+#[derive(Default)]
+pub struct Progress {
+    /// Asked for, and not seen done yet.
+    asked: Option<(Epoch, Fence)>,
+}
+
+impl Progress {
+    /// The epoch until which the heap's work is done, as far as can be said without waiting. Asks
+    /// anew where nothing is under way.
+    fn look(&mut self, heap: &Heap) -> Result<Option<Epoch>> {
+        let device = heap.pool.device();
+        let (epoch, fence) = match self.asked.take() {
+            Some(asked) => asked,
+            None => {
+                let epoch = heap.pool.next_epoch();
+                let fence = match heap.is_nameable() {
+                    true => Fence::behind_streams(device, &[heap.key.stream])?,
+                    false => Fence::order_point(device)?,
+                };
+                (epoch, fence)
+            }
+        };
+        if fence.is_done()? {
+            return Ok(Some(epoch));
+        }
+        self.asked = Some((epoch, fence));
+        Ok(None)
+    }
+}
+
+impl Heap {
+    fn settle_until(&self, epoch: Epoch) {
+        for (arena, color) in self.arenas() {
+            lock(&arena.space).settle(color, epoch);
+        }
+        add(&self.pool.counters.owner_changes, 1);
+    }
+}
+
+impl DevicePool {
+    /// Takes what other streams are done with for everybody, in the arena of a request. Nothing while
+    /// a capture is open. Returns how many streams had something.
+    pub(super) fn settle_others(&self, wanted: &Wanted) -> u64 {
+        let (arena, own) = wanted.heap.arena(wanted.bytes);
+        let colors = lock(&arena.space).colors();
+        let others: Vec<u16> = colors
+            .iter()
+            .filter(|(color, _)| *color != own && *color != Color::NEUTRAL)
+            .filter_map(|(color, _)| arena.heap_of(*color))
+            .collect();
+        if others.is_empty() {
+            return 0;
+        }
+        let heaps = self.heap_list();
+        let chosen: Vec<_> = heaps.iter().filter(|heap| others.contains(&heap.id)).collect();
+        self.settle(chosen.into_iter())
+    }
+
+    fn settle<'a>(&self, heaps: impl Iterator<Item = &'a Arc<Heap>>) -> u64 {
+        let device = self.device();
+        let settled = device.outside_captures(|| {
+            let _guard = device.enter()?;
+            let mut settled = 0;
+            for heap in heaps {
+                let done = lock(&heap.progress).look(heap)?;
+                if let Some(epoch) = done {
+                    heap.settle_until(epoch);
+                    settled += 1;
+                }
+            }
+            Ok(settled)
+        });
+        settled.unwrap_or(0)
+    }
+
+    /// Waits until all work given to the device is done; everything free is then everybody's.
+    pub(super) fn settle_all(&self) -> Result<()> {
+        let heaps = self.heap_list();
+        for heap in &heaps {
+            heap.settle_pending(Effort::Wait)?;
+        }
+        let epoch = self.next_epoch();
+        Fence::order_point(self.device())?.wait()?;
+        for heap in &heaps {
+            heap.settle_until(epoch);
+        }
+        Ok(())
+    }
+
+    /// Makes room on the device; whether there is a point in trying again.
+    pub(super) fn relieve(&self, relief: Relief) -> bool {
+        for heap in self.heap_list() {
+            heap.flush(false);
+        }
+        match relief {
+            Relief::WhatIsDone => {
+                let heaps = self.heap_list();
+                for heap in &heaps {
+                    let _ = heap.settle_pending(Effort::Record);
+                }
+                self.settle(heaps.iter());
+            }
+            Relief::Everything => {
+                if self.settle_all().is_err() {
+                    return false;
+                }
+                self.state.deferral.wait();
+            }
+        }
+        let given_back = self.give_back(u64::MAX).unwrap_or(0);
+        given_back > 0 || relief == Relief::Everything
+    }
+
+    /// Gives free chunks that no work uses back to the device, up to about `bytes`; the bytes given
+    /// back. Whoever calls holds the growth lock.
+    pub(super) fn give_back(&self, bytes: u64) -> Result<u64> {
+        let arenas = lock(&self.arenas).clone();
+        let (mut given_back, mut outcome) = (0, Ok(()));
+        for arena in arenas.iter().filter(|arena| arena.is_open()) {
+            let free = lock(&arena.space).free_places();
+            let mut taken = Vec::new();
+            for place in free.iter().filter(|place| place.color == Color::NEUTRAL) {
+                let planned: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
+                if given_back + planned >= bytes {
+                    break;
+                }
+                if lock(&arena.space).take_place(place.address) {
+                    taken.push((place.address, place.bytes));
+                }
+            }
+            if taken.is_empty() {
+                continue;
+            }
+            let gone = self.backing.give_back(&self.state, &taken);
+            let mut space = lock(&arena.space);
+            for (address, _) in &taken {
+                match (&gone, self.backing.is_movable()) {
+                    (Ok(_), true) => space.place_gone(*address),
+                    (Ok(_), false) => {
+                        space.place_gone(*address);
+                        space.remove_range(*address);
+                    }
+                    (Err(_), _) => space.give_back_place(*address),
+                }
+            }
+            match gone {
+                Ok(bytes) => given_back += bytes,
+                Err(error) => outcome = Err(error),
+            }
+        }
+        match outcome {
+            Err(error) if given_back == 0 => Err(error),
+            _ => Ok(given_back),
+        }
+    }
+
+    /// Gives cached memory back until the pool holds no more than `keep` bytes, or nothing more is
+    /// free; waits for work on freed blocks. Nothing while a capture is open.
+    pub fn trim(&self, keep: u64) -> Result<u64> {
+        let _turn = lock(&self.growth);
+        for heap in self.heap_list() {
+            heap.flush(false);
+        }
+        match self.settle_all() {
+            Err(error) if error.status() == Status::Capturing => return Ok(0),
+            other => other?,
+        }
+        self.state.deferral.wait();
+        let held = self.reserved();
+        let given_back = match held.checked_sub(keep) {
+            None | Some(0) => 0,
+            Some(surplus) => self.give_back(surplus)?,
+        };
+        Ok(given_back)
+    }
+
+    /// A graph is gone: what its replays wrote to may leave its arenas.
+    pub(super) fn release_graph(&self, graph: super::heap::GraphId) {
+        for arena in lock(&self.arenas).iter() {
+            if arena.graph() == Some(graph) {
+                arena.release();
+            }
+        }
+    }
+}

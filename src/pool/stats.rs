@@ -1,0 +1,166 @@
+//! What the pool of a device has given out and holds, summed when asked for.
+
+use super::cache::Counts;
+use super::device::DevicePool;
+use super::heap::Heap;
+use crate::core::sync::lock;
+use crate::gpu::Stream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Sums of counts. Bytes, and blocks since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Bytes asked for by live blocks.
+    pub requested: u64,
+    /// Bytes of live blocks.
+    pub allocated: u64,
+    /// Bytes asked for by all blocks ever.
+    pub total_requested: u64,
+    /// Bytes of all blocks ever.
+    pub total_allocated: u64,
+    /// Blocks given out.
+    pub taken: u64,
+    /// Blocks taken back.
+    pub given: u64,
+    /// The most bytes asked for at a time.
+    pub peak_requested: u64,
+    /// The most bytes allocated at a time.
+    pub peak_allocated: u64,
+}
+
+impl Sums {
+    fn add(&mut self, counts: &Counts) {
+        self.requested = self.requested.wrapping_add(counts.requested.load(Relaxed));
+        self.allocated = self.allocated.wrapping_add(counts.allocated.load(Relaxed));
+        self.total_requested += counts.total_requested.load(Relaxed);
+        self.total_allocated += counts.total.load(Relaxed);
+        self.taken += counts.taken.load(Relaxed);
+        self.given += counts.given.load(Relaxed);
+    }
+
+    /// Threads move the counts while they are read one by one: what one has freed before another
+    /// is seen to have taken must not look like less than nothing.
+    fn settle(&mut self) {
+        for value in [&mut self.requested, &mut self.allocated] {
+            *value = (*value as i64).max(0) as u64;
+        }
+        self.requested = self.requested.min(self.allocated);
+    }
+}
+
+impl Counts {
+    /// Adds the counts of a thread that is gone.
+    pub(super) fn absorb(&mut self, other: &Counts) {
+        let pairs: [(&AtomicU64, &AtomicU64); 6] = [
+            (&self.requested, &other.requested),
+            (&self.allocated, &other.allocated),
+            (&self.total, &other.total),
+            (&self.total_requested, &other.total_requested),
+            (&self.taken, &other.taken),
+            (&self.given, &other.given),
+        ];
+        for (sum, part) in pairs {
+            sum.store(sum.load(Relaxed).wrapping_add(part.load(Relaxed)), Relaxed);
+        }
+    }
+
+    fn reset_peaks(&self) {
+        for (high, now) in [
+            (&self.high_requested, &self.requested),
+            (&self.high_allocated, &self.allocated),
+        ] {
+            high.store(now.load(Relaxed), Relaxed);
+        }
+    }
+}
+
+impl DevicePool {
+    fn sum(&self, wanted: impl Fn(&Heap) -> bool) -> Sums {
+        let heaps: Vec<Arc<Heap>> = lock(&self.heaps).clone();
+        let mut sums = Sums::default();
+        for heap in heaps.iter().filter(|heap| wanted(heap)) {
+            heap.each_count(|counts| sums.add(counts));
+        }
+        sums.settle();
+        sums
+    }
+
+    /// Looks whether more is allocated over all threads than ever before.
+    #[cold]
+    pub(super) fn look_at_peaks(&self) {
+        // What one thread did alone it has counted exactly.
+        if self.writers.load(Relaxed) > 1 {
+            self.raise_peaks(&self.sum(|_| true));
+        }
+    }
+
+    fn raise_peaks(&self, sums: &Sums) {
+        let counters = &self.counters;
+        counters.allocated_peak.fetch_max(sums.allocated, Relaxed);
+        counters.requested_peak.fetch_max(sums.requested, Relaxed);
+    }
+
+    /// One more thread counts. From the second on, peaks are those seen by looking.
+    pub(super) fn add_writer(&self) {
+        if self.writers.fetch_add(1, Relaxed) == 1 {
+            self.raise_peaks(&self.lone_peaks());
+        }
+    }
+
+    /// The peaks that the only thread has counted.
+    fn lone_peaks(&self) -> Sums {
+        let mut peaks = Sums::default();
+        for heap in lock(&self.heaps).clone() {
+            heap.each_count(|counts| {
+                peaks.requested = peaks.requested.max(counts.high_requested.load(Relaxed));
+                peaks.allocated = peaks.allocated.max(counts.high_allocated.load(Relaxed));
+            });
+        }
+        peaks
+    }
+
+    /// Forgets the peaks: what is allocated now is the most from here on.
+    pub fn reset_peaks(&self) {
+        let now = self.sum(|_| true);
+        self.counters.allocated_peak.store(now.allocated, Relaxed);
+        self.counters.requested_peak.store(now.requested, Relaxed);
+        for heap in lock(&self.heaps).clone() {
+            heap.each_count(Counts::reset_peaks);
+        }
+    }
+
+    /// The sums over the heaps of a tag and a stream, or of all where none is named.
+    pub fn sums(&self, tag: Option<u16>, stream: Option<Stream>) -> Sums {
+        self.sum(|heap| {
+            tag.is_none_or(|tag| heap.key.tag == tag)
+                && stream.is_none_or(|stream| heap.key.stream == stream)
+        })
+    }
+
+    /// The sums over all heaps. Peaks are exact while one thread uses one heap, and to within 1 MiB
+    /// a thread and heap otherwise.
+    pub fn total(&self) -> Sums {
+        let mut sums = self.sum(|_| true);
+        let seen = match self.writers.load(Relaxed) {
+            0 | 1 => self.lone_peaks(),
+            _ => Sums::default(),
+        };
+        let counters = &self.counters;
+        let allocated = counters.allocated_peak.load(Relaxed);
+        let requested = counters.requested_peak.load(Relaxed);
+        sums.peak_allocated = allocated.max(seen.allocated).max(sums.allocated);
+        sums.peak_requested = requested.max(seen.requested).max(sums.requested);
+        sums.peak_requested = sums.peak_requested.min(sums.peak_allocated);
+        sums
+    }
+
+    /// Blocks that wait for work of other streams, and their bytes.
+    pub fn pending(&self) -> (u64, u64) {
+        let heaps: Vec<Arc<Heap>> = lock(&self.heaps).clone();
+        heaps.iter().fold((0, 0), |(blocks, bytes), heap| {
+            let pending = lock(&heap.pending);
+            (blocks + pending.len() as u64, bytes + pending.bytes())
+        })
+    }
+}
