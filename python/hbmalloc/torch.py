@@ -14,7 +14,7 @@ import re
 import threading
 import warnings
 
-from . import _library
+from . import _library, _torch_refusals, _torch_statistics
 from ._options import get_option, set_options
 
 #: The torch releases this version was tested with; another one warns once.
@@ -126,7 +126,8 @@ def install(backend=None, **options):
 
     Call it before torch first uses CUDA. `options` are rows of the options table
     (`install("managed", prefetch_threshold="64MiB")`); a bad one raises and nothing is
-    changed. Calling it again with the same backend does nothing.
+    changed. Calling it again with the same backend does nothing. Torch's questions about
+    memory (`torch.cuda.memory_stats` and its like) are then answered from hbmalloc's counts.
     """
     global _installed
     with _lock:
@@ -151,6 +152,8 @@ def install(backend=None, **options):
         _library.library().hbm_torch_set_hooked(1)
         torch.cuda.memory.change_current_allocator(made)
         _installed = (name, os.getpid(), made)
+        _torch_statistics.serve(torch)
+        _torch_refusals.refuse(torch)
 
 
 def _refuse_used(torch):

@@ -5,6 +5,7 @@ test runs its code in an interpreter of its own. Tests that need a built library
 skipped, with a line that says so, where there is none.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -73,3 +74,16 @@ def fake(sim):
         return sim(code, status, PYTHONPATH=PYTHON + os.pathsep + FAKE_TORCH, **variables)
 
     return with_fake_torch
+
+
+@pytest.fixture(params=["stand-in", "torch"])
+def either(request, fake, sim):
+    """As `fake`, and a second time with torch itself where that is installed, without a GPU.
+
+    Torch's functions then end in hbmalloc, whose driver is the simulated one.
+    """
+    if request.param == "stand-in":
+        return fake
+    if not importlib.util.find_spec("torch"):
+        pytest.skip("PyTorch is not installed")
+    return sim

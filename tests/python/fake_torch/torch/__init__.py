@@ -6,7 +6,8 @@ test. `FAKE_TORCH_VERSION` and `FAKE_TORCH_CUDA` (empty: built without) change w
 """
 
 
-from . import _C, cuda, version
+from . import _C, accelerator, cuda, version
 
 __version__ = version.__version__
+UntypedStorage = type("UntypedStorage", (_C.StorageBase,), {})
 OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})

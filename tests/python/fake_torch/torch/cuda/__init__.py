@@ -1,6 +1,7 @@
 import contextlib
 
 from . import memory
+from .memory import *  # noqa: F403
 
 _initialized = False
 _entered = []
