@@ -12,6 +12,7 @@ pub mod extent;
 #[allow(unsafe_code)]
 pub mod gpu;
 pub mod observe;
+pub mod pool;
 pub mod process;
 pub mod registry;
 #[cfg(feature = "cli")]

@@ -26,6 +26,8 @@ pub enum hbm_kind {
     HBM_KIND_ASYNC = 2,
     /// Virtual memory management; at least one granule (2 MiB) a block.
     HBM_KIND_VMM = 3,
+    /// The caching pool.
+    HBM_KIND_POOL = 4,
 }
 
 /// Where virtual-memory blocks live.
@@ -191,7 +193,7 @@ fn parse(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
     const OPERATION: &str = "hbm_allocator_create";
     let kind = Kind::from_number(descriptor.kind).ok_or_else(|| {
         Error::invalid(OPERATION, format!("kind {} is none", descriptor.kind))
-            .advice("Kinds: 0 device, 1 managed, 2 async, 3 vmm")
+            .advice("Kinds: 0 device, 1 managed, 2 async, 3 vmm, 4 pool")
     })?;
     let location = match descriptor.location {
         0 => None,

@@ -68,7 +68,7 @@ impl Spec {
 }
 
 /// The words `backend` accepts.
-pub const BACKENDS: [&str; 4] = ["device", "managed", "async", "vmm"];
+pub const BACKENDS: [&str; 5] = ["pool", "device", "managed", "async", "vmm"];
 
 fn word(text: &str, accepted: &[&str]) -> Option<Value> {
     let text = text.trim();
@@ -98,7 +98,7 @@ pub static TABLE: [Spec; 11] = [
         opt: Opt::Backend,
         name: "backend",
         default: "async",
-        accepted: "device, managed, async or vmm",
+        accepted: "pool, device, managed, async or vmm",
         help: "The source that `hbm_malloc` and `install()` use when none is named.",
         parse: |text| word(text, &BACKENDS),
     },

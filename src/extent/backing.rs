@@ -33,6 +33,7 @@ impl Extents {
                 Backing::New(bytes) => {
                     let chunk = Chunk::create(&self.device, bytes, run.spec)?;
                     self.physical.add(bytes);
+                    self.part_of(run.owner).add(bytes);
                     Arc::new(chunk)
                 }
             };
@@ -106,6 +107,7 @@ impl Extents {
             chunk.release()?;
             freed = chunk.bytes();
             self.physical.sub(freed);
+            self.part_of(run.owner).sub(freed);
         }
         extent.chunk = None;
         if run.owner == Owner::Pool {

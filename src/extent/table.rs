@@ -119,6 +119,9 @@ pub struct Extents {
     pub(super) table: Mutex<Table>,
     /// Bytes of physical memory held.
     pub(super) physical: Gauge,
+    /// The part of it behind ranges of pools, and the rest.
+    pub(super) pooled: Gauge,
+    pub(super) unpooled: Gauge,
 }
 
 impl Extents {
@@ -127,6 +130,8 @@ impl Extents {
             device,
             table: Mutex::default(),
             physical: Gauge::default(),
+            pooled: Gauge::default(),
+            unpooled: Gauge::default(),
         }
     }
 
@@ -256,9 +261,28 @@ impl Extents {
         self.physical.read()
     }
 
-    /// Starts the peak of [`Extents::physical`] again.
-    pub fn reset_peak(&self) {
-        self.physical.reset_peak();
+    /// The part of [`Extents::physical`] behind ranges of pools.
+    pub fn pooled(&self) -> Reading {
+        self.pooled.read()
+    }
+
+    /// The part of [`Extents::physical`] behind blocks and segments with ranges of their own.
+    pub fn unpooled(&self) -> Reading {
+        self.unpooled.read()
+    }
+
+    /// Starts the peaks of these again.
+    pub fn reset_peaks(&self) {
+        for gauge in [&self.physical, &self.pooled, &self.unpooled] {
+            gauge.reset_peak();
+        }
+    }
+
+    pub(super) fn part_of(&self, owner: Owner) -> &Gauge {
+        match owner {
+            Owner::Pool => &self.pooled,
+            Owner::Block | Owner::Segment => &self.unpooled,
+        }
     }
 
     /// The table as it is now: a line a place, none for the holes in pools' ranges.

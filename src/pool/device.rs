@@ -106,7 +106,7 @@ impl DevicePool {
 
     /// Memory for a block of `heap` that the thread's cache has not got.
     pub(super) fn allocate(
-        &self,
+        self: &Arc<DevicePool>,
         heap: &Arc<Heap>,
         cache: Option<&Cache>,
         requested: u64,

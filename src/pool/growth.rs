@@ -152,6 +152,10 @@ impl DevicePool {
         if color == Color::NEUTRAL {
             return true;
         }
+        // A replay is in nobody's order but that of its launch.
+        if wanted.heap.key.graph.is_some() && arena.graph() != wanted.heap.key.graph {
+            return false;
+        }
         let heaps = lock(&self.heaps);
         let heap = (arena.heap_of(color)).and_then(|id| heaps.iter().find(|heap| heap.id == id));
         heap.is_some_and(|heap| {

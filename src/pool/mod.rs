@@ -25,5 +25,5 @@ mod word;
 pub use device::DevicePool;
 pub use heap::{GraphId, HeapKey};
 pub use pending::Uses;
-pub use pools::{Freed, Pools};
+pub use pools::{Freed, Pools, thread_number};
 pub use word::LARGEST;

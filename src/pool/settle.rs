@@ -46,7 +46,10 @@ impl Progress {
 impl Heap {
     fn settle_until(&self, epoch: Epoch) {
         for (arena, color) in self.arenas() {
-            lock(&arena.space).settle(color, epoch);
+            // A replay may write there again until the graph is gone.
+            if arena.is_open() {
+                lock(&arena.space).settle(color, epoch);
+            }
         }
         add(&self.pool.counters.owner_changes, 1);
     }

@@ -30,6 +30,11 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// Blocks given out now.
+    pub fn live(&self) -> u64 {
+        self.taken.saturating_sub(self.given)
+    }
+
     fn add(&mut self, counts: &Counts) {
         self.requested = self.requested.wrapping_add(counts.requested.load(Relaxed));
         self.allocated = self.allocated.wrapping_add(counts.allocated.load(Relaxed));

@@ -1,6 +1,6 @@
 //! Giving blocks out and taking them back, whoever asks.
 
-use super::graphs::Kept;
+use super::graphs::{Kept, Released};
 use super::{Process, lifetime};
 use crate::config::value::Location;
 use crate::core::size::Align;
@@ -42,6 +42,9 @@ impl Process {
     pub fn allocate(&self, demand: Demand) -> Result<u64> {
         if demand.bytes == 0 {
             return Err(Error::invalid("allocate", "a size of 0 bytes"));
+        }
+        if demand.kind == Kind::Pool {
+            return self.allocate_pooled(&demand);
         }
         let device = self.device(demand.device)?;
         let capturing = device.is_capturing(demand.stream)?;
@@ -112,6 +115,9 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
+        if self.free_pooled(address, allocator, used_on)? {
+            return Ok(());
+        }
         let ours = |record: &Record| allocator.is_none() || record.allocator == allocator;
         let Some(mut record) = self.registry.remove_if(address, ours) else {
             return Err(self.reject(address));
@@ -149,8 +155,12 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
-        self.registry
-            .with(address, |record| record.note_use(stream))
+        self.pools
+            .record_stream(address, stream)
+            .or_else(|| {
+                self.registry
+                    .with(address, |record| record.note_use(stream))
+            })
             .ok_or_else(|| not_owned("record_stream", address))
     }
 
@@ -169,6 +179,7 @@ impl Process {
                 record.forget_use(stream);
             }
         });
+        self.pools.forget_stream(device, stream);
         entry.state().deferral.forget(stream);
         Ok(())
     }
@@ -178,12 +189,14 @@ impl Process {
         if lifetime::has_forked() {
             return None;
         }
-        self.registry.range_of(address)
+        self.pools
+            .block_around(address)
+            .or_else(|| self.registry.range_of(address))
     }
 
     /// How many blocks are given out.
     pub fn live_blocks(&self) -> usize {
-        self.registry.len()
+        self.registry.len() + self.pooled_blocks()
     }
 
     /// A capture whose blocks belong to a graph pool is about to begin on this thread.
@@ -192,6 +205,7 @@ impl Process {
         let token = self.graphs.number();
         gpu.captures().begin(gpu, token);
         self.graphs.begin(pool, token);
+        self.note_open_captures();
         self.graphs_settle(pool.device)
     }
 
@@ -204,6 +218,7 @@ impl Process {
         if let Some(token) = self.graphs.end(pool) {
             gpu.captures().end(token);
         }
+        self.note_open_captures();
         Ok(())
     }
 
@@ -214,7 +229,13 @@ impl Process {
         let failed = self
             .graphs
             .retire_failed(device, |token| gpu.captures().is_told(token));
-        give_back_all(failed)
+        self.note_open_captures();
+        self.give_back_released(failed)
+    }
+
+    fn give_back_released(&self, released: Released) -> Result<()> {
+        self.release_pooled(&released.pools);
+        give_back_all(released.blocks)
     }
 
     /// A graph of the pool is gone; with the last, its freed blocks are given back.
@@ -222,7 +243,7 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
-        give_back_all(self.graphs.release(pool))
+        self.give_back_released(self.graphs.release(pool))
     }
 
     fn reuse(&self, graph: GraphUse, kind: Kind, request: &Request) -> Option<Kept> {

@@ -12,7 +12,10 @@ use crate::source::device::DeviceSource;
 use crate::source::managed::{ManagedSource, Placement};
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
 use crate::source::vmm::VmmSource;
-use crate::source::{Block, Kind, Request, Source};
+use crate::pool::backing::Backing;
+use crate::pool::{DevicePool, Pools};
+use crate::source::{Block, Held, Kind, Request, Source};
+use once_cell::sync::OnceCell;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,6 +30,7 @@ pub struct DeviceEntry {
     chunk_limit: Option<u64>,
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
+    pool: OnceCell<Arc<DevicePool>>,
     /// The most bytes that blocks may take together.
     limit: AtomicU64,
 }
@@ -61,6 +65,7 @@ impl DeviceEntry {
             })),
             placed: Mutex::default(),
             counters: Default::default(),
+            pool: OnceCell::new(),
             limit: AtomicU64::new(u64::MAX),
             state,
         }
@@ -71,13 +76,41 @@ impl DeviceEntry {
         &self.state
     }
 
-    /// The source of a kind.
+    /// The pool, made at its first use.
+    pub(super) fn pool(&self, pools: &Pools) -> Result<&Arc<DevicePool>> {
+        self.pool.get_or_try_init(|| {
+            let backing = match self.state.grain(Location::Device) {
+                Ok((spec, granularity)) => Backing::Chunks { spec, granularity },
+                Err(error) if error.status() == Status::Unsupported => {
+                    tracing::info!("the pool takes segments of the device source: {error}");
+                    Backing::segments(self.device.clone())
+                }
+                Err(error) => return Err(error),
+            };
+            Ok(pools.device(self.state.clone(), backing))
+        })
+    }
+
+    /// The pool, if it is in use.
+    pub(super) fn pool_in_use(&self) -> Option<&Arc<DevicePool>> {
+        self.pool.get()
+    }
+
+    /// What a kind holds from the device.
+    pub(super) fn held(&self, kind: Kind) -> Held {
+        match kind {
+            Kind::Pool => self.state.extents.pooled(),
+            kind => self.source(kind).held(),
+        }
+    }
+
+    /// The source of a kind; for the pool, the one it is over.
     pub fn source(&self, kind: Kind) -> Arc<dyn Source> {
         match kind {
             Kind::Device => self.device.clone(),
             Kind::Managed => self.managed.clone(),
             Kind::Async => self.stream_ordered.clone(),
-            Kind::Vmm => self.vmm.clone(),
+            Kind::Vmm | Kind::Pool => self.vmm.clone(),
         }
     }
 
@@ -132,7 +165,7 @@ impl DeviceEntry {
             .inspect_err(|error| self.counters(source.kind()).failed(error))
     }
 
-    fn check_limit(&self, bytes: u64) -> Result<()> {
+    pub(super) fn check_limit(&self, bytes: u64) -> Result<()> {
         let limit = self.limit();
         if limit == u64::MAX {
             return Ok(());
@@ -150,7 +183,7 @@ impl DeviceEntry {
         }
     }
 
-    fn out_of_memory(&self, error: Error) -> Error {
+    pub(super) fn out_of_memory(&self, error: Error) -> Error {
         if error.status() != Status::OutOfMemory {
             return error;
         }
@@ -170,17 +203,20 @@ impl DeviceEntry {
         if self.state.device.capture_open() {
             return Ok(0);
         }
-        let before = self.held();
-        for kind in Kind::ALL {
+        let before = self.held_by_all();
+        if let Some(pool) = self.pool_in_use() {
+            pool.trim(keep)?;
+        }
+        for kind in Kind::SOURCES {
             self.source(kind).trim(keep)?;
         }
-        Ok(before.saturating_sub(self.held()))
+        Ok(before.saturating_sub(self.held_by_all()))
     }
 
-    fn held(&self) -> u64 {
+    fn held_by_all(&self) -> u64 {
         Kind::ALL
             .into_iter()
-            .map(|kind| self.source(kind).held().now)
+            .map(|kind| self.held(kind).now)
             .sum()
     }
 

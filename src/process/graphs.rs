@@ -58,18 +58,28 @@ struct State {
 }
 
 impl State {
-    fn release(&mut self, pool: GraphPool) -> Vec<Kept> {
+    fn release(&mut self, pool: GraphPool, released: &mut Released) {
         let Some(entry) = self.pools.get_mut(&pool) else {
-            return Vec::new();
+            return;
         };
         entry.users = entry.users.saturating_sub(1);
         if entry.users > 0 {
-            return Vec::new();
+            return;
         }
-        self.pools
-            .remove(&pool)
-            .map_or(Vec::new(), |entry| entry.kept)
+        if let Some(entry) = self.pools.remove(&pool) {
+            released.blocks.extend(entry.kept);
+        }
+        released.pools.push(pool);
     }
+}
+
+/// What graphs that are gone leave behind.
+#[derive(Default)]
+pub(super) struct Released {
+    /// Freed blocks that may go now.
+    pub blocks: Vec<Kept>,
+    /// The pools that nobody uses any more.
+    pub pools: Vec<GraphPool>,
 }
 
 /// The graph pools of the process.
@@ -110,24 +120,32 @@ impl GraphPools {
         }
     }
 
-    /// One graph of the pool is gone; with the last, the blocks that may go now.
-    pub fn release(&self, pool: GraphPool) -> Vec<Kept> {
-        lock(&self.0).release(pool)
+    /// How many captures are thought open.
+    pub fn open_count(&self) -> usize {
+        lock(&self.0).open.len()
     }
 
-    /// Forgets captures of `device` that are not open though nobody ended them, and returns the
-    /// blocks that may go with them.
-    pub fn retire_failed(&self, device: i32, is_open: impl Fn(u64) -> bool) -> Vec<Kept> {
+    /// One graph of the pool is gone; what may go with the last.
+    pub fn release(&self, pool: GraphPool) -> Released {
+        let mut released = Released::default();
+        lock(&self.0).release(pool, &mut released);
+        released
+    }
+
+    /// Forgets captures of `device` that are not open though nobody ended them, and returns what may
+    /// go with them.
+    pub fn retire_failed(&self, device: i32, is_open: impl Fn(u64) -> bool) -> Released {
         let mut state = lock(&self.0);
         let (open, failed) = std::mem::take(&mut state.open)
             .into_iter()
             .partition(|open| open.pool.device != device || is_open(open.token));
         state.open = open;
         let failed: Vec<Open> = failed;
-        failed
-            .iter()
-            .flat_map(|open| state.release(open.pool))
-            .collect()
+        let mut released = Released::default();
+        for open in &failed {
+            state.release(open.pool, &mut released);
+        }
+        released
     }
 
     /// To which graph a block belongs that is allocated on the capturing `stream` of `device`: that

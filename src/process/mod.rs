@@ -5,6 +5,7 @@ mod blocks;
 mod devices;
 mod graphs;
 mod lifetime;
+mod pooled;
 pub mod stats;
 
 pub use crate::registry::AllocatorId;
@@ -18,6 +19,7 @@ use crate::config::table::Opt;
 use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::gpu::Driver;
 use crate::gpu::driver::version_text;
+use crate::pool::Pools;
 use crate::registry::Registry;
 use crate::source::Kind;
 use graphs::GraphPools;
@@ -35,6 +37,10 @@ pub struct Process {
     graphs: GraphPools,
     rejected_frees: AtomicU64,
     hooked: AtomicBool,
+    pools: Pools,
+    /// How many reasons there are to ask the driver whether a stream captures: that nobody tells, and
+    /// every capture that somebody told of.
+    slow: AtomicU64,
 }
 
 /// The driver and what came into use of it.
@@ -67,6 +73,8 @@ impl Process {
             graphs: GraphPools::default(),
             rejected_frees: AtomicU64::new(0),
             hooked: AtomicBool::new(false),
+            pools: Pools::default(),
+            slow: AtomicU64::new(1),
         }
     }
 
@@ -83,11 +91,6 @@ impl Process {
     /// Whether the driver has been opened, or tried to.
     pub fn driver_touched(&self) -> bool {
         self.driver_touched.load(Ordering::Relaxed)
-    }
-
-    /// Declares that torch tells us of streams and captures (its hooks are set).
-    pub fn set_hooked(&self, hooked: bool) {
-        self.hooked.store(hooked, Ordering::Relaxed);
     }
 
     /// Whether torch tells us of streams and captures.

@@ -126,6 +126,9 @@ impl Process {
         for kind in Kind::ALL {
             device.counters(kind).reset_peaks();
             outcome = outcome.and(device.source(kind).reset_peak());
+            if let Some(pool) = device.pool_in_use() {
+                pool.reset_peaks();
+            }
         }
         outcome
     }
@@ -133,6 +136,36 @@ impl Process {
 
 impl Stats {
     fn add(&mut self, device: &DeviceEntry, kind: Kind) {
+        match kind {
+            Kind::Pool => self.add_pool(device),
+            kind => self.add_source(device, kind),
+        }
+        let counters = device.counters(kind);
+        self.failed_allocations += counters.failed.load(Ordering::Relaxed);
+        self.out_of_memory += counters.out_of_memory.load(Ordering::Relaxed);
+    }
+
+    fn add_pool(&mut self, device: &DeviceEntry) {
+        let Some(pool) = device.pool_in_use() else {
+            return;
+        };
+        let (sums, held, pending) = (pool.total(), device.held(Kind::Pool), pool.pending());
+        self.reserved += held.now.max(sums.allocated);
+        self.allocated += sums.allocated;
+        self.requested += sums.requested;
+        self.peak_reserved += held.peak.max(sums.peak_allocated);
+        self.peak_allocated += sums.peak_allocated;
+        self.peak_requested += sums.peak_requested;
+        self.total_reserved += held.added.max(sums.allocated);
+        self.total_allocated += sums.total_allocated;
+        self.total_requested += sums.total_requested;
+        self.allocations += sums.taken;
+        self.deallocations += sums.given;
+        self.pending_frees += pending.0;
+        self.pending_bytes += pending.1;
+    }
+
+    fn add_source(&mut self, device: &DeviceEntry, kind: Kind) {
         let counters = device.counters(kind);
         let (requested, allocated) = (counters.requested.read(), counters.allocated.read());
         let blocks = counters.blocks.read();
@@ -150,7 +183,5 @@ impl Stats {
         self.allocations += blocks.added;
         self.deallocations += blocks.added.saturating_sub(blocks.now);
         self.peak_blocks += blocks.peak;
-        self.failed_allocations += counters.failed.load(Ordering::Relaxed);
-        self.out_of_memory += counters.out_of_memory.load(Ordering::Relaxed);
     }
 }

@@ -26,11 +26,22 @@ pub enum Kind {
     Async = 2,
     /// Virtual memory management.
     Vmm = 3,
+    /// The caching pool over one of these.
+    Pool = 4,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 4] = [Kind::Device, Kind::Managed, Kind::Async, Kind::Vmm];
+    pub const ALL: [Kind; 5] = [
+        Kind::Device,
+        Kind::Managed,
+        Kind::Async,
+        Kind::Vmm,
+        Kind::Pool,
+    ];
+
+    /// The kinds that have a source of their own.
+    pub const SOURCES: [Kind; 4] = [Kind::Device, Kind::Managed, Kind::Async, Kind::Vmm];
 
     /// The kind's name in options and reports.
     pub const fn name(self) -> &'static str {
@@ -39,6 +50,7 @@ impl Kind {
             Kind::Managed => "managed",
             Kind::Async => "async",
             Kind::Vmm => "vmm",
+            Kind::Pool => "pool",
         }
     }
 

@@ -120,11 +120,11 @@ impl Source for VmmSource {
     }
 
     fn held(&self) -> Held {
-        self.state.extents.physical()
+        self.state.extents.unpooled()
     }
 
     fn reset_peak(&self) -> Result<()> {
-        self.state.extents.reset_peak();
+        self.state.extents.reset_peaks();
         Ok(())
     }
 }

@@ -71,5 +71,6 @@ entry_points! {
     "synchronous device memory", Some(Kind::Device), device_malloc, device_free, device_segment_malloc, device_segment_free;
     "managed memory", Some(Kind::Managed), managed_malloc, managed_free, managed_segment_malloc, managed_segment_free;
     "the stream-ordered pool", Some(Kind::Async), async_malloc, async_free, async_segment_malloc, async_segment_free;
+    "the caching pool", Some(Kind::Pool), pool_malloc, pool_free, pool_segment_malloc, pool_segment_free;
     "virtual memory", Some(Kind::Vmm), vmm_malloc, vmm_free, vmm_segment_malloc, vmm_segment_free;
 }

@@ -134,7 +134,7 @@ impl House {
             Kind::Device => true,
             Kind::Managed => device.managed_memory()?.is_ok(),
             Kind::Async => device.memory_pools()?.is_ok(),
-            Kind::Vmm => device.vmm()?.is_ok(),
+            Kind::Vmm | Kind::Pool => device.vmm()?.is_ok(),
         })
     }
 

@@ -4,7 +4,7 @@ use super::{House, MIB};
 use crate::error::Status;
 use crate::gpu::Stream;
 use crate::process::Stats;
-use crate::selftest::Outcome;
+use crate::selftest::{Outcome, Stop};
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::simulator::Counters;
 use crate::source::Kind;
@@ -107,7 +107,7 @@ fn check(house: &House) -> Outcome {
             "{kind:?}: {stats:?}"
         );
         if let Some(sim) = house.machine.sim {
-            let counted = counted(&sim.counters(), kind);
+            let counted = counted(house, &sim.counters(), kind)?;
             ensure_eq!(stats.reserved, counted, "reserved by {kind:?}");
         }
         sum.requested += stats.requested;
@@ -125,12 +125,24 @@ fn check(house: &House) -> Outcome {
     Ok(())
 }
 
-fn counted(counters: &Counters, kind: Kind) -> u64 {
+/// What the simulator counts of a kind: chunks are the vmm source's and the pool's together.
+fn counted(house: &House, counters: &Counters, kind: Kind) -> Result<u64, Stop> {
+    let beside = |other: Kind| -> Result<u64, Stop> {
+        Ok(counted_with_others(counters, kind) - house.process.stats(0, Some(other))?.reserved)
+    };
+    Ok(match kind {
+        Kind::Vmm => beside(Kind::Pool)?,
+        Kind::Pool => beside(Kind::Vmm)?,
+        kind => counted_with_others(counters, kind),
+    })
+}
+
+fn counted_with_others(counters: &Counters, kind: Kind) -> u64 {
     match kind {
         Kind::Device => counters.device_bytes,
         Kind::Managed => counters.managed_bytes,
         Kind::Async => counters.async_reserved_bytes,
-        Kind::Vmm => counters.chunk_bytes + counters.host_chunk_bytes,
+        Kind::Vmm | Kind::Pool => counters.chunk_bytes + counters.host_chunk_bytes,
     }
 }
 
@@ -218,7 +230,7 @@ pub fn trim() -> Outcome {
         let now = sim.counters();
         ensure_eq!(
             said,
-            counted(&before, kind) - counted(&now, kind),
+            counted_with_others(&before, kind) - counted_with_others(&now, kind),
             "given back by {kind:?}"
         );
     }

@@ -216,7 +216,7 @@ impl Bench {
         let probe = match (self.subject.name, self.kind()) {
             (_, Kind::Async) => device.memory_pools()?,
             ("vmm_host", _) => device.host_numa()?,
-            (_, Kind::Vmm) => device.vmm()?,
+            (_, Kind::Vmm | Kind::Pool) => device.vmm()?,
             (_, Kind::Managed) => device.managed_memory()?,
             (_, Kind::Device) => Ok(()),
         };

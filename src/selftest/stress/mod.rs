@@ -158,13 +158,18 @@ impl Arena {
                     Kind::Device => counters.device_bytes,
                     Kind::Managed => counters.managed_bytes,
                     Kind::Async => counters.async_reserved_bytes,
-                    Kind::Vmm => counters.chunk_bytes,
+                    Kind::Vmm => counters.chunk_bytes - self.reserved(Kind::Pool)?,
+                    Kind::Pool => counters.chunk_bytes - self.reserved(Kind::Vmm)?,
                 };
                 ensure_eq!(stats.reserved, held, "reserved of {kind:?}");
             }
         }
         self.process.device(0)?.state().extents.audit()?;
         Ok(())
+    }
+
+    fn reserved(&self, kind: Kind) -> Result<u64, Stop> {
+        Ok(self.process.stats(0, Some(kind))?.reserved)
     }
 
     /// Takes everything back and looks for what is left.

@@ -303,6 +303,6 @@ fn counted(kind: Kind, counters: &Counters) -> u64 {
         Kind::Device => counters.device_bytes,
         Kind::Managed => counters.managed_bytes,
         Kind::Async => counters.async_reserved_bytes,
-        Kind::Vmm => counters.chunk_bytes + counters.host_chunk_bytes,
+        Kind::Vmm | Kind::Pool => counters.chunk_bytes + counters.host_chunk_bytes,
     }
 }

@@ -1,0 +1,133 @@
+//! The caching pools as the process sees them: the short way for a block that is at hand, and the long
+//! one that knows of devices, captures and limits.
+
+use super::blocks::Demand;
+use super::{Process, lifetime};
+use crate::error::Result;
+use crate::gpu::Stream;
+use crate::pool::{Freed, GraphId, HeapKey, thread_number};
+use crate::registry::{AllocatorId, GraphPool, GraphUse};
+use crate::source::{Kind, LastUse};
+use std::sync::atomic::Ordering;
+
+/// Where blocks go that were allocated in a capture whose end nobody tells.
+const UNKNOWN_GRAPH: GraphId = GraphId(u64::MAX, u64::MAX);
+
+fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
+    HeapKey {
+        device: demand.device,
+        stream: demand.stream,
+        thread: thread_of(demand.stream),
+        tag: 0,
+        allocator: demand.allocator.map_or(0, AllocatorId::get),
+        graph,
+    }
+}
+
+#[inline]
+fn thread_of(stream: Stream) -> u64 {
+    match stream.is_per_thread() {
+        true => thread_number(),
+        false => 0,
+    }
+}
+
+impl Process {
+    /// A block that this thread freed before and may have again: no lock, no driver call. None where
+    /// there is none at hand, or where more has to be looked at; then ask [`Process::allocate`].
+    #[inline]
+    pub fn reuse_pooled(
+        &self,
+        device: i32,
+        bytes: u64,
+        stream: Stream,
+        allocator: Option<AllocatorId>,
+    ) -> Option<u64> {
+        // Untold captures may be open, or told ones are: the driver must be asked.
+        if self.slow.load(Ordering::Relaxed) != 0 || lifetime::has_forked() || bytes == 0 {
+            return None;
+        }
+        let key = HeapKey {
+            device,
+            stream,
+            thread: thread_of(stream),
+            tag: 0,
+            allocator: allocator.map_or(0, AllocatorId::get),
+            graph: None,
+        };
+        self.pools.reuse(&key, bytes)
+    }
+
+    pub(super) fn allocate_pooled(&self, demand: &Demand) -> Result<u64> {
+        let device = self.device(demand.device)?;
+        let slow = self.slow.load(Ordering::Relaxed);
+        let capturing = slow != 0 && device.is_capturing(demand.stream)?;
+        let captures = device.state().device.captures();
+        if !capturing && slow > 1 {
+            captures.abandon_hidden();
+            self.graphs_settle(demand.device)?;
+        }
+        let graph = match capturing {
+            false => None,
+            true => Some(
+                match self
+                    .graphs
+                    .of_capture(demand.device, demand.stream, captures)
+                {
+                    GraphUse::Pool(pool) => GraphId(pool.id.0, pool.id.1),
+                    GraphUse::None | GraphUse::Unknown => UNKNOWN_GRAPH,
+                },
+            ),
+        };
+        let is_unordered = matches!(demand.last_use, LastUse::Unknown | LastUse::Anywhere);
+        let key = key(demand, graph);
+        device
+            .check_limit(demand.bytes)
+            .and_then(|()| {
+                let pool = device.pool(&self.pools)?;
+                self.pools
+                    .allocate(pool, &key, demand.bytes, demand.align, is_unordered)
+            })
+            .map_err(|error| device.out_of_memory(error))
+            .inspect_err(|error| device.counters(Kind::Pool).failed(error))
+    }
+
+    /// Takes a block of a pool back; no if it is none, or another allocator's.
+    #[inline]
+    pub fn free_pooled(
+        &self,
+        address: u64,
+        allocator: Option<AllocatorId>,
+        used_on: Option<Stream>,
+    ) -> Result<bool> {
+        let freed = self
+            .pools
+            .free(address, allocator.map(AllocatorId::get), used_on)?;
+        Ok(freed == Freed::Block)
+    }
+
+    pub(super) fn release_pooled(&self, gone: &[GraphPool]) {
+        for pool in gone {
+            self.pools
+                .release_graph(pool.device, GraphId(pool.id.0, pool.id.1));
+        }
+    }
+
+    /// Says that torch, or the program, tells us of streams and captures, or that it does not.
+    pub fn set_hooked(&self, hooked: bool) {
+        self.hooked.store(hooked, Ordering::SeqCst);
+        self.note_open_captures();
+    }
+
+    /// Sets whether blocks may be had without asking the driver whether their stream captures.
+    pub(super) fn note_open_captures(&self) {
+        let open = self.graphs.open_count() as u64;
+        let untold = u64::from(!self.is_hooked());
+        self.slow.store(2 * open + untold, Ordering::SeqCst);
+    }
+
+    pub(super) fn pooled_blocks(&self) -> usize {
+        let pools = self.devices_in_use().filter_map(|device| device.pool_in_use());
+        pools.map(|pool| pool.total().live()).sum::<u64>() as usize
+    }
+}
