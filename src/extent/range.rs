@@ -148,7 +148,8 @@ impl Extents {
             return Ok(());
         }
         let made: Vec<u64> = made.map(|(place, _)| *place).collect();
-        if self.unbind(run, &made).is_err() {
+        if let Err(error) = self.unbind(run, &made) {
+            self.warn_of_leftovers(&error);
             let stuck = made
                 .into_iter()
                 .filter(|place| run.extents.contains_key(place));

@@ -163,7 +163,8 @@ impl Extents {
             }
             Err(error) => {
                 // Nothing has used the range yet. What cannot be undone now stays in the table.
-                if self.dismantle(&mut run).is_err() {
+                if let Err(error) = self.dismantle(&mut run) {
+                    self.warn_of_leftovers(&error);
                     table.runs.insert(address, run);
                     table.left_runs.push(address);
                 }
@@ -245,6 +246,12 @@ impl Extents {
                 }
             }
         }
+    }
+
+    pub(super) fn warn_of_leftovers(&self, error: &Error) {
+        self.device.warnings().warn(Warning::GiveBack, || {
+            format!("what a failed operation left could not be undone yet, it will be tried again: {error}")
+        });
     }
 
     pub(super) fn warn_of_peers(&self, error: &Error) {

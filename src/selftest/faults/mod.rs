@@ -3,6 +3,7 @@
 //! address, event or record. Needs the simulated driver, which fails on demand and counts by itself.
 
 pub mod process;
+pub mod ranges;
 pub mod sources;
 
 use super::simulator::Simulator;
@@ -61,7 +62,7 @@ pub trait Stage {
 pub const SUITE: Suite = Suite {
     name: "faults",
     about: "every driver call of every operation fails once, at each of its positions",
-    cases: &[sources::CASES, process::CASES],
+    cases: &[ranges::CASES, sources::CASES, process::CASES],
 };
 
 /// Runs `scenario` once without a fault and then once for every call, position and code. The answer
