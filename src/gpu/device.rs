@@ -2,6 +2,7 @@
 
 use super::capability::Capabilities;
 use super::capture::{Captures, RelaxedCapture};
+use super::fence::IdleEvents;
 use crate::error::{DriverCode, Result, Warnings};
 use crate::sys::cuda::{Cuda, Handle, Refusal};
 use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -18,6 +19,7 @@ pub struct Device {
     warnings: Arc<Warnings>,
     capabilities: Capabilities,
     captures: Captures,
+    idle_events: IdleEvents,
 }
 
 struct Context(Handle);
@@ -52,6 +54,7 @@ impl Device {
             warnings,
             capabilities: Capabilities::default(),
             captures: Captures::default(),
+            idle_events: IdleEvents::default(),
             cuda,
         })
     }
@@ -101,6 +104,10 @@ impl Device {
     /// The captures known to be open on it.
     pub fn captures(&self) -> &Captures {
         &self.captures
+    }
+
+    pub(super) fn idle_events(&self) -> &IdleEvents {
+        &self.idle_events
     }
 
     pub(super) fn cuda(&self) -> &Cuda {
@@ -212,6 +219,12 @@ impl Device {
             }
         }
         Ok(peers)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.drop_idle_events();
     }
 }
 

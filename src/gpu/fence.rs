@@ -3,17 +3,59 @@
 
 use super::device::{Device, undo};
 use super::stream::Stream;
+use crate::core::sync::lock;
 use crate::error::{DriverCode, Result};
-use crate::sys::cuda::Handle;
+use crate::sys::cuda::{Handle, Refusal};
 use std::ffi::c_uint;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const DISABLE_TIMING: c_uint = 2;
+
+/// As many events a device are kept to be recorded again.
+const MOST_IDLE: usize = 256;
+
+struct Raw(Handle);
+
+// SAFETY: an event may be queried, recorded and destroyed from any thread.
+unsafe impl Send for Raw {}
+
+/// Events of a device that nobody waits for any more. Recording one of them again costs half of what
+/// a new one does.
+#[derive(Default)]
+pub(super) struct IdleEvents(Mutex<Vec<Raw>>);
+
+impl IdleEvents {
+    fn take(&self) -> Option<Handle> {
+        lock(&self.0).pop().map(|event| event.0)
+    }
+
+    /// Whether there was room for it.
+    fn keep(&self, event: Handle) -> bool {
+        let mut idle = lock(&self.0);
+        let room = idle.len() < MOST_IDLE;
+        if room {
+            idle.push(Raw(event));
+        }
+        room
+    }
+}
+
+impl Device {
+    /// Destroys the events that are kept to be recorded again.
+    pub fn drop_idle_events(&self) {
+        for event in std::mem::take(&mut *lock(&self.idle_events().0)) {
+            // SAFETY: the event is live, and the list was its only owner.
+            undo(|| unsafe { self.cuda().event_destroy(event.0) });
+        }
+    }
+}
 
 /// An event that has been recorded.
 pub struct Event {
     device: Arc<Device>,
     handle: Handle,
+    /// Recording it failed: it may be of a context that is gone.
+    is_doubtful: bool,
 }
 
 // SAFETY: an event may be queried and destroyed from any thread.
@@ -23,20 +65,41 @@ unsafe impl Sync for Event {}
 
 impl Event {
     fn create(device: &Arc<Device>) -> Result<Event> {
+        let of = |handle| Event {
+            device: device.clone(),
+            handle,
+            is_doubtful: false,
+        };
+        if let Some(idle) = device.idle_events().take() {
+            return Ok(of(idle));
+        }
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: `handle` is a valid out-pointer.
         device.check(unsafe { device.cuda().event_create(&mut handle, DISABLE_TIMING) })?;
-        Ok(Event {
-            device: device.clone(),
-            handle,
-        })
+        Ok(of(handle))
+    }
+
+    /// What recording it came to. Of idle events none is trusted after a failure.
+    fn recorded(
+        &mut self,
+        outcome: std::result::Result<(), Refusal>,
+    ) -> std::result::Result<(), Refusal> {
+        if outcome
+            .as_ref()
+            .is_err_and(|refusal| refusal.code.is_some())
+        {
+            self.is_doubtful = true;
+            self.device.drop_idle_events();
+        }
+        outcome
     }
 
     /// An event behind what `stream` has been given so far. Needs the device's context current.
     fn behind(device: &Arc<Device>, stream: Stream) -> Result<Event> {
-        let event = Event::create(device)?;
+        let mut event = Event::create(device)?;
         // SAFETY: the event is live; the caller vouches for the stream's handle.
-        device.check(unsafe { device.cuda().event_record(event.handle, stream.raw()) })?;
+        let outcome = unsafe { device.cuda().event_record(event.handle, stream.raw()) };
+        device.check(event.recorded(outcome))?;
         Ok(event)
     }
 
@@ -68,6 +131,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        if !self.is_doubtful && self.device.idle_events().keep(self.handle) {
+            return;
+        }
         // SAFETY: the event is live and this is its only owner.
         undo(|| unsafe { self.device.cuda().event_destroy(self.handle) });
     }
@@ -112,13 +178,14 @@ impl Fence {
     pub fn order_point(device: &Arc<Device>) -> Result<Fence> {
         device.outside_captures(|| {
             let _guard = device.enter()?;
-            let event = Event::create(device)?;
+            let mut event = Event::create(device)?;
             // SAFETY: the context is retained and the event live.
-            match unsafe {
+            let outcome = unsafe {
                 device
                     .cuda()
                     .context_record_event(device.context(), event.handle)
-            } {
+            };
+            match event.recorded(outcome) {
                 Ok(()) => Ok(Fence(vec![(Reach::Everything, Arc::new(event))])),
                 Err(refusal) if refusal.code.is_none() => {
                     device.wait_for_context()?;

@@ -210,6 +210,7 @@ impl DeviceEntry {
         for kind in Kind::SOURCES {
             self.source(kind).trim(keep)?;
         }
+        self.state.device.drop_idle_events();
         Ok(before.saturating_sub(self.held_by_all()))
     }
 

@@ -1,6 +1,7 @@
 //! What a process makes of the sources: records, statistics, streams that come and go, memory of
 //! captured graphs, limits, and the placement of managed memory.
 
+mod fences;
 mod graphs;
 mod managed;
 mod records;
@@ -47,6 +48,8 @@ pub const SUITE: Suite = Suite {
         streams::forgotten_in_capture,
         streams::per_thread_stream,
         streams::second_device,
+        fences::reuse,
+        fences::bounds,
         graphs::graph_memory,
         graphs::reuse,
         graphs::shared_pool,

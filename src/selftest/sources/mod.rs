@@ -276,6 +276,7 @@ impl Bench {
     pub fn finish(&self) -> Outcome {
         self.machine.synchronize()?;
         self.source.trim(0)?;
+        self.machine.device.drop_idle_events();
         self.check()?;
         ensure_eq!(self.state.deferral.entries(), 0, "waiting frees");
         ensure_eq!(self.state.deferral.bytes(), 0, "bytes waiting");
