@@ -10,6 +10,7 @@ use crate::observe;
 use crate::process::{self, AllocatorId, Demand, Stats};
 use crate::source::{ALIGN, Kind, LastUse};
 use rustc_hash::FxHashMap;
+use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -189,6 +190,41 @@ fn look_up(
         })
 }
 
+/// The pool's allocator that this thread used last, so that the usual call takes no lock.
+#[derive(Clone, Copy)]
+struct Recent {
+    handle: usize,
+    /// How many allocators had been destroyed.
+    destroyed: u64,
+    id: AllocatorId,
+    device: i32,
+}
+
+static DESTROYED: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static RECENT: Cell<Option<Recent>> = const { Cell::new(None) };
+}
+
+#[inline]
+fn recent(handle: *mut hbm_allocator_t) -> Option<Recent> {
+    let recent = RECENT.try_with(Cell::get).ok().flatten()?;
+    let is_same = recent.handle == handle as usize;
+    (is_same && recent.destroyed == DESTROYED.load(Ordering::Acquire)).then_some(recent)
+}
+
+fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator) {
+    if allocator.kind == Kind::Pool {
+        let recent = Recent {
+            handle: handle as usize,
+            destroyed: DESTROYED.load(Ordering::Acquire),
+            id: allocator.id,
+            device: allocator.device,
+        };
+        let _ = RECENT.try_with(|slot| slot.set(Some(recent)));
+    }
+}
+
 fn parse(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
     const OPERATION: &str = "hbm_allocator_create";
     let kind = Kind::from_number(descriptor.kind).ok_or_else(|| {
@@ -264,7 +300,11 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
         }
         let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
         let found = look_up(table.as_ref(), "hbm_allocator_destroy", allocator)?;
-        let live = found.live.load(Ordering::Acquire);
+        DESTROYED.fetch_add(1, Ordering::AcqRel);
+        let live = match found.kind {
+            Kind::Pool => observe::process().pooled_blocks_of(found.id),
+            _ => found.live.load(Ordering::Acquire),
+        };
         if live > 0 {
             return Err(Error::new(Status::Busy, "hbm_allocator_destroy")
                 .detail(format!("{live} of its blocks are not deallocated")));
@@ -295,6 +335,15 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
         if out.is_null() {
             return Err(Error::invalid(OPERATION, "the out-pointer is NULL"));
         }
+        if let (Some(recent), 0 | 256) = (recent(allocator), alignment) {
+            let stream = Stream::from_raw(stream);
+            let process = observe::process();
+            let reused = process.reuse_pooled(recent.device, bytes as u64, stream, Some(recent.id));
+            if let Some(address) = reused {
+                // SAFETY: checked for null above; the rest is the caller's promise.
+                return unsafe { write_out(OPERATION, out, address as *mut c_void) };
+            }
+        }
         let align = match alignment {
             0 => ALIGN,
             other => Align::new(other as u64).ok_or_else(|| {
@@ -302,6 +351,7 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
             })?,
         };
         let found = find_for_block(OPERATION, allocator)?;
+        remember(allocator, &found);
         let address = observe::process()
             .allocate(Demand {
                 kind: found.kind,
@@ -337,9 +387,14 @@ pub extern "C" fn hbm_allocator_deallocate(
         if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
-        let found = find("hbm_allocator_deallocate", allocator)?;
         let process = observe::process();
         let used_on = Some(Stream::from_raw(stream));
+        if let Some(recent) = recent(allocator) {
+            if process.free_pooled(address as u64, Some(recent.id), used_on)? {
+                return Ok(());
+            }
+        }
+        let found = find("hbm_allocator_deallocate", allocator)?;
         let outcome = process.deallocate(address as u64, Some(found.id), used_on);
         let gone = !matches!(&outcome, Err(error) if error.status() == Status::NotOwned);
         if gone {

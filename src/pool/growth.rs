@@ -78,6 +78,13 @@ impl DevicePool {
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, chunk);
         lock(&arena.space).extend(&mut window, extra);
+        tracing::debug!(
+            "{} bytes: {} of {} missing are moved there, {} made, in chunks of up to {chunk}",
+            wanted.bytes,
+            stretches.iter().map(|s| s.bytes() - s.new_bytes()).sum::<u64>(),
+            window.missing_bytes(),
+            stretches.iter().map(Stretch::new_bytes).sum::<u64>(),
+        );
         self.back(wanted, &arenas, window, stretches)
     }
 

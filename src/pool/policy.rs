@@ -47,7 +47,7 @@ impl Stretch {
 pub fn chunk_bytes(reserved: u64, is_tight: bool, granularity: Align) -> u64 {
     let share = match is_tight {
         true => 4096,
-        false => 1024,
+        false => 512,
     };
     let wanted = (reserved / share).next_power_of_two();
     wanted.clamp(granularity.get(), MOST)

@@ -143,6 +143,11 @@ impl DevicePool {
         })
     }
 
+    /// Blocks that an allocator object has given out now.
+    pub fn live_of(&self, allocator: u64) -> u64 {
+        self.sum(|heap| heap.key.allocator == allocator).live()
+    }
+
     /// The sums over all heaps. Peaks are exact while one thread uses one heap, and to within 1 MiB
     /// a thread and heap otherwise.
     pub fn total(&self) -> Sums {

@@ -44,6 +44,12 @@ fn allocate_block(
     stream: *mut c_void,
 ) -> Result<*mut c_void> {
     let process = observe::process();
+    if kind == Some(Kind::Pool) {
+        let stream = Stream::from_raw(stream);
+        if let Some(address) = process.reuse_pooled(device, size as u64, stream, None) {
+            return Ok(address as *mut c_void);
+        }
+    }
     let last_use = if process.is_hooked() {
         LastUse::Told(Vec::new())
     } else {
