@@ -48,6 +48,8 @@ typedef enum hbm_kind {
     HBM_KIND_ASYNC = 2,
     // Virtual memory management; at least one granule (2 MiB) a block.
     HBM_KIND_VMM = 3,
+    // The caching pool.
+    HBM_KIND_POOL = 4,
 } hbm_kind;
 
 // Where virtual-memory blocks live.
@@ -98,7 +100,7 @@ typedef struct hbm_allocator_desc_t {
     int32_t kind;
     // The device's ordinal.
     int32_t device;
-    // A tag for its blocks, or NULL. Copied.
+    // A tag for its blocks, of 1 to 255 bytes; or NULL: that of the allocating thread. Copied.
     const char *tag;
     // An hbm_location; only for HBM_KIND_VMM.
     int32_t location;
@@ -276,6 +278,38 @@ int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 // that used the stream stay valid; their memory is later given back behind all work of the device.
 int32_t hbm_stream_forget(int32_t device, void *stream);
 
+// What the calling thread allocates from here on has the tag `name`, until hbm_tag_pop. A name has 1
+// to 255 bytes of UTF-8; it is copied. Tags nest: the one pushed last counts. Blocks of allocators
+// that have a tag of their own keep that one. Threads that this thread starts inherit nothing: see
+// hbm_set_default_tag. There can be 65535 names in a process; HBM_BUSY for one more. Makes no
+// driver call; in a forked child it does nothing.
+//
+// Required: `name` must be a C string.
+int32_t hbm_tag_push(const char *name);
+
+// Undoes the calling thread's last hbm_tag_push. HBM_INVALID_ARGUMENT where there is none. Blocks
+// allocated meanwhile keep their tag.
+int32_t hbm_tag_pop(void);
+
+// Sets the tag of what threads allocate that have pushed none, in the whole process; NULL for no tag,
+// which is how it begins. Names as in hbm_tag_push. Any thread; makes no driver call.
+//
+// Required: `name` must be NULL or a C string.
+int32_t hbm_set_default_tag(const char *name);
+
+// Writes the name of the tag that the calling thread's next block gets to `buffer`, with its final
+// zero; the empty text for no tag. 256 bytes hold every name; HBM_INVALID_ARGUMENT where `capacity`
+// is too small, and nothing is written.
+//
+// Required: `buffer` must be valid for a write of `capacity` bytes.
+int32_t hbm_tag_current(char *buffer, size_t capacity);
+
+// Writes the name of the tag of the block that begins at `address`, as hbm_tag_current does.
+// HBM_NOT_OWNED for an address that is no block.
+//
+// Required: `buffer` must be valid for a write of `capacity` bytes.
+int32_t hbm_tag_of(const void *address, char *buffer, size_t capacity);
+
 // Says that every hook is set (1), or that none is (0): then a freed block waits behind all work
 // of the device.
 void hbm_torch_set_hooked(int hooked);
@@ -311,7 +345,8 @@ void hbm_torch_end_allocate_to_pool(int device, uint64_t id_high, uint64_t id_lo
 void hbm_torch_release_pool(int device, uint64_t id_high, uint64_t id_low);
 
 // Writes a pair of functions for one MemPool: segments come from `kind` (an hbm_kind, or -1 for
-// the option `backend`) and carry `tag`, where it is not NULL. Makes no driver call.
+// the option `backend`) and carry `tag` (1 to 255 bytes), or where it is NULL the tag of the thread
+// that allocates one. Makes no driver call.
 //
 // Required: `tag` must be NULL or a C string, both out-pointers valid for a write.
 int32_t hbm_torch_segment_functions(int32_t kind,

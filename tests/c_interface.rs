@@ -7,7 +7,13 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 4] = ["allocators", "wrong_use", "process", "torch_entries"];
+const PROGRAMS: [&str; 5] = [
+    "allocators",
+    "wrong_use",
+    "process",
+    "tags",
+    "torch_entries",
+];
 
 fn run_shared(program: &str) {
     let bench = Workbench::new(&format!("c_shared_{program}"));
@@ -28,6 +34,11 @@ fn wrong_use() {
 #[test]
 fn process() {
     run_shared("process");
+}
+
+#[test]
+fn tags() {
+    run_shared("tags");
 }
 
 #[test]

@@ -5,10 +5,11 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 5] = [
+const FACES: [&str; 6] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
+    "capi/tags.rs",
     "torch/hooks.rs",
     "torch/segments.rs",
 ];

@@ -5,6 +5,7 @@
 mod support;
 
 use hbmalloc::config::value::Location;
+use hbmalloc::core::tags::TagId;
 use hbmalloc::extent::table::Owner;
 use hbmalloc::gpu::Stream;
 use hbmalloc::gpu::stream::OwnedStream;
@@ -279,7 +280,7 @@ impl Run {
                 .clone(),
             allocator: None,
             location: on_host.then_some(Location::HostNuma(0)),
-            tag: None,
+            tag: TagId::NONE,
         });
         match outcome {
             Ok(address) => {

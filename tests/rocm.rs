@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 use hbmalloc::core::size::Align;
+use hbmalloc::core::tags::TagId;
 use hbmalloc::error::Status;
 use hbmalloc::extent::table::Owner;
 use hbmalloc::gpu::Stream;
@@ -20,7 +21,7 @@ fn demand(bytes: u64) -> Demand {
         last_use: LastUse::Streams(Vec::new()),
         allocator: None,
         location: None,
-        tag: None,
+        tag: TagId::NONE,
     }
 }
 

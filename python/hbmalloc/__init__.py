@@ -25,6 +25,7 @@ from ._errors import (
 from ._library import BACKENDS, get_include, get_library_path, library_version
 from ._options import Option, get_option, options, set_option
 from ._runtime import device_count, reset_peak_stats, set_log_callback, stats, trim
+from ._tags import current_tag, set_default_tag, tag, tag_of
 from ._version import __version__
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ShutdownError",
     "UnsupportedError",
     "__version__",
+    "current_tag",
     "device_count",
     "get_include",
     "get_library_path",
@@ -51,9 +53,12 @@ __all__ = [
     "library_version",
     "options",
     "reset_peak_stats",
+    "set_default_tag",
     "set_log_callback",
     "set_option",
     "stats",
+    "tag",
+    "tag_of",
     "torch",
     "trim",
 ]

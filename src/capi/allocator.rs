@@ -3,11 +3,12 @@
 use super::{export, read_struct, text_argument, write_out, write_struct};
 use crate::config::value::Location;
 use crate::core::size::Align;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process::{self, AllocatorId, Demand, Stats};
+use crate::process::{self, AllocatorId, Demand, Stats, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
@@ -61,7 +62,7 @@ pub struct hbm_allocator_desc_t {
     pub kind: i32,
     /// The device's ordinal.
     pub device: i32,
-    /// A tag for its blocks, or NULL. Copied.
+    /// A tag for its blocks, of 1 to 255 bytes; or NULL: that of the allocating thread. Copied.
     pub tag: *const c_char,
     /// An hbm_location; only for HBM_KIND_VMM.
     pub location: i32,
@@ -152,7 +153,7 @@ struct Allocator {
     kind: Kind,
     device: i32,
     location: Option<Location>,
-    tag: Option<Arc<str>>,
+    tag: TagId,
     live: AtomicU64,
 }
 
@@ -249,10 +250,10 @@ fn parse(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
         }
     };
     let tag = if descriptor.tag.is_null() {
-        None
+        TagId::NONE
     } else {
         // SAFETY: the caller of hbm_allocator_create vouches for it.
-        Some(unsafe { text_argument(OPERATION, "tag", descriptor.tag)? }.into())
+        tags::table().intern(unsafe { text_argument(OPERATION, "tag", descriptor.tag)? })?
     };
     Ok(Allocator {
         id: AllocatorId::new(),
@@ -275,6 +276,7 @@ pub unsafe extern "C" fn hbm_allocator_create(
     out: *mut *mut hbm_allocator_t,
 ) -> i32 {
     export(|| {
+        process::check_not_forked()?;
         // SAFETY: passed on to the caller.
         let descriptor = unsafe { read_struct("hbm_allocator_create", descriptor, OLDER_SIZES)? };
         let allocator = parse(&descriptor)?;
@@ -363,7 +365,7 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
                 last_use: LastUse::Streams(Vec::new()),
                 allocator: Some(found.id),
                 location: found.location,
-                tag: found.tag.clone(),
+                tag: found.tag.or_else(tags::current),
             })
             .inspect_err(|_| {
                 found.live.fetch_sub(1, Ordering::AcqRel);

@@ -3,10 +3,12 @@
 mod allocator;
 mod options;
 mod status;
+mod tags;
 
 pub use allocator::*;
 pub use options::*;
 pub use status::*;
+pub use tags::*;
 
 use crate::error::{Error, Result, Status};
 use std::ffi::{CStr, c_char};

@@ -10,3 +10,4 @@ pub mod size;
 pub mod size_index;
 pub mod space;
 pub mod sync;
+pub mod tags;

@@ -5,10 +5,10 @@
 use super::backing::Backing;
 use super::table::{Extent, Extents, Owner, Run, Table};
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::gpu::{ChunkSpec, Reservation};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// What a pool's range is to be.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ pub struct RangeSpec {
     /// The kind of chunks that back it.
     pub chunk: ChunkSpec,
     /// The tag of what lives in it.
-    pub tag: Option<Arc<str>>,
+    pub tag: TagId,
 }
 
 impl Extents {
@@ -36,7 +36,7 @@ impl Extents {
             extents: BTreeMap::new(),
             spec: spec.chunk,
             owner: Owner::Pool,
-            tag: spec.tag.clone(),
+            tag: spec.tag,
         };
         table.runs.insert(address, run);
         tracing::debug!("{address:#x}: {} bytes of addresses reserved", spec.bytes);

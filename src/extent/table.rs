@@ -6,6 +6,7 @@
 use super::backing::Backing;
 use crate::core::gauge::{Gauge, Reading};
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
 use rustc_hash::FxHashSet;
@@ -56,7 +57,7 @@ pub(super) struct Run {
     pub(super) extents: BTreeMap<u64, Extent>,
     pub(super) spec: ChunkSpec,
     pub(super) owner: Owner,
-    pub(super) tag: Option<Arc<str>>,
+    pub(super) tag: TagId,
 }
 
 /// What a range is to be.
@@ -73,7 +74,7 @@ pub struct RunSpec {
     /// Who decides about it: not a pool, whose ranges are reserved bare.
     pub owner: Owner,
     /// The tag of what lives in it.
-    pub tag: Option<Arc<str>>,
+    pub tag: TagId,
 }
 
 /// A line of the table, for reports.
@@ -91,7 +92,7 @@ pub struct ExtentInfo {
     /// Who decides about it.
     pub owner: Owner,
     /// Its tag.
-    pub tag: Option<Arc<str>>,
+    pub tag: TagId,
 }
 
 /// What is reserved and what backs it.
@@ -148,7 +149,7 @@ impl Extents {
             reservation,
             spec: spec.chunk,
             owner: spec.owner,
-            tag: spec.tag.clone(),
+            tag: spec.tag,
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -302,7 +303,7 @@ impl Extents {
                 residency: extent.residency(),
                 alias: extent.alias,
                 owner: run.owner,
-                tag: run.tag.clone(),
+                tag: run.tag,
             };
             run.extents.iter().map(line).collect::<Vec<_>>()
         };

@@ -3,6 +3,7 @@
 
 use crate::core::size::Align;
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::extent::range::RangeSpec;
@@ -60,12 +61,11 @@ impl Backing {
         let Backing::Chunks { spec, granularity } = self else {
             return Err(Error::new(Status::Internal, "reserve addresses"));
         };
-        let _ = tag;
         state.extents.reserve(&RangeSpec {
             bytes,
             align: granularity.get(),
             chunk: *spec,
-            tag: None,
+            tag: TagId::from_number(tag),
         })
     }
 
@@ -80,7 +80,7 @@ impl Backing {
             stream,
             capturing,
             owner: Owner::Segment,
-            tag: None,
+            tag: TagId::NONE,
         })?;
         lock(blocks).insert(block.address, block);
         Ok(block.address)

@@ -312,6 +312,12 @@ impl Pools {
         Some(self.heap_of(word).filter(|_| word.is_live())?.key.allocator)
     }
 
+    /// The number of the tag of the live block at `address`; none where there is no such block.
+    pub fn tag_of(&self, address: u64) -> Option<u16> {
+        let word = Word(self.radix.get(address)?.state());
+        Some(self.heap_of(word).filter(|_| word.is_live())?.key.tag)
+    }
+
     /// The beginning and length of the live block that `address` lies in. Off the hot path.
     pub fn block_around(&self, address: u64) -> Option<(u64, u64)> {
         self.all_heaps()

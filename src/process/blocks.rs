@@ -4,12 +4,12 @@ use super::graphs::{Kept, Released};
 use super::{Process, lifetime};
 use crate::config::value::Location;
 use crate::core::size::Align;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status, Warning};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::registry::{AllocatorId, GraphPool, GraphUse, Record};
 use crate::source::{Kind, LastUse, Request};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What a caller wants.
@@ -33,8 +33,8 @@ pub struct Demand {
     pub allocator: Option<AllocatorId>,
     /// Where it lives, where that is not left to the option `vmm_location`.
     pub location: Option<Location>,
-    /// The tag of what will live in it.
-    pub tag: Option<Arc<str>>,
+    /// The tag of what will live in it; `tags::current()` where nothing else names one.
+    pub tag: TagId,
 }
 
 impl Process {
@@ -62,7 +62,7 @@ impl Process {
             stream: demand.stream,
             capturing,
             owner: demand.owner,
-            tag: demand.tag.clone(),
+            tag: demand.tag,
         };
         let graph = match demand.owner {
             Owner::Block if capturing => {
@@ -130,6 +130,7 @@ impl Process {
         let kept = Kept {
             block: record.block,
             source: record.source.clone(),
+            tag: record.tag,
             single_stream: record.is_single_stream(),
         };
         match record.graph {
@@ -192,6 +193,16 @@ impl Process {
         self.pools
             .block_around(address)
             .or_else(|| self.registry.range_of(address))
+    }
+
+    /// The tag of the block that begins at `address`.
+    pub fn tag_of(&self, address: u64) -> Result<TagId> {
+        lifetime::check_not_forked()?;
+        self.pools
+            .tag_of(address)
+            .map(TagId::from_number)
+            .or_else(|| self.registry.with(address, |record| record.tag))
+            .ok_or_else(|| not_owned("tag_of", address))
     }
 
     /// How many blocks are given out.

@@ -3,6 +3,7 @@
 //! serve again, in the order of its stream.
 
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::gpu::Stream;
 use crate::gpu::capture::Captures;
 use crate::registry::{GraphPool, GraphUse};
@@ -15,6 +16,7 @@ use std::thread::ThreadId;
 pub(super) struct Kept {
     pub block: Block,
     pub source: Arc<dyn Source>,
+    pub tag: TagId,
     /// Whether only its own stream used it, so that the same stream may use it again.
     pub single_stream: bool,
 }
@@ -28,6 +30,7 @@ impl Kept {
             .saturating_add((request.bytes / 8).max(GRANULE));
         self.single_stream
             && self.source.kind() == kind
+            && self.tag == request.tag
             && self.block.stream == request.stream
             && request.align.divides(self.block.address)
             && (request.bytes..=most).contains(&self.block.bytes)

@@ -7,6 +7,7 @@ mod graphs;
 mod lifetime;
 mod pooled;
 pub mod stats;
+pub mod tags;
 
 pub use crate::registry::AllocatorId;
 pub use blocks::Demand;

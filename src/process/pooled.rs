@@ -2,7 +2,7 @@
 //! one that knows of devices, captures and limits.
 
 use super::blocks::Demand;
-use super::{Process, lifetime};
+use super::{Process, lifetime, tags};
 use crate::error::Result;
 use crate::gpu::Stream;
 use crate::pool::{Freed, GraphId, HeapKey, thread_number};
@@ -18,7 +18,7 @@ fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
         device: demand.device,
         stream: demand.stream,
         thread: thread_of(demand.stream),
-        tag: 0,
+        tag: demand.tag.number(),
         allocator: demand.allocator.map_or(0, AllocatorId::get),
         graph,
     }
@@ -51,7 +51,7 @@ impl Process {
             device,
             stream,
             thread: thread_of(stream),
-            tag: 0,
+            tag: tags::current().number(),
             allocator: allocator.map_or(0, AllocatorId::get),
             graph: None,
         };

@@ -3,6 +3,7 @@
 //! streams.
 
 use crate::core::ownership::Ownership;
+use crate::core::tags::TagId;
 use crate::gpu::Stream;
 use crate::source::{Block, LastUse, Source};
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub struct Record {
     /// Whether a graph may use it.
     pub graph: GraphUse,
     /// Its tag.
-    pub tag: Option<Arc<str>>,
+    pub tag: TagId,
 }
 
 impl Record {

@@ -7,12 +7,12 @@ pub mod stream_ordered;
 pub mod vmm;
 
 use crate::core::size::Align;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
 use crate::extent::table::Owner;
 use crate::gpu::{Fence, Stream};
-use std::sync::Arc;
 
 /// The kinds of source; the integers are those of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +82,7 @@ pub struct Request {
     /// Who divides the memory up.
     pub owner: Owner,
     /// The tag of what will live in it.
-    pub tag: Option<Arc<str>>,
+    pub tag: TagId,
 }
 
 /// Memory handed out by a source.

@@ -81,7 +81,7 @@ impl Source for VmmSource {
                 chunk_bytes,
                 chunk,
                 owner: request.owner,
-                tag: request.tag.clone(),
+                tag: request.tag,
             })
             .map_err(|error| error.bytes(request.bytes))?;
         Ok(Block {

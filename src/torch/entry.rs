@@ -3,6 +3,7 @@
 //! and CuPy, whose own retry needs a NULL.
 
 use super::{allocate_block, allocate_segment, deallocate, guarded, raise};
+use crate::core::tags::TagId;
 use crate::error::last;
 use crate::source::Kind;
 use std::ffi::{c_int, c_void};
@@ -45,7 +46,7 @@ macro_rules! entry_points {
         /// NULL on failure, with the thread's last error set; never raises. Any thread.
         #[unsafe(no_mangle)]
         pub extern "C" fn $segment_malloc(size: usize, device: c_int, stream: *mut c_void) -> *mut c_void {
-            segment_or_null(guarded(|| allocate_segment($kind, size, device, stream, None)))
+            segment_or_null(guarded(|| allocate_segment($kind, size, device, stream, TagId::NONE)))
         }
 
         #[doc = concat!("Takes back what `", stringify!($segment_malloc), "` gave, once all work given to the device is done.")]

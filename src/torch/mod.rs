@@ -10,15 +10,15 @@ pub use entry::*;
 pub use hooks::*;
 pub use segments::*;
 
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status, Warning, last};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process::Demand;
+use crate::process::{Demand, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 /// Runs the body of an export, with a panic turned into an error.
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -58,19 +58,21 @@ fn allocate_block(
         });
         LastUse::Unknown
     };
-    allocate(kind, size, device, stream, Owner::Block, last_use, None)
+    let tag = tags::current();
+    allocate(kind, size, device, stream, Owner::Block, last_use, tag)
 }
 
 /// A segment that torch divides up itself. It frees one without saying on which streams its parts
-/// were used.
+/// were used. No tag stands for that of the thread.
 fn allocate_segment(
     kind: Option<Kind>,
     size: usize,
     device: i32,
     stream: *mut c_void,
-    tag: Option<Arc<str>>,
+    tag: TagId,
 ) -> Result<*mut c_void> {
     let last_use = LastUse::Anywhere;
+    let tag = tag.or_else(tags::current);
     allocate(kind, size, device, stream, Owner::Segment, last_use, tag)
 }
 
@@ -81,7 +83,7 @@ fn allocate(
     stream: *mut c_void,
     owner: Owner,
     last_use: LastUse,
-    tag: Option<Arc<str>>,
+    tag: TagId,
 ) -> Result<*mut c_void> {
     // torch asks for 0 bytes too, takes NULL for it and never frees that.
     if size == 0 {

@@ -5,17 +5,18 @@
 use super::entry::{segment_or_null, vmm_segment_free};
 use super::{allocate_segment, guarded};
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status, last};
-use crate::process::check_not_forked;
+use crate::process::{check_not_forked, tags};
 use crate::source::Kind;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// More tags than programs use; asking for the same tag and source again gives the same function.
 const SLOTS: usize = 64;
 
 /// The source and the tag of each function given out.
-type Binding = (Option<Kind>, Option<Arc<str>>);
+type Binding = (Option<Kind>, TagId);
 
 static BOUND: Mutex<Vec<Binding>> = Mutex::new(Vec::new());
 
@@ -30,7 +31,7 @@ extern "C" fn bound_segment_malloc<const SLOT: usize>(
         check_not_forked()?;
         let (kind, tag) = lock(&BOUND)
             .get(SLOT)
-            .cloned()
+            .copied()
             .ok_or_else(|| Error::new(Status::Internal, "bound_segment_malloc"))?;
         allocate_segment(kind, size, device, stream, tag)
     }))
@@ -45,15 +46,13 @@ static FUNCTIONS: [SegmentMalloc; SLOTS] = functions!(
     32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
 );
 
-fn bind(kind: Option<Kind>, tag: Option<&str>) -> Result<SegmentMalloc> {
+fn bind(kind: Option<Kind>, tag: TagId) -> Result<SegmentMalloc> {
     let mut bound = lock(&BOUND);
-    let known = bound
-        .iter()
-        .position(|(k, t)| *k == kind && t.as_deref() == tag);
+    let known = bound.iter().position(|bound| *bound == (kind, tag));
     let slot = match known {
         Some(slot) => slot,
         None if bound.len() < SLOTS => {
-            bound.push((kind, tag.map(Arc::from)));
+            bound.push((kind, tag));
             bound.len() - 1
         }
         None => {
@@ -65,7 +64,8 @@ fn bind(kind: Option<Kind>, tag: Option<&str>) -> Result<SegmentMalloc> {
 }
 
 /// Writes a pair of functions for one MemPool: segments come from `kind` (an hbm_kind, or -1 for
-/// the option `backend`) and carry `tag`, where it is not NULL. Makes no driver call.
+/// the option `backend`) and carry `tag` (1 to 255 bytes), or where it is NULL the tag of the thread
+/// that allocates one. Makes no driver call.
 ///
 /// # Safety
 /// `tag` must be NULL or a C string, both out-pointers valid for a write.
@@ -95,7 +95,8 @@ pub unsafe extern "C" fn hbm_torch_segment_functions(
         };
         // SAFETY: passed on to the caller.
         let tag = (!tag.is_null()).then(|| unsafe { CStr::from_ptr(tag) }.to_string_lossy());
-        let function = bind(kind, tag.as_deref())?;
+        let tag = tag.map_or(Ok(TagId::NONE), |tag| tags::table().intern(&tag))?;
+        let function = bind(kind, tag)?;
         // SAFETY: passed on to the caller.
         unsafe {
             malloc_function.write(function as *mut c_void);

@@ -89,6 +89,12 @@ static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_bl
     EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
     EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
     EXPECT(HBM_OK, hbm_stream_forget(0, NULL));
+    char name[256];
+    EXPECT(HBM_OK, hbm_tag_push("of the child"));
+    EXPECT(HBM_OK, hbm_tag_pop());
+    EXPECT(HBM_OK, hbm_set_default_tag("of the child"));
+    EXPECT(HBM_OK, hbm_tag_current(name, sizeof name));
+    EXPECT(HBM_FORKED, hbm_tag_of(block, name, sizeof name));
     hbm_free(torch_block, MIB, 0, NULL);
     vmm_segment_free(torch_block, MIB, 0, NULL);
     hbm_torch_record_stream(torch_block, NULL);

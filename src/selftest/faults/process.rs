@@ -1,6 +1,7 @@
 //! Faults from the first driver call on, in what a whole process does with its blocks.
 
 use super::{Scenario, Stage, exhaust};
+use crate::core::tags::TagId;
 use crate::error;
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
@@ -197,7 +198,7 @@ impl Scene {
             last_use: LastUse::Streams(Vec::new()),
             allocator: None,
             location: None,
-            tag: None,
+            tag: TagId::NONE,
         })?;
         self.live.push(address);
         Ok(())

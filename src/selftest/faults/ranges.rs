@@ -3,6 +3,7 @@
 
 use super::{Scenario, Stage, exhaust};
 use crate::config::value::Location;
+use crate::core::tags::TagId;
 use crate::error::{self, Status};
 use crate::extent::DeviceState;
 use crate::extent::range::RangeSpec;
@@ -99,7 +100,7 @@ impl Scene {
             bytes: RANGE,
             align: grain.get(),
             chunk,
-            tag: None,
+            tag: TagId::NONE,
         })?;
         self.ranges.push(range);
         Ok(())

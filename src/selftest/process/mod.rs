@@ -10,6 +10,7 @@ mod streams;
 
 use super::machine::Machine;
 use super::simulator::{Counters, Simulator};
+use crate::core::tags::TagId;
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::process::{Demand, Process};
@@ -116,7 +117,7 @@ impl House {
             last_use: LastUse::Streams(Vec::new()),
             allocator: None,
             location: None,
-            tag: None,
+            tag: TagId::NONE,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Bench, case};
 use crate::config::value::Location;
+use crate::core::tags::TagId;
 use crate::error::{Result, Status};
 use crate::extent::table::{Owner, RunSpec};
 use crate::gpu::ChunkSpec;
@@ -135,7 +136,7 @@ fn refusals() -> Outcome {
         chunk_bytes: grain,
         chunk: bench.chunk,
         owner: Owner::Block,
-        tag: None,
+        tag: TagId::NONE,
     })?;
     let outside = block.max(range).max(other) + (1 << 40);
     {

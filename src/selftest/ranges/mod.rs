@@ -11,6 +11,7 @@ use super::simulator::Counters;
 use super::{Case, Outcome, Stop, Suite};
 use crate::config::value::Location;
 use crate::core::size::Align;
+use crate::core::tags::TagId;
 use crate::extent::DeviceState;
 use crate::extent::range::RangeSpec;
 use crate::extent::table::{Extents, Owner, Residency};
@@ -31,6 +32,9 @@ const fn case(name: &'static str, run: fn(&super::Context) -> Outcome) -> Case {
 
 /// Bytes at either end of a chunk that are written and looked at.
 const MARK: usize = 64;
+
+/// The tag of every range.
+const TAG: TagId = TagId::from_number(7);
 
 /// Extents on a machine, with the model beside them.
 struct Bench {
@@ -81,7 +85,7 @@ impl Bench {
             bytes: self.granules(granules),
             align: self.grain.get(),
             chunk: self.chunk,
-            tag: Some("pool".into()),
+            tag: TAG,
         }
     }
 
@@ -154,8 +158,8 @@ impl Bench {
         for (line, (address, place)) in lines.iter().zip(&self.model.places) {
             let found = (line.address, line.bytes, line.alias);
             ensure_eq!(found, (*address, place.bytes, place.alias), "a place");
-            let found = (line.residency, line.owner, line.tag.as_deref());
-            let expected = (Residency::Mapped, Owner::Pool, Some("pool"));
+            let found = (line.residency, line.owner, line.tag);
+            let expected = (Residency::Mapped, Owner::Pool, TAG);
             ensure_eq!(found, expected, "the place at {address:#x}");
         }
         let held = self.extents().physical();

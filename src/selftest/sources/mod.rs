@@ -12,6 +12,7 @@ use super::machine::Machine;
 use super::simulator::{Counters, Simulator};
 use crate::config::value::{Location, Size, Threshold};
 use crate::core::size::Align;
+use crate::core::tags::TagId;
 use crate::extent::DeviceState;
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
@@ -231,7 +232,7 @@ impl Bench {
             stream,
             capturing: false,
             owner: Owner::Block,
-            tag: None,
+            tag: TagId::NONE,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::random::Random;
 use super::{Arena, STREAMS};
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::process::Demand;
@@ -85,7 +86,7 @@ impl Arena {
             },
             allocator: None,
             location: None,
-            tag: None,
+            tag: TagId::NONE,
         })?;
         let block = self.process.block_of(address);
         let (_, bytes) = block.ok_or_else(|| format!("{address:#x} is no block"))?;

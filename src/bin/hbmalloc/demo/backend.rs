@@ -4,6 +4,7 @@
 use super::data::{Checksum, Content, Plan};
 use super::report::Figures;
 use crate::trace::{Action, Trace};
+use hbmalloc::core::tags::TagId;
 use hbmalloc::error::Result;
 use hbmalloc::extent::table::Owner;
 use hbmalloc::gpu::{Device, Fence, OwnedStream, Stream};
@@ -153,7 +154,7 @@ impl<'a> Replay<'a> {
             last_use: LastUse::Streams(Vec::new()),
             allocator: None,
             location: None,
-            tag: None,
+            tag: TagId::NONE,
         };
         let address = self.measured(|replay| replay.process.allocate(demand))?;
         let counted = counted(self.kind, &self.simulator.counters());

@@ -1,0 +1,63 @@
+"""Tags: names that group memory for statistics, limits and placement."""
+
+import contextlib
+import ctypes
+
+from . import _library
+
+_NAME_BYTES = 256  # holds every name and its final zero
+
+
+def _encoded(name):
+    if not isinstance(name, str):
+        raise TypeError("a tag is a str, not %r" % (name,))
+    if "\0" in name:
+        raise ValueError("a tag's name holds no NUL: %r" % name)
+    return name.encode()
+
+
+class tag(contextlib.ContextDecorator):
+    """What this thread allocates inside has the tag `name`: `with hbmalloc.tag("weights"): ...`
+
+    Also a decorator of functions. Tags nest, the innermost counts; a pool or an allocator
+    that has a tag of its own keeps it. Other threads, autograd's among them, do not
+    inherit it: `set_default_tag` is for those. A coroutine that awaits inside may find
+    another's tag, since a tag belongs to the thread. Makes no driver call.
+
+    `name` has 1 to 255 bytes; a process can have 65535 names.
+    """
+
+    def __init__(self, name):
+        self.name = name
+        self._bytes = _encoded(name)
+
+    def __enter__(self):
+        _library.check(_library.library().hbm_tag_push(self._bytes), "tag")
+        return self
+
+    def __exit__(self, *exception):
+        _library.check(_library.library().hbm_tag_pop(), "tag")
+        return False
+
+    def __repr__(self):
+        return "hbmalloc.tag(%r)" % self.name
+
+
+def set_default_tag(name):
+    """Sets the tag of memory that threads without a tag of their own allocate; None for no tag."""
+    encoded = None if name is None else _encoded(name)
+    _library.check(_library.library().hbm_set_default_tag(encoded), "set_default_tag")
+
+
+def current_tag():
+    """The tag that this thread's next block gets; None for no tag."""
+    room = ctypes.create_string_buffer(_NAME_BYTES)
+    _library.check(_library.library().hbm_tag_current(room, len(room)), "current_tag")
+    return room.value.decode() or None
+
+
+def tag_of(address):
+    """The tag of the block that begins at `address` (a tensor's `data_ptr()`); None for no tag."""
+    room = ctypes.create_string_buffer(_NAME_BYTES)
+    _library.check(_library.library().hbm_tag_of(address, room, len(room)), "tag_of")
+    return room.value.decode() or None

@@ -1,0 +1,111 @@
+//! Tags: names that group blocks for statistics, limits and placement.
+
+use super::{export, text_argument};
+use crate::core::tags::TagId;
+use crate::error::{Error, Result};
+use crate::observe;
+use crate::process::{has_forked, tags};
+use std::ffi::{c_char, c_void};
+
+/// What the calling thread allocates from here on has the tag `name`, until hbm_tag_pop. A name has 1
+/// to 255 bytes of UTF-8; it is copied. Tags nest: the one pushed last counts. Blocks of allocators
+/// that have a tag of their own keep that one. Threads that this thread starts inherit nothing: see
+/// hbm_set_default_tag. There can be 65535 names in a process; HBM_BUSY for one more. Makes no
+/// driver call; in a forked child it does nothing.
+///
+/// # Safety
+/// `name` must be a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_tag_push(name: *const c_char) -> i32 {
+    // SAFETY: passed on to the caller.
+    export(|| tags::push(unsafe { text_argument("hbm_tag_push", "name", name)? }))
+}
+
+/// Undoes the calling thread's last hbm_tag_push. HBM_INVALID_ARGUMENT where there is none. Blocks
+/// allocated meanwhile keep their tag.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_tag_pop() -> i32 {
+    export(tags::pop)
+}
+
+/// Sets the tag of what threads allocate that have pushed none, in the whole process; NULL for no tag,
+/// which is how it begins. Names as in hbm_tag_push. Any thread; makes no driver call.
+///
+/// # Safety
+/// `name` must be NULL or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_set_default_tag(name: *const c_char) -> i32 {
+    export(|| {
+        if name.is_null() {
+            return tags::set_default(None);
+        }
+        // SAFETY: passed on to the caller.
+        let name = unsafe { text_argument("hbm_set_default_tag", "name", name)? };
+        tags::set_default(Some(name))
+    })
+}
+
+/// Writes the name of the tag that the calling thread's next block gets to `buffer`, with its final
+/// zero; the empty text for no tag. 256 bytes hold every name; HBM_INVALID_ARGUMENT where `capacity`
+/// is too small, and nothing is written.
+///
+/// # Safety
+/// `buffer` must be valid for a write of `capacity` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_tag_current(buffer: *mut c_char, capacity: usize) -> i32 {
+    // SAFETY: passed on to the caller.
+    export(|| unsafe { write_name("hbm_tag_current", tags::current(), buffer, capacity) })
+}
+
+/// Writes the name of the tag of the block that begins at `address`, as hbm_tag_current does.
+/// HBM_NOT_OWNED for an address that is no block.
+///
+/// # Safety
+/// `buffer` must be valid for a write of `capacity` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_tag_of(
+    address: *const c_void,
+    buffer: *mut c_char,
+    capacity: usize,
+) -> i32 {
+    export(|| {
+        let tag = observe::process().tag_of(address as u64)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_name("hbm_tag_of", tag, buffer, capacity) }
+    })
+}
+
+/// # Safety
+/// `buffer` must be null or valid for a write of `capacity` bytes.
+unsafe fn write_name(
+    operation: &'static str,
+    tag: TagId,
+    buffer: *mut c_char,
+    capacity: usize,
+) -> Result<()> {
+    if buffer.is_null() {
+        return Err(Error::invalid(operation, "the buffer is NULL"));
+    }
+    let name = match has_forked() {
+        true => "",
+        false => tags::table().name(tag).map_or("", |name| &**name),
+    };
+    if capacity <= name.len() {
+        return Err(Error::invalid(
+            operation,
+            format!(
+                "the name and its final zero need {} bytes, the buffer has {capacity}",
+                name.len() + 1
+            ),
+        )
+        .advice("256 bytes hold every name"));
+    }
+    // SAFETY: a name and one byte more fit, and texts of Rust do not overlap memory of the caller.
+    unsafe {
+        buffer
+            .cast::<u8>()
+            .copy_from_nonoverlapping(name.as_ptr(), name.len());
+        buffer.add(name.len()).write(0);
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+"""Tags: what a thread's blocks are called, on the simulated driver."""
+
+VMM = """
+        import ctypes, threading, hbmalloc
+        library = ctypes.CDLL(hbmalloc.get_library_path())
+        library.vmm_malloc.restype = ctypes.c_void_p
+        library.vmm_malloc.argtypes = [ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        library.vmm_free.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        def new_block_tag():
+            block = library.vmm_malloc(100, 0, None)
+            try:
+                return hbmalloc.tag_of(block)
+            finally:
+                library.vmm_free(block, 100, 0, None)
+"""
+
+
+def test_context_manager_and_decorator(sim):
+    sim(VMM + """
+        assert hbmalloc.current_tag() is None and new_block_tag() is None
+        with hbmalloc.tag("weights") as outer:
+            assert outer.name == "weights" and new_block_tag() == "weights"
+            with hbmalloc.tag("käse"), hbmalloc.tag("käse"):
+                assert new_block_tag() == "käse"
+            assert new_block_tag() == "weights"
+        assert new_block_tag() is None
+
+        @hbmalloc.tag("cache")
+        def grow(depth):
+            assert new_block_tag() == "cache"
+            if depth:
+                grow(depth - 1)
+            else:
+                raise KeyError
+        try:
+            grow(3)
+        except KeyError:
+            assert hbmalloc.current_tag() is None
+        else:
+            raise SystemExit(5)
+    """)
+
+
+def test_threads_have_the_default(sim):
+    sim(VMM + """
+        hbmalloc.set_default_tag("rest")
+        seen = []
+        with hbmalloc.tag("weights"):
+            thread = threading.Thread(target=lambda: seen.append(new_block_tag()))
+            thread.start()
+            thread.join()
+            seen.append(new_block_tag())
+        assert seen == ["rest", "weights"] and new_block_tag() == "rest"
+        hbmalloc.set_default_tag(None)
+        assert hbmalloc.current_tag() is None
+    """)
+
+
+def test_no_driver_is_started(sim):
+    sim("""
+        import hbmalloc
+        hbmalloc.set_default_tag("rest")
+        with hbmalloc.tag("weights"):
+            assert hbmalloc.current_tag() == "weights"
+        assert hbmalloc._library.library().hbm_driver_used() == 0
+    """, HBMALLOC_DRIVER="/no/such/driver.so")
+
+
+def test_bad_names(sim):
+    sim("""
+        import hbmalloc
+        def refused(kind, call, *arguments):
+            try:
+                call(*arguments)
+            except kind as error:
+                return str(error)
+            raise SystemExit("nothing was raised for %r" % (arguments,))
+        def enter(name):
+            with hbmalloc.tag(name):
+                raise SystemExit("inside")
+        for call in (enter, hbmalloc.set_default_tag):
+            assert "255" in refused(hbmalloc.InvalidArgumentError, call, "x" * 256)
+            assert "name" in refused(hbmalloc.InvalidArgumentError, call, "")
+            assert "NUL" in refused(ValueError, call, "a\\0b")
+            refused(TypeError, call, 5)
+        refused(TypeError, enter, None)
+        assert hbmalloc.current_tag() is None
+        refused(hbmalloc.NotOwnedError, hbmalloc.tag_of, 4096)
+    """)
+
+
+def test_in_a_forked_child(sim):
+    sim("""
+        import hbmalloc, os
+        with hbmalloc.tag("weights"):
+            hbmalloc.device_count()
+            child = os.fork()
+            if child == 0:
+                with hbmalloc.tag("child"):
+                    pass
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
