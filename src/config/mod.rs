@@ -7,7 +7,7 @@ pub mod value;
 use crate::error::{Error, Result, Status};
 use std::sync::{PoisonError, RwLock};
 use table::{Opt, Spec, TABLE, Value};
-use value::{Location, Size, Threshold};
+use value::{Location, PlacementMap, Size, Threshold};
 
 /// Where the value of an option came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +173,14 @@ impl Settings {
     pub fn location(&self, opt: Opt) -> Location {
         match self.value(opt) {
             Value::Location(location) => location,
+            other => unreachable!("option {opt:?} holds {other:?}"),
+        }
+    }
+
+    /// The value of an option of tags and their places.
+    pub fn placements(&self, opt: Opt) -> PlacementMap {
+        match self.value(opt) {
+            Value::Placements(map) => map,
             other => unreachable!("option {opt:?} holds {other:?}"),
         }
     }

@@ -1,7 +1,7 @@
 //! The one table of options. The environment variables, `hbm_option_set`, `hbmalloc doctor` and
 //! `docs/options.md` are all derived from it.
 
-use super::value::{self, Location, Size, Threshold};
+use super::value::{self, Location, PlacementMap, Size, Threshold};
 
 /// The options, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +29,12 @@ pub enum Opt {
     VmmLocation,
     /// Size of physical chunks on ROCm.
     RocmChunkSize,
+    /// Which way the pool leans.
+    Waste,
+    /// The most memory that is held from a device.
+    Limit,
+    /// Where memory of tags lives.
+    Placement,
 }
 
 /// A checked value of an option.
@@ -42,6 +48,8 @@ pub enum Value {
     Threshold(Threshold),
     /// A place for memory.
     Location(Location),
+    /// Places of tags.
+    Placements(PlacementMap),
 }
 
 /// One row of the table.
@@ -93,7 +101,7 @@ fn chunk(text: &str) -> Option<Value> {
 }
 
 /// The table, in the order of [`Opt`].
-pub static TABLE: [Spec; 11] = [
+pub static TABLE: [Spec; 14] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
@@ -185,6 +193,30 @@ pub static TABLE: [Spec; 11] = [
         accepted: "a size above 0, rounded up to the driver's granularity",
         help: "On ROCm, the size of one physical chunk; VLLM_ROCM_SLEEP_MEM_CHUNK_SIZE (in MB) is honoured when this is not set.",
         parse: chunk,
+    },
+    Spec {
+        opt: Opt::Waste,
+        name: "waste",
+        default: "balanced",
+        accepted: "balanced or tight",
+        help: "Which way the pool leans: to less host and driver time (balanced), or to less memory held (tight).",
+        parse: |text| word(text, &["balanced", "tight"]),
+    },
+    Spec {
+        opt: Opt::Limit,
+        name: "limit",
+        default: "100%",
+        accepted: "a size or a percentage above 0 of the device's memory; 100% or 0 for no limit",
+        help: "The most memory of each device that is held, by all backends together; a limit set for one device by call goes before it.",
+        parse: |text| value::parse_limit(text).map(Value::Size),
+    },
+    Spec {
+        opt: Opt::Placement,
+        name: "placement",
+        default: "",
+        accepted: "tag=device, tag=host or tag=none, separated by commas, each tag once, such as weights=device,kv_cache=host",
+        help: "Where memory of a tag lives; a placement given with the tag by call goes before it.",
+        parse: |text| value::parse_placements(text).map(Value::Placements),
     },
 ];
 

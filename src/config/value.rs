@@ -50,6 +50,53 @@ pub enum Location {
     HostNuma(i32),
 }
 
+/// Where memory of a tag lives, as far as that can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// In the memory of the device.
+    Device,
+    /// In the memory of the host, reached by the device.
+    Host,
+    /// Where the driver thinks best: no advice is given.
+    None,
+}
+
+impl Placement {
+    /// Every placement.
+    pub const ALL: [Placement; 3] = [Placement::Device, Placement::Host, Placement::None];
+
+    /// Its word in options and calls.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Placement::Device => "device",
+            Placement::Host => "host",
+            Placement::None => "none",
+        }
+    }
+
+    /// The placement of a word.
+    pub fn from_name(name: &str) -> Option<Placement> {
+        Placement::ALL.into_iter().find(|one| one.name() == name)
+    }
+}
+
+/// Which tags live where; a tag that is not named has no placement of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlacementMap(Vec<(String, Placement)>);
+
+impl PlacementMap {
+    /// The placement of a tag, by name.
+    pub fn of(&self, tag: &str) -> Option<Placement> {
+        let (_, placement) = self.0.iter().find(|(name, _)| name == tag)?;
+        Some(*placement)
+    }
+
+    /// Whether no tag is named.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// `2GiB`, `512MiB`, `64KiB`, `1.5GiB`, `1000000`, with decimal units (`GB`) as powers of ten.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
@@ -113,6 +160,30 @@ pub fn parse_location(text: &str) -> Option<Location> {
         .then_some(Location::HostNuma(node))
 }
 
+/// The most that may be held: a size, or a share of the memory above none of it. No limit is 0 or 100%.
+pub fn parse_limit(text: &str) -> Option<Size> {
+    parse_size(text).filter(|size| *size != Size::Percent(0.0))
+}
+
+/// `weights=device,kv_cache=host`: tags and their placements, each tag once. Empty for no tag.
+pub fn parse_placements(text: &str) -> Option<PlacementMap> {
+    let mut map = PlacementMap::default();
+    if text.trim().is_empty() {
+        return Some(map);
+    }
+    for pair in text.split(',') {
+        // A tag may hold an equals sign, a placement none.
+        let (tag, placement) = pair.rsplit_once('=')?;
+        let tag = tag.trim();
+        if tag.is_empty() || map.of(tag).is_some() {
+            return None;
+        }
+        let placement = Placement::from_name(placement.trim())?;
+        map.0.push((tag.to_owned(), placement));
+    }
+    Some(map)
+}
+
 /// Bytes as a person reads them: `2GiB` where it is whole, else with one decimal.
 pub fn format_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -161,6 +232,34 @@ mod tests {
         assert!(!Threshold::Below(64).covers(0));
         assert!(Threshold::Below(64).covers(63) && !Threshold::Below(64).covers(64));
         assert!(Threshold::All.covers(u64::MAX) && !Threshold::All.covers(0));
+    }
+
+    #[test]
+    fn limits() {
+        assert_eq!(parse_limit("0"), Some(Size::Bytes(0)));
+        assert_eq!(parse_limit("100%"), Some(Size::Percent(100.0)));
+        assert_eq!(parse_limit("0%"), None);
+        assert_eq!(parse_limit("half"), None);
+    }
+
+    #[test]
+    fn placements_of_tags() {
+        let map = parse_placements(" weights=device, kv_cache = host,a=b=none").unwrap();
+        assert_eq!(map.of("weights"), Some(Placement::Device));
+        assert_eq!(map.of("kv_cache"), Some(Placement::Host));
+        assert_eq!(map.of("a=b"), Some(Placement::None));
+        assert_eq!(map.of("a"), None);
+        assert!(parse_placements(" ").unwrap().is_empty());
+        for bad in [
+            "weights",
+            "=host",
+            "a=gpu",
+            "a=host,",
+            "a=host,a=none",
+            "a=Host",
+        ] {
+            assert_eq!(parse_placements(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -103,8 +103,12 @@ impl Process {
     pub fn default_kind(&self) -> Result<Kind> {
         lifetime::check_not_forked()?;
         self.settings.check()?;
-        Kind::from_name(&self.settings.text(Opt::Backend))
-            .ok_or_else(|| Error::new(Status::Internal, "option backend"))
+        let name = self.settings.text(Opt::Backend);
+        Kind::from_name(&name).ok_or_else(|| {
+            Error::new(Status::Unsupported, "option backend")
+                .detail(format!("the backend '{name}' is not in this build"))
+                .advice("Use vmm or async")
+        })
     }
 
     /// The driver, opened at the first call. A failure is not kept: the next call tries again.
