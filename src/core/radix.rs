@@ -15,10 +15,10 @@ pub const UNIT: u64 = 512;
 const ADDRESS_BITS: u32 = 48;
 
 /// Bits of an address that pick an entry, from the lowest level up.
-const LEAF_BITS: u32 = 7;
+const LEAF_BITS: u32 = 4;
 const LOW_BITS: u32 = 12;
-const MIDDLE_BITS: u32 = 10;
-const TOP_BITS: u32 = 10;
+const MIDDLE_BITS: u32 = 12;
+const TOP_BITS: u32 = 11;
 const UNIT_BITS: u32 = UNIT.trailing_zeros();
 const _: () = assert!(UNIT_BITS + LEAF_BITS + LOW_BITS + MIDDLE_BITS + TOP_BITS == ADDRESS_BITS);
 
