@@ -84,6 +84,8 @@ int hbmsim_release(hbmsim_stream stream);
 /* A kernel that uses a range (none with 0 bytes) until it is stopped; stop ends all that are queued. */
 int hbmsim_spin(hbmsim_stream stream, hbmsim_address base, uint64_t bytes);
 int hbmsim_spin_stop(hbmsim_stream stream);
+/* A kernel that uses a range and ends as soon as its turn has come. */
+int hbmsim_kernel(hbmsim_stream stream, hbmsim_address base, uint64_t bytes);
 
 /* What would have been faults on a card: the answer is their number, the buffer gets a message a line. */
 uint64_t hbmsim_faults(char *buffer, uint64_t capacity);

@@ -153,6 +153,7 @@ calls! {
     cuStreamQuery 268 Safe 2000;
     cuStreamSynchronize 1500 Safe 2000;
     cuStreamWaitEvent 182 Safe 3020;
+    cuStreamWaitValue32_v2 1000 Safe 11070;
     cuStreamGetId 22 Safe 12000;
     cuStreamGetCtx 22 Safe 9020;
     cuStreamGetFlags 22 Safe 5050;

@@ -38,6 +38,7 @@ pub const NODE_MEMCPY: i32 = 1;
 pub const NODE_MEMSET: i32 = 2;
 pub const NODE_HOST: i32 = 3;
 pub const NODE_KERNEL: i32 = 0;
+pub const NODE_MEMORY_OPERATION: i32 = 12;
 pub const NODE_ALLOC: i32 = 10;
 pub const NODE_FREE: i32 = 11;
 

@@ -199,6 +199,15 @@ pub unsafe extern "C" fn hbmsim_release(stream: u64) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbmsim_spin(stream: u64, base: u64, bytes: u64) -> c_int {
+    kernel(stream, base, bytes, false)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbmsim_kernel(stream: u64, base: u64, bytes: u64) -> c_int {
+    kernel(stream, base, bytes, true)
+}
+
+fn kernel(stream: u64, base: u64, bytes: u64, stopped: bool) -> c_int {
     guarded(|| {
         let mut sim = Locked::take();
         let key = sim.stream_key(stream)?;
@@ -209,7 +218,7 @@ pub unsafe extern "C" fn hbmsim_spin(stream: u64, base: u64, bytes: u64) -> c_in
         let action = Action::Spin {
             base,
             len: bytes,
-            stopped: false,
+            stopped,
         };
         sim.submit(key, NODE_KERNEL, action, cost::SHORTEST)?;
         Ok(())

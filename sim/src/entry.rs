@@ -4,11 +4,13 @@
 use crate::calls::{Call, Capture};
 use crate::codes::{self, Code, Result};
 use crate::sim::Sim;
+use crate::watch::LOOK_AGAIN;
 use crate::{capture, config, cost, inject};
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, Once};
+use std::time::Duration;
 
 static TABLES: LazyLock<Mutex<Sim>> = LazyLock::new(|| Mutex::new(Sim::default()));
 /// Signalled when work has finished, for the calls that wait.
@@ -33,7 +35,12 @@ impl Locked {
     /// Waits for the next completion, without the lock.
     pub fn wait_done(&mut self) {
         self.waiters += 1;
-        self.wait_on(&DONE);
+        if self.streams.watches == 0 {
+            self.wait_on(&DONE);
+        } else {
+            self.wait_at_most(&DONE, LOOK_AGAIN);
+            self.pump();
+        }
         self.waiters -= 1;
     }
 
@@ -61,6 +68,13 @@ impl Locked {
     fn wait_on(&mut self, condition: &Condvar) {
         if let Some(guard) = self.0.take() {
             self.0 = Some(condition.wait(guard).unwrap_or_else(|e| e.into_inner()));
+        }
+    }
+
+    fn wait_at_most(&mut self, condition: &Condvar, time: Duration) {
+        if let Some(guard) = self.0.take() {
+            let woken = condition.wait_timeout(guard, time);
+            self.0 = Some(woken.unwrap_or_else(|e| e.into_inner()).0);
         }
     }
 }
@@ -102,6 +116,9 @@ pub fn run(call: Call, body: impl FnOnce(&mut Locked) -> Result) -> Code {
         alive()?;
         admit(call)?;
         let mut sim = Locked::take();
+        if sim.streams.watches > 0 {
+            sim.pump();
+        }
         if call.info().capture == Capture::Unsafe {
             capture::refuse_unsafe(&mut sim)?;
         }

@@ -30,4 +30,5 @@ mod sim;
 mod stream;
 mod transfer;
 mod vmm;
+mod watch;
 mod work;

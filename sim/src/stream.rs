@@ -6,6 +6,7 @@ use crate::codes::{self, Result};
 use crate::counters::Snapshot;
 use crate::event::Record;
 use crate::sim::Sim;
+use crate::watch::Watch;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -37,6 +38,8 @@ pub enum Action {
     },
     Record(Arc<Record>),
     Wait(Arc<Record>),
+    /// Waits for a word in memory.
+    Watch(Watch),
     /// Holds its place in the order: frees to a pool, prefetches.
     Marker {
         base: u64,
@@ -87,6 +90,7 @@ impl Action {
             Action::Host { .. } => "host function",
             Action::Record(_) => "event record",
             Action::Wait(_) => "event wait",
+            Action::Watch(_) => "value wait",
             Action::Marker { .. } => "prefetch",
             Action::Free { .. } => "free",
             Action::Spin { .. } => "kernel",
@@ -137,6 +141,8 @@ pub struct Streams {
     next_key: u64,
     next_handle: u64,
     pub device_ns: u64,
+    /// How many operations wait for a word in memory.
+    pub watches: usize,
 }
 
 const FIRST_HANDLE: u64 = 0x5200_0000_0000;

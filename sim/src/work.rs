@@ -22,6 +22,7 @@ impl Sim {
         };
         stream.submitted += 1;
         let seq = stream.submitted;
+        self.streams.watches += usize::from(matches!(action, Action::Watch(_)));
         if stream.queue.is_empty() {
             self.streams.active.push(key);
         }
@@ -104,6 +105,7 @@ impl Sim {
         }
         match &head.action {
             Action::Wait(record) if !record.done() => false,
+            Action::Watch(watch) if !self.has_come(watch, stream.device) => false,
             Action::Spin { stopped: false, .. } => false,
             Action::Copy { .. } | Action::Fill { .. } | Action::Host { .. } => {
                 self.hand_out(key);
@@ -151,6 +153,7 @@ impl Sim {
         self.streams.device_ns += op.device_ns;
         match op.action {
             Action::Record(record) => record.part_done(start),
+            Action::Watch(_) => self.streams.watches -= 1,
             Action::Marker {
                 base,
                 len,

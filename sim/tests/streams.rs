@@ -317,3 +317,60 @@ fn a_million_events_are_feasible() {
         begun.elapsed()
     );
 }
+
+#[test]
+fn a_stream_waits_for_a_word_in_memory() {
+    let _m = Machine::start("");
+    let (a, b, word) = (stream(NON_BLOCKING), stream(NON_BLOCKING), pinned(64));
+    let (memory, done) = (new("cuMemAlloc_v2", &[MIB]), event());
+    let write = |value: u32| {
+        // SAFETY: pinned memory of the test's own.
+        unsafe { std::ptr::write_volatile(word as *mut u32, value) }
+    };
+    ok("cuStreamWaitValue32_v2", &[a, word, 2, 0]);
+    ok("hbmsim_kernel", &[a, memory, MIB]);
+    ok("cuEventRecord", &[done, a]);
+    ok("cuStreamWaitValue32_v2", &[a, word, 4, 0]);
+    assert_eq!((query(a), call("cuEventQuery", &[done])), (600, 600));
+    write(1);
+    assert_eq!(call("cuEventQuery", &[done]), 600);
+    write(3);
+    assert_eq!((call("cuEventQuery", &[done]), query(a)), (0, 600));
+    let soon = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(20));
+        // SAFETY: as above; the test waits for this thread.
+        unsafe { std::ptr::write_volatile(word as *mut u32, 9) }
+    });
+    let started = Instant::now();
+    ok("cuStreamSynchronize", &[a]);
+    assert!(started.elapsed() >= Duration::from_millis(19));
+    soon.join().unwrap();
+    assert_eq!(query(b), 0);
+    assert_eq!(call("cuStreamWaitValue32_v2", &[a, word + 2, 1, 0]), 1);
+    assert_eq!(call("cuStreamWaitValue32_v2", &[a, word, 1, 7]), 1);
+    assert_eq!(call("cuStreamWaitValue32_v2", &[a, 4096, 1, 0]), 1);
+    let nothing = reserve(2 * MIB);
+    assert_eq!(call("hbmsim_kernel", &[a, nothing, 1]), 1);
+    ok("cuMemAddressFree", &[nothing, 2 * MIB]);
+    assert_eq!(faults().0, 0);
+    ok("cuMemFree_v2", &[memory]);
+    ok("cuMemFreeHost", &[word]);
+    ok("cuEventDestroy_v2", &[done]);
+    for stream in [a, b] {
+        ok("cuStreamDestroy_v2", &[stream]);
+    }
+    assert_clean();
+}
+
+#[test]
+fn a_kernel_behind_a_word_uses_its_range_until_then() {
+    let _m = Machine::start("");
+    let (a, word) = (stream(NON_BLOCKING), pinned(64));
+    let (base, _) = mapped(2 * MIB);
+    ok("cuStreamWaitValue32_v2", &[a, word, 1, 0]);
+    ok("hbmsim_kernel", &[a, base, 2 * MIB]);
+    ok("cuMemUnmap", &[base, 2 * MIB]);
+    let (count, text) = faults();
+    assert_eq!(count, 1, "{text}");
+    assert!(text.contains("queued kernel"), "{text}");
+}

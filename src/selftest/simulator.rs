@@ -98,6 +98,7 @@ control_functions! {
     hold = c"hbmsim_hold"(Handle) -> c_int;
     release = c"hbmsim_release"(Handle) -> c_int;
     spin = c"hbmsim_spin"(Handle, u64, u64) -> c_int;
+    kernel = c"hbmsim_kernel"(Handle, u64, u64) -> c_int;
     spin_stop = c"hbmsim_spin_stop"(Handle) -> c_int;
     faults = c"hbmsim_faults"(*mut c_char, u64) -> u64;
     faults_clear = c"hbmsim_faults_clear"();
@@ -193,6 +194,13 @@ impl Simulator {
         // SAFETY: handle and range are checked by the simulator.
         let answer = unsafe { (self.spin)(stream.raw(), address, bytes) };
         assert_eq!(answer, 0, "hbmsim_spin");
+    }
+
+    /// Queues a kernel that uses a range and ends as soon as its turn has come. The answer is the
+    /// driver's: not 0 where the range is not memory that the stream's device may use.
+    pub fn kernel(&self, stream: Stream, address: u64, bytes: u64) -> i32 {
+        // SAFETY: handle and range are checked by the simulator.
+        unsafe { (self.kernel)(stream.raw(), address, bytes) }
     }
 
     /// Ends the kernels queued by [`Simulator::spin`].

@@ -1,9 +1,12 @@
 //! Streams and their capture.
 
-use crate::capture::{self, STATUS_ACTIVE, STATUS_INVALIDATED, STATUS_NONE, refuse_unsafe};
+use crate::capture::{
+    self, NODE_MEMORY_OPERATION, STATUS_ACTIVE, STATUS_INVALIDATED, STATUS_NONE, refuse_unsafe,
+};
 use crate::codes::{self, Out, Result, put};
 use crate::entry::{Locked, driver};
 use crate::stream::{Action, NON_BLOCKING};
+use crate::watch::Watch;
 
 const LEAST_PRIORITY: i32 = 0;
 const GREATEST_PRIORITY: i32 = -5;
@@ -96,6 +99,16 @@ driver! {
         if !record.done() {
             sim.enqueue(key, Action::Wait(record), 0);
         }
+        Ok(())
+    }
+
+    fn cuStreamWaitValue32_v2(stream: u64, address: u64, value: u32, flags: u32) |sim| {
+        let key = sim.stream_key(stream)?;
+        let (context, device) = (sim.stream(key)?.context, sim.stream(key)?.device);
+        sim.context_error(context)?;
+        let watch = Watch::new(address, value, flags)?;
+        sim.check_watch(&watch, device)?;
+        sim.submit(key, NODE_MEMORY_OPERATION, Action::Watch(watch), 0)?;
         Ok(())
     }
 
