@@ -4,6 +4,7 @@ use super::device::Device;
 use crate::error::{DriverCode, Error, Result, Status, Warnings};
 use crate::sys::cuda::{Cuda, Refusal};
 use crate::sys::library::{self, Library};
+pub use crate::sys::meter::Timing;
 use once_cell::sync::OnceCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -100,14 +101,14 @@ impl Driver {
         self.cuda.meter().calls()
     }
 
-    /// How long those calls took their callers, over all threads, as far as they were timed.
-    pub fn driver_time(&self) -> Duration {
+    /// How many calls were timed, and how long they took their callers, over all threads.
+    pub fn driver_time(&self) -> (u64, Duration) {
         self.cuda.meter().time()
     }
 
-    /// Times calls from now on, or no longer.
-    pub fn time_calls(&self, is_timed: bool) {
-        self.cuda.meter().set_timed(is_timed);
+    /// Which calls are timed from now on.
+    pub fn time_calls(&self, timing: Timing) {
+        self.cuda.meter().set_timing(timing);
     }
 
     /// Functions of the driver's interface that this driver lacks.

@@ -65,12 +65,7 @@ macro_rules! driver_functions {
                     };
                     // SAFETY: passed on to the caller.
                     let call = || unsafe { function($($arg),*) };
-                    let answer = if const { meter::is_counted($symbol) } {
-                        self.meter.around(call)
-                    } else {
-                        call()
-                    };
-                    match answer {
+                    match self.meter.around(const { meter::is_counted($symbol) }, call) {
                         0 => Ok(()),
                         code => Err(Refusal { call: $symbol, code: Some(DriverCode(code)) }),
                     }
@@ -145,6 +140,8 @@ driver_functions! {
     host_alloc = "cuMemHostAlloc"(address: *mut *mut c_void, bytes: usize, flags: c_uint);
     /// Frees it after all work of the context.
     host_free = "cuMemFreeHost"(address: *mut c_void);
+    /// The device's address of pinned host memory.
+    host_device_pointer = "cuMemHostGetDevicePointer_v2"(address: *mut u64, host: *mut c_void, flags: c_uint);
     /// Managed memory.
     memory_alloc_managed = "cuMemAllocManaged"(address: *mut u64, bytes: usize, flags: c_uint);
     /// Advice on managed memory.
@@ -219,6 +216,8 @@ driver_functions! {
     launch_host_function = "cuLaunchHostFunc"(stream: Handle, function: extern "C" fn(*mut c_void), data: *mut c_void);
     /// Makes a stream wait for an event.
     stream_wait_event = "cuStreamWaitEvent"(stream: Handle, event: Handle, flags: c_uint);
+    /// Makes a stream wait until a word in memory compares with a value.
+    stream_wait_value = "cuStreamWaitValue32_v2"(stream: Handle, address: u64, value: c_uint, flags: c_uint);
     /// Exchanges the calling thread's capture mode.
     exchange_capture_mode = "cuThreadExchangeStreamCaptureMode"(mode: *mut c_int);
     /// Creates an event.
