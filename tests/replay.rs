@@ -122,6 +122,96 @@ fn a_call_that_fails_fails_the_replay_of_its_backend() {
     assert!(objects[1].ends_with("\"problems\":[]}"), "{lines}");
 }
 
+/// Two streams' worth of the same program in RMM's words; the pointers' values do not matter.
+const RMM: &str = "Thread,Time,Action,Pointer,Size,Stream
+7,10:00:00:000001,allocate,0x7f0000000000,1048576,0x0
+7,10:00:00:000002,allocate,0x7f0000200000,3145728,0x55d0
+7,10:00:00:000003,allocate failure,(nil),99999999999,0x55d0
+7,10:00:00:000004,free,0x7f0000000000,1048576,0x0
+7,10:00:00:000005,allocate,0x7f0000000000,2097152,0x0
+7,10:00:00:000006,free,0x7f0000200000,3145728,0x55d0
+";
+
+#[test]
+fn a_log_of_rmm_gives_the_same_figures() {
+    let folder = Folder::new("rmm");
+    let ours = folder.file("ours.csv", &format!("{COLUMNS}{SMALL}"));
+    let theirs = folder.file("theirs.csv", RMM);
+    let output = replay(&["--json", "--backend", "vmm", &ours, &theirs]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let lines = text(&output.stdout);
+    let objects: Vec<&str> = lines.lines().collect();
+    for name in ["peak_requested", "peak_reserved", "driver_calls", "pairs"] {
+        assert_eq!(value(objects[0], name), value(objects[1], name), "{name}");
+    }
+    assert_eq!(value(objects[1], "trace"), "\"theirs\"");
+}
+
+/// Blocks that come and go one after another on one stream.
+fn one_after_another(count: usize) -> String {
+    let events = (0..count).map(|at| format!("a,{at},2097152,0,0\nf,{at},2097152,0,0\n"));
+    format!("{COLUMNS}{}", events.collect::<String>())
+}
+
+#[test]
+fn with_a_lag_memory_is_in_use_that_many_events_longer() {
+    let folder = Folder::new("lag");
+    let trace = folder.file("steps.csv", &one_after_another(100));
+    let held = |lag: &str| {
+        let output = replay(&["--json", "--backend", "vmm", "--lag", lag, &trace]);
+        let object = text(&output.stdout);
+        assert!(output.status.success(), "{object}{}", text(&output.stderr));
+        assert_eq!(value(&object, "lag"), lag);
+        if lag != "0" {
+            assert_eq!(value(&object, "forced_waits"), "0");
+        }
+        number(&object, "peak_reserved") as u64 / (2 * MIB)
+    };
+    // The order point of a free covers work of the free itself, which is `lag` events behind.
+    assert_eq!(
+        [held("0"), held("4"), held("16"), held("40")],
+        [1, 3, 9, 21]
+    );
+}
+
+#[test]
+fn a_call_that_waits_for_lagging_work_is_let_through_and_counted() {
+    let folder = Folder::new("waits");
+    let trace = folder.file("steps.csv", &one_after_another(5));
+    // Freeing plain device memory waits for all work of the device.
+    let output = replay(&["--json", "--backend", "device", "--lag", "1000", &trace]);
+    let object = text(&output.stdout);
+    assert!(output.status.success(), "{object}{}", text(&output.stderr));
+    assert_eq!(value(&object, "forced_waits"), "5");
+    assert_eq!(number(&object, "peak_reserved") as u64, 2 * MIB);
+}
+
+#[test]
+fn the_table_names_the_machine_and_says_that_it_is_simulated() {
+    let folder = Folder::new("table");
+    let trace = folder.file("small.csv", &format!("{COLUMNS}{SMALL}"));
+    let output = replay(&["--backend", "vmm,async", "--repeat", "3", &trace]);
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}{}", text(&output.stderr));
+    let machine = table.lines().next().unwrap();
+    assert!(
+        machine.contains("Simulated H200") && machine.ends_with("SIMULATED"),
+        "{machine}"
+    );
+    assert!(table.contains("medians of 3 runs"), "{table}");
+    let row = |backend: &str| {
+        let starts = format!("{:12} {backend}", "small");
+        table
+            .lines()
+            .find(|line| line.starts_with(&starts))
+            .expect(backend)
+    };
+    assert!(row("vmm").contains(" 6.0  1.200 "), "{table}");
+    assert!(row("async").contains(" 32.0  6.400 "), "{table}");
+    let width = table.lines().map(|line| line.chars().count()).max();
+    assert!(width <= Some(120), "{table}");
+}
+
 #[test]
 fn bad_files_and_arguments_end_with_2_and_a_reason() {
     let folder = Folder::new("bad");
@@ -129,12 +219,13 @@ fn bad_files_and_arguments_end_with_2_and_a_reason() {
     let bad = folder.file("bad.csv", &format!("{COLUMNS}a,1,2,0\n"));
     let empty = folder.file("empty.csv", COLUMNS);
     let missing = folder.0.join("missing.csv");
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&[&bad], "bad.csv, line 2: 5 fields were expected"),
         (&[&good, &empty], "empty.csv: no events"),
         (&[missing.to_str().unwrap()], "missing.csv: No such file"),
         (&["--backend", "none", &good], "no such backend"),
         (&["--repeat", "0", &good], "--repeat"),
+        (&["--lag", "x", &good], "--lag"),
         (&[], "TRACE"),
     ];
     for (arguments, reason) in cases {

@@ -1,6 +1,9 @@
 //! Recorded workloads: every allocation and free of a program, in order, as CSV with the columns
 //! `op,id,size,stream,t_us`, plain or gzipped. `op` is `a` or `f`; `id` names one block; `stream` is
 //! a number in order of appearance; `t_us` counts from the first event. Blocks may live to the end.
+//! RMM's log is read too, known by its own columns.
+
+mod rmm;
 
 use flate2::read::MultiGzDecoder;
 use std::collections::HashMap;
@@ -80,6 +83,7 @@ impl Trace {
             Box::new(source)
         };
         let mut builder = Builder::default();
+        let mut rmm: Option<rmm::Log> = None;
         let mut is_empty = true;
         for (index, line) in lines.lines().enumerate() {
             let number = Some(index + 1);
@@ -87,8 +91,19 @@ impl Trace {
             is_empty = false;
             let outcome = match index {
                 0 if line.trim() == COLUMNS => Ok(()),
-                0 => Err(format!("'{COLUMNS}' was expected, not '{}'", short(&line))),
-                _ => builder.add(line.trim()),
+                0 if line.trim() == rmm::COLUMNS => {
+                    rmm = Some(rmm::Log::default());
+                    Ok(())
+                }
+                0 => Err(format!(
+                    "'{COLUMNS}' or '{}' was expected, not '{}'",
+                    rmm::COLUMNS,
+                    short(&line)
+                )),
+                _ => match &mut rmm {
+                    Some(log) => log.add(&mut builder, line.trim()),
+                    None => builder.add(line.trim()),
+                },
             };
             outcome.map_err(|problem| fail(number, problem))?;
         }
@@ -127,6 +142,19 @@ impl Trace {
     }
 }
 
+/// What a file calls a block, and how that is written there.
+#[derive(Clone, Copy)]
+struct Name<'a> {
+    id: u64,
+    text: &'a str,
+}
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&short(self.text))
+    }
+}
+
 #[derive(Default)]
 struct Builder {
     trace: Trace,
@@ -139,23 +167,28 @@ impl Builder {
         let [op, id, size, stream, time] = fields[..] else {
             return Err(format!("5 fields were expected, not {}", fields.len()));
         };
-        let id = number("id", id)?;
+        let name = Name {
+            id: number("id", id)?,
+            text: id,
+        };
         let bytes = number("size", size)?;
         let stream = number("stream", stream)? as usize;
         number("t_us", time)?;
         match op {
             "a" if bytes == 0 => Err("an allocation of 0 bytes".to_owned()),
-            "a" if stream >= MOST_STREAMS => Err(format!("stream {stream} is too large a number")),
-            "a" => self.allocate(id, Wanted { bytes, stream }),
-            "f" => self.free(id),
+            "a" => self.allocate(name, Wanted { bytes, stream }),
+            "f" => self.free(name),
             _ => Err(format!("op '{}' is neither a nor f", short(op))),
         }
     }
 
-    fn allocate(&mut self, id: u64, wanted: Wanted) -> Result<(), String> {
+    fn allocate(&mut self, name: Name<'_>, wanted: Wanted) -> Result<(), String> {
+        if wanted.stream >= MOST_STREAMS {
+            return Err(format!("stream {} is too large a number", wanted.stream));
+        }
         let block = self.trace.blocks.len();
-        if self.live.insert(id, block).is_some() {
-            return Err(format!("block {id} is allocated while it is alive"));
+        if self.live.insert(name.id, block).is_some() {
+            return Err(format!("block {name} is allocated while it is alive"));
         }
         self.trace.blocks.push(wanted);
         let action = Action::Allocate;
@@ -163,11 +196,11 @@ impl Builder {
         Ok(())
     }
 
-    fn free(&mut self, id: u64) -> Result<(), String> {
+    fn free(&mut self, name: Name<'_>) -> Result<(), String> {
         let block = self
             .live
-            .remove(&id)
-            .ok_or_else(|| format!("block {id} is freed and not alive"))?;
+            .remove(&name.id)
+            .ok_or_else(|| format!("block {name} is freed and not alive"))?;
         let action = Action::Free;
         self.trace.events.push(Event { action, block });
         Ok(())
@@ -245,7 +278,7 @@ mod tests {
             ("", "some.csv: empty"),
             (
                 "id,op\n",
-                "some.csv, line 1: 'op,id,size,stream,t_us' was expected, not 'id,op'",
+                "some.csv, line 1: 'op,id,size,stream,t_us' or 'Thread,Time,Action,Pointer,Size,Stream' was expected, not 'id,op'",
             ),
             ("a,1,2,0\n", "line 2: 5 fields were expected, not 4"),
             ("a,1,x,0,0\n", "line 2: size 'x' is no whole number"),

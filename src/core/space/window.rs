@@ -99,16 +99,16 @@ impl Space {
         let mut found = Vec::new();
         for (index, number) in run.iter().enumerate() {
             let piece = self.pieces.get(*number);
-            let from_here = align.round_up(piece.address).map(|address| (index, address));
+            let from_here = align
+                .round_up(piece.address)
+                .map(|address| (index, address));
             let up_to_here = piece
                 .end()
                 .checked_sub(bytes)
                 .map(|address| (0, align.round_down(address)));
             for (from, address) in from_here.into_iter().chain(up_to_here) {
-                let fits = address >= begin
-                    && address
-                        .checked_add(bytes)
-                        .is_some_and(|last| last <= end);
+                let fits =
+                    address >= begin && address.checked_add(bytes).is_some_and(|last| last <= end);
                 if fits {
                     let (first, missing) = self.missing_in(&run[from..], address, bytes);
                     found.push(Candidate {

@@ -5,8 +5,10 @@
 use super::Options;
 use super::clock::Clock;
 use super::figures::Figures;
+use super::lag::{Lag, Range};
 use crate::trace::{Action, Event, Trace};
 use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::gpu::driver::Timing;
 use hbmalloc::gpu::{Driver, OwnedStream, Stream};
 use hbmalloc::observe;
 use hbmalloc::process::{Process, Stats};
@@ -51,6 +53,9 @@ struct Replay<'a> {
     simulator: Option<Simulator>,
     /// The trace's streams; its first is the legacy stream, as in torch.
     streams: Vec<OwnedStream>,
+    lag: Option<Lag>,
+    /// What the simulator counted before the first allocation, in bytes.
+    baseline: u64,
     malloc: Malloc,
     free: Free,
     clock: Clock,
@@ -67,6 +72,7 @@ struct Replay<'a> {
 /// Where the driver's counters stood.
 struct Meters {
     calls: u64,
+    timed: u64,
     time: Duration,
     virtual_ns: u64,
 }
@@ -88,12 +94,17 @@ impl<'a> Replay<'a> {
             Error::new(Status::Unsupported, "replay")
                 .detail(format!("{} has no entry points for torch", kind.name()))
         })?;
+        let simulator = Simulator::of(driver);
+        let lag =
+            (options.lag > 0).then(|| Lag::start(options.lag, trace.streams(), device, simulator));
         Ok(Replay {
             kind,
             trace,
             process,
             driver,
-            simulator: Simulator::of(driver),
+            lag: lag.transpose()?,
+            baseline: simulator.map_or(0, |simulator| simulator.counters().memory_bytes),
+            simulator,
             streams: streams?,
             malloc,
             free,
@@ -110,19 +121,24 @@ impl<'a> Replay<'a> {
     fn run(mut self, problems: &mut Vec<String>) -> Result<Figures> {
         // As in torch, whose context is current on the threads that allocate.
         let _guard = self.driver.device(DEVICE)?.enter()?;
-        self.driver.time_calls(true);
+        self.driver.time_calls(match self.simulator {
+            // What simulating costs is nothing that a program on a card would pay.
+            Some(_) => Timing::All,
+            None => Timing::Counted,
+        });
         let mut told = Instant::now();
         for (done, event) in self.trace.events.iter().enumerate() {
             if done % LOOK_EVERY == 0 && told.elapsed() >= NEWS {
                 told = Instant::now();
                 println!("progress {done}");
             }
-            self.step(*event)?;
+            self.step(done as u32 + 1, *event)?;
         }
-        self.driver.time_calls(false);
+        self.driver.time_calls(Timing::Off);
         let stats = self.process.stats(DEVICE, Some(self.kind))?;
         self.check_counts(&stats, problems);
         let figures = self.figures(&stats);
+        self.lag = None;
         self.give_all_back()?;
         self.check_nothing_is_left(problems);
         Ok(figures)
@@ -135,10 +151,20 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn step(&mut self, event: Event) -> Result<()> {
+    /// Runs the event `number`, counted from 1.
+    fn step(&mut self, number: u32, event: Event) -> Result<()> {
         let block = event.block;
         let wanted = self.trace.blocks[block];
         let (bytes, stream) = (wanted.bytes as usize, self.stream(wanted.stream).raw());
+        if let Some(lag) = &self.lag {
+            lag.advance(number);
+        }
+        if event.action == Action::Free {
+            self.work_on(number, block)?;
+        }
+        if let Some(lag) = &self.lag {
+            lag.enter(number);
+        }
         match event.action {
             Action::Allocate => {
                 let malloc = self.malloc;
@@ -156,13 +182,35 @@ impl<'a> Replay<'a> {
                 self.pairs.push(self.spent[block] + nanoseconds);
             }
         }
-        Ok(())
+        if let Some(lag) = &self.lag {
+            lag.leave();
+        }
+        match event.action {
+            Action::Allocate => self.work_on(number, block),
+            Action::Free => Ok(()),
+        }
+    }
+
+    /// Where work is to lag: gives the block's stream some that uses it.
+    fn work_on(&mut self, number: u32, block: usize) -> Result<()> {
+        let wanted = self.trace.blocks[block];
+        let stream = self.stream(wanted.stream);
+        let range = Range {
+            address: self.addresses[block] as u64,
+            bytes: wanted.bytes,
+        };
+        match &mut self.lag {
+            None => Ok(()),
+            Some(lag) => lag.work(number, wanted.stream, stream, range),
+        }
     }
 
     fn meters(&self) -> Meters {
+        let (timed, time) = self.driver.driver_time();
         Meters {
             calls: self.driver.calls(),
-            time: self.driver.driver_time(),
+            timed,
+            time,
             virtual_ns: self.simulator.map_or(0, |simulator| simulator.virtual_ns()),
         }
     }
@@ -176,9 +224,8 @@ impl<'a> Replay<'a> {
         let answer = call();
         let ended = self.clock.now();
         let after = self.meters();
-        let calls = after.calls - before.calls;
         // Half of what timing a driver call costs falls into the time it tells, half outside.
-        let timing = calls as f64 * self.clock.system_cost() / 2.0;
+        let timing = (after.timed - before.timed) as f64 * self.clock.system_cost() / 2.0;
         let measured = (after.time - before.time).as_nanos() as f64;
         let all = self.clock.between(started, ended);
         let host = (all - measured - timing).max(0.0);
@@ -188,7 +235,7 @@ impl<'a> Replay<'a> {
         };
         self.host_ns += host;
         self.driver_ns += driver;
-        self.driver_calls += calls;
+        self.driver_calls += after.calls - before.calls;
         (answer, host + driver)
     }
 
@@ -209,6 +256,9 @@ impl<'a> Replay<'a> {
         figures.set("driver_ms", self.driver_ns / 1e6);
         figures.set("total_ms", (self.host_ns + self.driver_ns) / 1e6);
         figures.set("clock_ns", self.clock.own_cost());
+        if let Some(lag) = &self.lag {
+            figures.set("forced_waits", lag.forced() as f64);
+        }
         figures
     }
 
@@ -228,7 +278,9 @@ impl<'a> Replay<'a> {
             ));
         }
         let held = self.simulator.map(|simulator| simulator.counters());
-        let held = held.map_or(stats.peak_reserved, |counters| counters.peak_memory_bytes);
+        let held = held.map_or(stats.peak_reserved, |counters| {
+            counters.peak_memory_bytes - self.baseline
+        });
         if held != stats.peak_reserved {
             problems.push(format!(
                 "hbmalloc says that it held {} bytes at most, the simulator counted {held}",

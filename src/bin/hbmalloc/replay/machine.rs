@@ -45,6 +45,19 @@ impl Machine {
         })
     }
 
+    /// In one line.
+    pub fn describe(&self) -> String {
+        format!(
+            "hbmalloc {}; {}, {} cores; driver {}, {}{}",
+            env!("CARGO_PKG_VERSION"),
+            self.cpu,
+            self.cores,
+            self.version,
+            self.device,
+            if self.is_simulated { ": SIMULATED" } else { "" }
+        )
+    }
+
     /// `"name":value` for a line of JSON.
     pub fn json(&self) -> String {
         format!(

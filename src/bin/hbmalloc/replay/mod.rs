@@ -4,16 +4,20 @@
 mod backend;
 mod clock;
 mod figures;
+mod lag;
 mod machine;
+mod outcome;
 
 use crate::progress::Progress;
 use crate::trace::Trace;
 use figures::{Figures, News};
+use hbmalloc::config::table;
 use hbmalloc::error::Result;
 use hbmalloc::observe;
 use hbmalloc::process::Process;
 use hbmalloc::source::Kind;
 use machine::Machine;
+use outcome::Outcome;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -33,6 +37,12 @@ pub struct Options {
     /// Replay so many times and print medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
+    /// Which way the pool leans: less driver time, or less memory held
+    #[arg(long, value_name = "balanced|tight")]
+    waste: Option<String>,
+    /// Let work on the device lag N events behind the allocations, instead of none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    lag: u32,
     /// Print one JSON object a line instead of the table
     #[arg(long)]
     json: bool,
@@ -50,8 +60,43 @@ fn backend_name(name: &str) -> std::result::Result<Kind, String> {
 
 impl Options {
     /// Sets the library's options as asked for.
-    fn apply(&self, _process: &Process) -> Result<()> {
-        Ok(())
+    fn apply(&self, process: &Process) -> Result<()> {
+        match &self.waste {
+            Some(waste) => process.settings().set("waste", waste).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// The value of the option `waste`, where this version has it.
+    fn waste(&self) -> Option<String> {
+        let spec = table::find("waste")?;
+        Some(observe::process().settings().describe(spec.opt).0)
+    }
+
+    /// What the figures are of, in words.
+    fn describe(&self) -> String {
+        let mut text = match self.lag {
+            0 => "Work on the device is done when asked for".to_owned(),
+            lag => format!("Work on the device lags {lag} events behind"),
+        };
+        if let Some(waste) = self.waste() {
+            text.push_str(&format!("; waste {waste}"));
+        }
+        if self.repeat > 1 {
+            text.push_str(&format!("; medians of {} runs", self.repeat));
+        }
+        text + "."
+    }
+
+    /// The same as `"name":value` for JSON.
+    fn json(&self) -> String {
+        let waste = self.waste().map(|waste| figures::quoted(&waste));
+        format!(
+            "\"lag\":{},\"waste\":{},\"repeat\":{}",
+            self.lag,
+            waste.as_deref().unwrap_or("null"),
+            self.repeat
+        )
     }
 
     fn backends(&self) -> Vec<Kind> {
@@ -90,14 +135,6 @@ fn read(path: &Path) -> std::result::Result<Trace, String> {
     }
 }
 
-/// How a backend's replay of one trace ended.
-struct Outcome {
-    trace: String,
-    backend: String,
-    figures: Option<Figures>,
-    problems: Vec<String>,
-}
-
 fn replay_all(options: &Options) -> ExitCode {
     let process = observe::process();
     let machine = match options.apply(process).and_then(|()| Machine::find(process)) {
@@ -110,6 +147,10 @@ fn replay_all(options: &Options) -> ExitCode {
         Ok(traces) => traces,
         Err(reason) => return cannot_run(&reason),
     };
+    if !options.json {
+        println!("{}\n{}\n", machine.describe(), options.describe());
+        println!("{}", outcome::header());
+    }
     let mut failed = 0;
     for (path, trace) in &traces {
         for kind in options.backends() {
@@ -117,29 +158,17 @@ fn replay_all(options: &Options) -> ExitCode {
             for problem in &outcome.problems {
                 eprintln!("      {problem}");
             }
-            failed += usize::from(!outcome.problems.is_empty());
-            if options.json {
-                println!("{}", json(&outcome, &machine));
+            failed += usize::from(!outcome.is_good());
+            match options.json {
+                true => println!("{}", outcome.json(&machine, &options.json())),
+                false => println!("{}", outcome.row()),
             }
         }
     }
+    if !options.json {
+        println!("\n{}", outcome::reading(&machine, false));
+    }
     ExitCode::from(u8::from(failed > 0))
-}
-
-fn json(outcome: &Outcome, machine: &Machine) -> String {
-    let figures = outcome.figures.clone().unwrap_or_default();
-    let problems: Vec<String> = (outcome.problems.iter())
-        .map(|problem| figures::quoted(problem))
-        .collect();
-    format!(
-        "{{\"trace\":{},\"backend\":\"{}\",\"driver\":\"{}\",{},{},\"problems\":[{}]}}",
-        figures::quoted(&outcome.trace),
-        outcome.backend,
-        machine.driver,
-        figures.json(),
-        machine.json(),
-        problems.join(",")
-    )
 }
 
 /// Replays one trace on one backend, as often as asked for.
@@ -159,7 +188,7 @@ fn replay(options: &Options, path: &Path, trace: &Trace, kind: Kind, machine: &M
         };
         let what = format!("{name}, {}{round}", kind.name());
         let mut progress = Progress::start(what, trace.events.len());
-        let told = child(path, kind, machine)
+        let told = child(options, path, kind, machine)
             .and_then(|command| listen(command, &mut progress, &mut outcome.problems));
         match told {
             Err(error) => outcome.problems.push(format!("its process: {error}")),
@@ -187,10 +216,17 @@ fn trace_name(path: &Path) -> String {
     }
 }
 
-fn child(path: &Path, kind: Kind, machine: &Machine) -> std::io::Result<Command> {
+fn child(
+    options: &Options,
+    path: &Path,
+    kind: Kind,
+    machine: &Machine,
+) -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["replay", "--child", kind.name()])
+        .args(["--lag", &options.lag.to_string()])
+        .args(options.waste.iter().flat_map(|waste| ["--waste", waste]))
         .arg("--")
         .arg(path);
     if machine.is_fallback {

@@ -1,0 +1,102 @@
+//! How one allocator's replay of one trace ended, as a line of the table or of JSON.
+
+use super::figures::{Figures, quoted};
+use super::machine::Machine;
+
+pub struct Outcome {
+    pub trace: String,
+    /// The name of one of our backends, or of a peer.
+    pub backend: String,
+    /// None where it did not come to its end.
+    pub figures: Option<Figures>,
+    pub problems: Vec<String>,
+}
+
+impl Outcome {
+    /// Whether it ended and nothing was wrong.
+    pub fn is_good(&self) -> bool {
+        self.figures.is_some() && self.problems.is_empty()
+    }
+
+    /// `extra` is what was asked for, `"name":value`.
+    pub fn json(&self, machine: &Machine, extra: &str) -> String {
+        let figures = self.figures.clone().unwrap_or_default();
+        let problems: Vec<String> = self.problems.iter().map(|text| quoted(text)).collect();
+        format!(
+            "{{\"trace\":{},\"backend\":{},\"driver\":\"{}\",{},{},{extra},\"problems\":[{}]}}",
+            quoted(&self.trace),
+            quoted(&self.backend),
+            machine.driver,
+            figures.json(),
+            machine.json(),
+            problems.join(",")
+        )
+    }
+
+    /// A row of the table.
+    pub fn row(&self) -> String {
+        let figures = self.figures.clone().unwrap_or_default();
+        let cell = |name: &str, scale: f64, places: usize| match figures.get(name) {
+            Some(value) => format!("{:.places$}", value / scale),
+            None => "-".to_owned(),
+        };
+        const MIB: f64 = (1 << 20) as f64;
+        format!(
+            "{:12} {:11} {:>9} {:>9} {:>6} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}{}",
+            self.trace,
+            self.backend,
+            cell("peak_requested", MIB, 1),
+            cell("peak_reserved", MIB, 1),
+            cell("ratio", 1.0, 3),
+            cell("pair_ns_p50", 1.0, 0),
+            cell("pair_ns_p99", 1.0, 0),
+            cell("pair_ns_max", 1000.0, 0),
+            cell("driver_calls", 1.0, 0),
+            cell("driver_ms", 1.0, 1),
+            cell("host_ms", 1.0, 1),
+            cell("total_ms", 1.0, 1),
+            if self.is_good() { "" } else { "  FAILED" }
+        )
+    }
+}
+
+/// The names of the columns.
+pub fn header() -> String {
+    format!(
+        "{:12} {:11} {:>9} {:>9} {:>6} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}",
+        "trace",
+        "backend",
+        "asked MiB",
+        "held MiB",
+        "ratio",
+        "pair p50",
+        "p99",
+        "max us",
+        "calls",
+        "driver ms",
+        "host ms",
+        "sum ms"
+    )
+}
+
+/// What the columns mean.
+pub fn reading(machine: &Machine, has_peers: bool) -> String {
+    let driver = match machine.is_simulated {
+        true => {
+            "what the calls would have cost on an H200, by the simulator's clock; what simulating took is left out."
+        }
+        false => "time inside the driver, without questions that cost it next to nothing.",
+    };
+    let peers = match has_peers {
+        true => {
+            "\nPeers do not tell the driver's part: it is in their host time. Compare the sums."
+        }
+        false => "",
+    };
+    format!(
+        "How to read it. asked, held: the most bytes asked for, and taken from the device, at a time.
+pair: nanoseconds of an allocation with its free, the driver's part included, the clock's own cost not.
+host: time in the allocator, without the driver's.
+driver: {driver}{peers}"
+    )
+}
