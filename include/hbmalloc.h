@@ -354,6 +354,12 @@ int32_t hbm_torch_segment_functions(int32_t kind,
                                     void **malloc_function,
                                     void **free_function);
 
+// Answers the question that convolutions ask under `torch.backends.cudnn.benchmark`, how large a
+// block could be, for the allocator that torch uses at the time of the call. HBM_UNSUPPORTED and one
+// warning where that is not torch's pluggable allocator as we know it; nothing is changed then.
+// Makes no driver call. Call it before torch first uses CUDA.
+int32_t hbm_torch_serve_cache_info(void);
+
 // Entry points with the signatures of torch.cuda.memory.CUDAPluggableAllocator. X_malloc returns NULL
 // for size 0; on failure it raises torch.OutOfMemoryError or RuntimeError where torch is in the
 // process, and returns NULL elsewhere. X_segment_malloc serves torch.cuda.MemPool, vLLM and CuPy: it

@@ -11,17 +11,6 @@ use support::{Language, STATIC_LIBRARIES, Workbench};
 const CONSTRUCTOR: &str =
     "_ZN3c105ErrorC1ENS_14SourceLocationENSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEE";
 
-fn shared_library(bench: &Workbench, name: &str, source: &str, others: &[&str]) {
-    let folder = bench.libraries().to_str().unwrap();
-    bench
-        .compiler(Language::Cpp17)
-        .args(["-shared", "-fPIC", source, "-o"])
-        .arg(bench.libraries().join(name))
-        .args([format!("-Wl,-soname,{name}"), format!("-L{folder}")])
-        .args(others)
-        .run();
-}
-
 fn program(bench: &Workbench, arguments: &[&str], link: &[&str]) -> PathBuf {
     let program = bench.path("raise");
     let folder = bench.libraries().to_str().unwrap();
@@ -45,8 +34,8 @@ fn run(bench: &Workbench, program: &Path) {
 /// A folder with the stand-in of libc10.so and that of the library that knows the memory error.
 fn with_torch(name: &str, memory_error: &str) -> Workbench {
     let bench = Workbench::new(name);
-    shared_library(&bench, "libc10.so", "cpp/fake_torch/c10.cpp", &[]);
-    shared_library(&bench, memory_error, "cpp/fake_torch/torch.cpp", &["-lc10"]);
+    bench.shared_library("libc10.so", "cpp/fake_torch/c10.cpp", &[]);
+    bench.shared_library(memory_error, "cpp/fake_torch/torch.cpp", &["-lc10"]);
     bench
 }
 
@@ -83,7 +72,7 @@ fn torchs_memory_error_is_raised_from_a_static_library() {
 #[test]
 fn without_torchs_memory_error_it_is_a_runtime_error() {
     let bench = Workbench::new("raise_no_memory_error");
-    shared_library(&bench, "libc10.so", "cpp/fake_torch/c10.cpp", &[]);
+    bench.shared_library("libc10.so", "cpp/fake_torch/c10.cpp", &[]);
     run(
         &bench,
         &program(&bench, &["-DNO_MEMORY_ERROR"], &["-lhbmalloc", "-lc10"]),

@@ -5,13 +5,14 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 6] = [
+const FACES: [&str; 7] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
     "capi/tags.rs",
     "torch/hooks.rs",
     "torch/segments.rs",
+    "torch/cache_info.rs",
 ];
 
 /// The expanded entry points of torch are declared by a macro, which cbindgen does not look into.

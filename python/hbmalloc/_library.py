@@ -69,6 +69,7 @@ PROTOTYPES = {
     "hbm_tag_current": (c_int32, [c_char_p, c_size_t]),
     "hbm_tag_of": (c_int32, [c_void_p, c_char_p, c_size_t]),
     "hbm_torch_set_hooked": (None, [c_int32]),
+    "hbm_torch_serve_cache_info": (c_int32, []),
     "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),
     "hbm_driver_used": (c_int32, []),
     "hbm_forked": (c_int32, []),

@@ -152,6 +152,7 @@ def install(backend=None, **options):
         _library.library().hbm_torch_set_hooked(1)
         torch.cuda.memory.change_current_allocator(made)
         _installed = (name, os.getpid(), made)
+        _library.library().hbm_torch_serve_cache_info()  # where it cannot, the library warns
         _torch_statistics.serve(torch)
         _torch_refusals.refuse(torch)
 

@@ -31,9 +31,11 @@ pub enum Warning {
     LogFile,
     /// The library is in the process twice.
     LoadedTwice,
+    /// torch's question for the largest block cannot be answered.
+    CacheInfo,
 }
 
-const KINDS: usize = Warning::LoadedTwice as usize + 1;
+const KINDS: usize = Warning::CacheInfo as usize + 1;
 
 /// How often each kind of warning arose.
 #[derive(Default)]

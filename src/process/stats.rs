@@ -116,6 +116,17 @@ impl Process {
         Ok(stats)
     }
 
+    /// The most bytes that one more block on a device might get: what the device has free, as far as
+    /// the limit allows, and what is held and in no block. Brings the device into use.
+    pub fn room(&self, ordinal: i32) -> Result<u64> {
+        let device = self.device(ordinal)?;
+        let (free, _) = device.state().device.memory_info()?;
+        let stats = self.stats(ordinal, None)?;
+        let allowed = stats.limit.saturating_sub(stats.reserved);
+        let cached = stats.reserved.saturating_sub(stats.allocated);
+        Ok(free.min(allowed) + cached)
+    }
+
     /// Starts every peak of a device again from what there is now. Whatever fails, the others are
     /// reset; the first failure is returned.
     pub fn reset_peaks(&self, ordinal: i32) -> Result<()> {

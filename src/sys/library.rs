@@ -113,6 +113,29 @@ pub fn file_of(address: usize) -> Option<PathBuf> {
     Some(std::fs::canonicalize(&path).unwrap_or(path))
 }
 
+/// The size of the object that begins at `address`, where it is a symbol of a loaded library.
+pub fn size_of_object(address: usize) -> Option<usize> {
+    /// Asks for the symbol's entry.
+    const RTLD_DL_SYMENT: c_int = 1;
+    // SAFETY: an all-zero Dl_info is a valid out-argument.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    let mut entry: *mut c_void = std::ptr::null_mut();
+    // SAFETY: both out-pointers are valid; the address is only compared.
+    let found = unsafe {
+        libc::dladdr1(
+            address as *const c_void,
+            &mut info,
+            &mut entry,
+            RTLD_DL_SYMENT,
+        )
+    };
+    if found == 0 || entry.is_null() || info.dli_saddr as usize != address {
+        return None;
+    }
+    // SAFETY: the loader pointed it at the symbol's entry, which stays as long as its library.
+    Some(unsafe { (*entry.cast::<libc::Elf64_Sym>()).st_size } as usize)
+}
+
 /// A loaded library, other than the one this code is in, that exports a function of that name.
 pub fn other_with(name: &CStr) -> Option<PathBuf> {
     let (here, _) = origin(other_with as *const () as usize)?;

@@ -1,11 +1,13 @@
 //! PyTorch's pluggable allocator: entry points with its signatures, its hooks, and failures raised
 //! as its exceptions.
 
+mod cache_info;
 mod entry;
 mod hooks;
 mod raise;
 mod segments;
 
+pub use cache_info::*;
 pub use entry::*;
 pub use hooks::*;
 pub use segments::*;

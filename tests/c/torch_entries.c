@@ -145,8 +145,16 @@ static void memory_of_a_capture_stays_until_release(void) {
     stream_destroy(stream);
 }
 
+static void without_torch_there_is_no_allocator_to_answer_for(void) {
+    uint64_t warnings = stats_of(0, -1).warnings;
+    EXPECT(HBM_UNSUPPORTED, hbm_torch_serve_cache_info());
+    EXPECT_ERROR_TEXT("libc10_cuda.so");
+    CHECK(stats_of(0, -1).warnings == warnings + 1);
+}
+
 int main(void) {
     EXPECT(HBM_OK, hbm_option_set("log", "off"));
+    without_torch_there_is_no_allocator_to_answer_for();
     EXPECT(HBM_OK, hbm_option_set("backend", "vmm"));
     hbm_torch_init(2);
     CHECK(hbm_driver_used() == 0);

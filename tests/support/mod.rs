@@ -118,6 +118,18 @@ impl Workbench {
         ]
     }
 
+    /// Compiles `source`, named from tests/, into a shared library that the programs can link, after
+    /// `others`.
+    pub fn shared_library(&self, name: &str, source: &str, others: &[&str]) {
+        let folder = self.libraries.to_str().unwrap();
+        self.compiler(Language::Cpp17)
+            .args(["-shared", "-fPIC", source, "-o"])
+            .arg(self.libraries.join(name))
+            .args([format!("-Wl,-soname,{name}"), format!("-L{folder}")])
+            .args(others)
+            .run();
+    }
+
     /// A run of `program` on the simulated driver.
     pub fn run(&self, program: &Path) -> Run {
         let mut command = Command::new(program);
