@@ -5,25 +5,26 @@ use crate::codes::{self, Result};
 use crate::config::Fabric;
 use crate::cost::{self, interpolate};
 use crate::counters::Snapshot;
-use crate::physical::{self, Backing};
+use crate::physical::Backing;
+use crate::sharing;
 use crate::sim::Sim;
 use rustc_hash::FxHashMap;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 
 pub struct Chunk {
     pub size: u64,
     pub prop: AllocationProp,
     pub backing: Backing,
-    handles: u64,
+    pub handles: u64,
     pub maps: u64,
     /// Made by another process, which is charged for it.
-    foreign: bool,
-    file: Option<(u64, u64)>,
+    pub foreign: bool,
+    /// Device and inode of a file of its own, once it may leave the process.
+    pub file: Option<(u64, u64)>,
 }
 
 impl Chunk {
-    fn device(&self) -> Option<i32> {
+    pub fn device(&self) -> Option<i32> {
         (self.prop.location.kind == LOCATION_DEVICE).then_some(self.prop.location.id)
     }
 }
@@ -41,7 +42,7 @@ pub struct Chunks {
     chunks: FxHashMap<u64, Chunk>,
     handles: FxHashMap<u64, Handle>,
     /// Files of chunks that may leave the process, by device and inode.
-    files: FxHashMap<(u64, u64), u64>,
+    pub files: FxHashMap<(u64, u64), u64>,
     next: u64,
 }
 
@@ -72,7 +73,7 @@ impl Chunks {
         self.chunks.get(&key)
     }
 
-    fn new_handle(&mut self, chunk: u64) -> u64 {
+    pub fn new_handle(&mut self, chunk: u64) -> u64 {
         self.next += 1;
         let handle = FIRST_HANDLE + self.next * 16;
         self.handles.insert(
@@ -158,20 +159,19 @@ impl Sim {
             self.physical.take(device, size)?;
         }
         cost::charge(interpolate(cost::CREATE, size));
-        let backing = self
-            .physical
-            .backing(device, size, prop.handle_types != 0)
-            .inspect_err(|_| {
-                if let Some(device) = device {
-                    self.physical.give(device, size);
-                }
-            })?;
+        // The processor may write to host memory at any time, so its file cannot change later.
+        let own = prop.handle_types != 0 && device.is_none();
+        let backing = self.physical.backing(device, size, own).inspect_err(|_| {
+            if let Some(device) = device {
+                self.physical.give(device, size);
+            }
+        })?;
+        self.counters.gave(size);
         let file = if backing.own {
-            file_identity(backing.fd.as_raw_fd())
+            sharing::file_identity(backing.fd.as_raw_fd())
         } else {
             None
         };
-        self.counters.gave(size);
         Ok(self.add_chunk(Chunk {
             size,
             prop: *prop,
@@ -183,7 +183,7 @@ impl Sim {
         }))
     }
 
-    fn add_chunk(&mut self, chunk: Chunk) -> u64 {
+    pub fn add_chunk(&mut self, chunk: Chunk) -> u64 {
         self.chunks.next += 1;
         let key = self.chunks.next;
         if let Some(file) = chunk.file {
@@ -253,117 +253,4 @@ impl Sim {
             None => Ok(self.chunks.new_handle(key)),
         }
     }
-
-    pub fn export_fd(&mut self, handle: u64) -> Result<RawFd> {
-        let (_, chunk) = self.chunks.by_handle(handle)?;
-        if chunk.prop.handle_types & HANDLE_POSIX_FD == 0 {
-            return Err(codes::INVALID_VALUE);
-        }
-        // SAFETY: duplicating an open descriptor.
-        let fd = unsafe { libc::fcntl(chunk.backing.fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) };
-        if fd < 0 {
-            Err(codes::OUT_OF_MEMORY)
-        } else {
-            Ok(fd)
-        }
-    }
-
-    pub fn export_fabric(&mut self, handle: u64) -> Result<[u8; 64]> {
-        let (_, chunk) = self.chunks.by_handle(handle)?;
-        if chunk.prop.handle_types & HANDLE_FABRIC == 0 {
-            return Err(codes::INVALID_VALUE);
-        }
-        let mut data = [0; 64];
-        data[..4].copy_from_slice(&std::process::id().to_le_bytes());
-        data[4..8].copy_from_slice(&chunk.backing.fd.as_raw_fd().to_le_bytes());
-        Ok(data)
-    }
-
-    /// Takes a chunk in by its file; the caller keeps its own descriptor.
-    pub fn import_fd(&mut self, fd: RawFd, types: u32) -> Result<u64> {
-        self.check_vmm()?;
-        let file = file_identity(fd).ok_or(codes::UNKNOWN)?;
-        if let Some(key) = self.chunks.files.get(&file).copied() {
-            return Ok(self.chunks.new_handle(key));
-        }
-        let device = physical::device_of_file(fd).ok_or(codes::UNKNOWN)?;
-        let location = if device < 0 {
-            Location {
-                kind: LOCATION_HOST_NUMA,
-                id: 0,
-            }
-        } else {
-            Location::device(device)
-        };
-        if device >= 0 {
-            self.check_device(device)?;
-        }
-        let size = file_size(fd).ok_or(codes::INVALID_VALUE)?;
-        // SAFETY: duplicating the caller's open descriptor gives one of our own.
-        let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-        if own < 0 {
-            return Err(codes::OUT_OF_MEMORY);
-        }
-        // SAFETY: just made, and nobody else has it.
-        let own = Arc::new(unsafe { OwnedFd::from_raw_fd(own) });
-        let prop = imported_prop(location, types);
-        let backing = Backing {
-            fd: own,
-            offset: 0,
-            len: size,
-            own: true,
-        };
-        Ok(self.add_chunk(Chunk {
-            size,
-            prop,
-            backing,
-            handles: 0,
-            maps: 0,
-            foreign: true,
-            file: Some(file),
-        }))
-    }
-
-    /// A fabric handle names the exporting process and its file.
-    pub fn import_fabric(&mut self, data: &[u8; 64]) -> Result<u64> {
-        if self.config.fabric != Fabric::Works {
-            return Err(codes::NOT_SUPPORTED);
-        }
-        let word =
-            |at: usize| u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
-        let path = format!("/proc/{}/fd/{}", word(0), word(4));
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(|_| codes::INVALID_VALUE)?;
-        self.import_fd(file.as_raw_fd(), HANDLE_FABRIC)
-    }
-}
-
-fn imported_prop(location: Location, handle_types: u32) -> AllocationProp {
-    AllocationProp {
-        kind: ALLOCATION_PINNED,
-        handle_types,
-        location,
-        win32: std::ptr::null_mut(),
-        compression: 0,
-        rdma: 0,
-        usage: 0,
-        reserved: [0; 4],
-    }
-}
-
-fn stat(fd: RawFd) -> Option<libc::stat> {
-    let mut out = std::mem::MaybeUninit::uninit();
-    // SAFETY: fstat fills the struct when it answers 0, and only then is it read.
-    unsafe { (libc::fstat(fd, out.as_mut_ptr()) == 0).then(|| out.assume_init()) }
-}
-
-fn file_identity(fd: RawFd) -> Option<(u64, u64)> {
-    stat(fd).map(|s| (s.st_dev, s.st_ino))
-}
-
-fn file_size(fd: RawFd) -> Option<u64> {
-    stat(fd).map(|s| s.st_size as u64).filter(|size| *size > 0)
 }

@@ -26,6 +26,7 @@ mod physical;
 mod pool;
 mod pool_space;
 mod region;
+mod sharing;
 mod sim;
 mod stream;
 mod transfer;

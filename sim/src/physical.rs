@@ -1,5 +1,5 @@
 //! Physical memory: who holds how much of each device, and the files that stand for it.
-//! One sparse memfd a device serves all chunks, since one descriptor a chunk would run out; a chunk that may leave the process gets its own.
+//! One sparse memfd a device serves all chunks, since one descriptor a chunk would run out; a chunk that leaves the process gets its own.
 
 use crate::codes::{OUT_OF_MEMORY, Result};
 use crate::config::Config;
@@ -144,13 +144,7 @@ impl Physical {
     pub fn backing(&mut self, device: Option<i32>, len: u64, own: bool) -> Result<Backing> {
         let slot = device.map_or(self.files.len() - 1, |d| d as usize);
         let backing = if own {
-            let fd = Arc::new(memfd(&file_name(device), len as i64)?);
-            Backing {
-                fd,
-                offset: 0,
-                len,
-                own: true,
-            }
+            own_backing(device, len)?
         } else {
             let file = &mut self.files[slot];
             let fd = match &file.fd {
@@ -199,6 +193,52 @@ impl Physical {
             .or_default()
             .push(backing.offset);
     }
+}
+
+/// A file of a chunk's own.
+pub fn own_backing(device: Option<i32>, len: u64) -> Result<Backing> {
+    Ok(Backing {
+        fd: Arc::new(memfd(&file_name(device), len as i64)?),
+        offset: 0,
+        len,
+        own: true,
+    })
+}
+
+/// Bytes copied at a time.
+const PART: u64 = 1 << 20;
+
+/// Copies what was ever written to one backing into a fresh one of the same length.
+pub fn copy_contents(from: &Backing, to: &Backing) -> Result {
+    let mut part = vec![0u8; PART as usize];
+    let end = from.offset + from.len;
+    let mut at = from.offset;
+    while let Some(written) = seek(from, at, libc::SEEK_DATA).filter(|written| *written < end) {
+        at = written;
+        let hole = seek(from, at, libc::SEEK_HOLE).unwrap_or(end).min(end);
+        while at < hole {
+            let most = PART.min(hole - at) as usize;
+            let place = (at - from.offset) as i64;
+            // SAFETY: the buffer has so many bytes, and both descriptors are open.
+            let moved = unsafe {
+                let (source, target) = (from.fd.as_raw_fd(), to.fd.as_raw_fd());
+                let read = libc::pread(source, part.as_mut_ptr().cast(), most, at as i64).max(0);
+                libc::pwrite(target, part.as_ptr().cast(), read as usize, place)
+            };
+            if moved <= 0 {
+                return Err(OUT_OF_MEMORY);
+            }
+            at += moved as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Where data or a hole begins at or behind a place of a file.
+fn seek(backing: &Backing, at: u64, what: i32) -> Option<u64> {
+    // SAFETY: the descriptor is open, and nobody uses its position.
+    let found = unsafe { libc::lseek(backing.fd.as_raw_fd(), at as i64, what) };
+    u64::try_from(found).ok()
 }
 
 /// What the driver takes from the card for a plain allocation above the small ones.

@@ -168,6 +168,47 @@ fn the_clock_knows_what_calls_cost() {
     assert_eq!(cost(&|| ok("cuEventRecord", &[e, 0])), 256);
 }
 
+/// Access and unmapping cost by the mapping and by who has access, however many a call takes; creating and releasing by size.
+#[test]
+fn stitching_costs_what_it_costs_on_a_card() {
+    let _m = Machine::start("memory=64GiB");
+    let before = std::cell::Cell::new(0);
+    let spent = || {
+        let now = call64("hbmsim_virtual_ns", &[]);
+        now - before.replace(now)
+    };
+    let sizes = [CHUNK, 256 * MIB, 1 << 30];
+    let base = reserve(8 << 30);
+    spent();
+    let chunks = sizes.map(create);
+    assert_eq!(spent(), 7_000 + 9_000 + 14_000, "create");
+    let mut at = base;
+    for (size, chunk) in sizes.iter().zip(chunks) {
+        assert_eq!(map(at, *size, chunk), 0);
+        at += size;
+    }
+    assert!((1_800..=2_100).contains(&spent()), "map");
+    let whole = at - base;
+    assert_eq!(grant(base, whole, 0, 3), 0);
+    assert_eq!(spent(), 24_000 + 38_000 + 63_000, "access, in one call");
+    assert_eq!(grant(base, whole, 1, 3), 0);
+    assert_eq!(spent(), 24_000 + 38_000 + 63_000, "the same for a peer");
+    ok("cuMemUnmap", &[base, whole]);
+    assert_eq!(
+        spent(),
+        2 * (16_000 + 20_000 + 29_000),
+        "unmap, in one call"
+    );
+    for (chunk, cost) in chunks.iter().zip([9_000, 69_000, 255_000]) {
+        ok("cuMemRelease", &[*chunk]);
+        assert_eq!(spent(), cost, "release");
+    }
+    let huge = reserve(8 << 40);
+    assert!(spent() < 20_000, "8 TiB of addresses");
+    ok("cuMemAddressFree", &[huge, 8 << 40]);
+    assert!(spent() < 20_000, "and given back");
+}
+
 #[test]
 fn symbols_follow_version_and_configuration() {
     let has = |name: &str| call64("hbmsim_symbol", &[text(name).as_ptr() as u64]) != 0;

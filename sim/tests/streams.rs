@@ -171,6 +171,39 @@ fn unmapping_under_a_kernel_is_a_fault_that_sticks() {
     ok("cuMemRelease", &[chunk]);
 }
 
+/// Only the address counts: work at one address of a chunk is nothing to another address of it.
+#[test]
+fn an_alias_may_go_while_its_chunk_is_used_elsewhere() {
+    let _m = Machine::start("");
+    let (base, chunk) = (reserve(6 * CHUNK), create(2 * CHUNK));
+    let places = [base, base + 2 * CHUNK, base + 4 * CHUNK];
+    for place in places {
+        assert_eq!(map(place, 2 * CHUNK, chunk), 0);
+        assert_eq!(grant(place, 2 * CHUNK, 0, 3), 0);
+    }
+    let (kernel, copy) = (stream(1), stream(1));
+    ok("hbmsim_spin", &[kernel, places[1] + CHUNK, 1]);
+    ok("hbmsim_hold", &[copy]);
+    ok("cuMemsetD8Async", &[places[1], 7, CHUNK, copy]);
+    ok("cuMemUnmap", &[places[0], 2 * CHUNK]);
+    assert_eq!(faults(), (0, String::new()));
+    ok("cuMemUnmap", &[places[1], 2 * CHUNK]);
+    let (count, message) = faults();
+    assert_eq!(count, 2, "{message}");
+    assert!(message.contains("used by a queued kernel"), "{message}");
+    assert!(message.contains("used by a queued fill"), "{message}");
+    call("hbmsim_faults_clear", &[]);
+    ok("hbmsim_spin_stop", &[kernel]);
+    ok("hbmsim_release", &[copy]);
+    ok("cuMemUnmap", &[places[2], 2 * CHUNK]);
+    ok("cuMemRelease", &[chunk]);
+    ok("cuMemAddressFree", &[base, 6 * CHUNK]);
+    for stream in [kernel, copy] {
+        ok("cuStreamDestroy_v2", &[stream]);
+    }
+    assert_clean();
+}
+
 #[test]
 fn a_queued_copy_whose_memory_went_is_a_fault() {
     let _m = Machine::start("");

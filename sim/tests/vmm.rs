@@ -333,6 +333,96 @@ fn another_process_maps_an_exported_chunk() {
     assert_clean();
 }
 
+/// What could leave the process takes no descriptor until it does: a program has some thousand at most.
+#[test]
+fn a_chunk_that_may_be_exported_needs_no_descriptor() {
+    let _m = Machine::start("memory=64GiB");
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let shareable = Prop {
+        handles: 1,
+        ..DEVICE
+    };
+    let first = try_create(CHUNK, &shareable).1;
+    let before = open();
+    let chunks: Vec<u64> = (0..3000)
+        .map(|_| {
+            let (code, chunk) = try_create(CHUNK, &shareable);
+            assert_eq!(code, 0);
+            chunk
+        })
+        .collect();
+    assert!(open() < before + 50, "{} descriptors", open());
+    for chunk in chunks {
+        ok("cuMemRelease", &[chunk]);
+    }
+    ok("cuMemRelease", &[first]);
+    assert_clean();
+}
+
+/// Bytes, aliases and work under way are there after a chunk has left as before.
+#[test]
+fn exporting_changes_nothing_for_the_exporter() {
+    let _m = Machine::start("delay_us=20000");
+    let (code, chunk) = try_create(
+        3 * CHUNK,
+        &Prop {
+            handles: 1,
+            ..DEVICE
+        },
+    );
+    assert_eq!(code, 0);
+    let base = reserve(8 * CHUNK);
+    let other = base + 4 * CHUNK;
+    for place in [base, other] {
+        assert_eq!(map(place, 3 * CHUNK, chunk), 0);
+        assert_eq!(grant(place, 3 * CHUNK, 0, 3), 0);
+    }
+    ok("cuMemsetD8_v2", &[base, 1, 100]);
+    ok("cuMemsetD8_v2", &[base + 2 * CHUNK, 2, CHUNK]);
+    let busy = stream(1);
+    ok("cuMemsetD8Async", &[other + CHUNK, 3, CHUNK, busy]);
+    let mut fd = -1i32;
+    ok(
+        "cuMemExportToShareableHandle",
+        &[&raw mut fd as u64, chunk, 1, 0],
+    );
+    ok("cuStreamSynchronize", &[busy]);
+    for place in [base, other] {
+        assert_eq!(read(place, 1), [1]);
+        assert_eq!(read(place + 100, 1), [0]);
+        assert_eq!(read(place + CHUNK, 1), [3]);
+        assert_eq!(read(place + 2 * CHUNK - 1, 1), [3]);
+        assert_eq!(read(place + 3 * CHUNK - 1, 1), [2]);
+    }
+    ok("cuMemsetD8_v2", &[base + 7, 9, 1]);
+    assert_eq!(read(other + 7, 1), [9]);
+    // Again, and in: one chunk all the while.
+    let mut again = -1i32;
+    ok(
+        "cuMemExportToShareableHandle",
+        &[&raw mut again as u64, chunk, 1, 0],
+    );
+    let own = new("cuMemImportFromShareableHandle", &[again as u64, 1]);
+    assert_eq!(
+        (counters().chunks, counters().chunk_bytes),
+        (1, 3 * CHUNK),
+        "the same chunk"
+    );
+    for handle in [own, chunk] {
+        ok("cuMemRelease", &[handle]);
+    }
+    for fd in [fd, again] {
+        // SAFETY: ours to close.
+        unsafe { libc::close(fd) };
+    }
+    for place in [base, other] {
+        ok("cuMemUnmap", &[place, 3 * CHUNK]);
+    }
+    ok("cuMemAddressFree", &[base, 8 * CHUNK]);
+    ok("cuStreamDestroy_v2", &[busy]);
+    assert_clean();
+}
+
 fn import_and_check(fd: i32) {
     let _m = Machine::start("");
     let chunk = new("cuMemImportFromShareableHandle", &[fd as u64, 1]);

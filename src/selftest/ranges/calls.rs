@@ -1,11 +1,9 @@
 //! What each operation promises, one at a time.
 
 use super::{Bench, case};
-use crate::config::value::Location;
 use crate::core::tags::TagId;
 use crate::error::{Result, Status};
 use crate::extent::table::{Owner, RunSpec};
-use crate::gpu::ChunkSpec;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Case, Outcome, Stop};
 
@@ -236,7 +234,6 @@ fn orphans() -> Outcome {
 /// Tens of thousands on the simulated driver, where the clock shows a search through all of them.
 fn many_places() -> Outcome {
     let mut bench = Bench::open("devices=1,memory=64GiB")?;
-    bench.chunk = ChunkSpec::plain(Location::Device);
     let count = if bench.machine.sim.is_some() {
         20_000
     } else {
