@@ -260,14 +260,6 @@ int32_t hbm_allocator_trim(struct hbm_allocator_t *allocator, uint64_t keep, uin
 // Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
 int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator, struct hbm_stats_t *out);
 
-// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1).
-//
-// Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
-int32_t hbm_stats(int32_t device, int32_t kind, struct hbm_stats_t *out);
-
-// Starts every peak of a device's statistics again from what there is now. Any thread.
-int32_t hbm_stats_reset_peaks(int32_t device);
-
 // Gives cached memory of a device back, as hbm_allocator_trim.
 //
 // Required: `released` must be NULL or valid for a write.
@@ -277,6 +269,14 @@ int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 // names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks
 // that used the stream stay valid; their memory is later given back behind all work of the device.
 int32_t hbm_stream_forget(int32_t device, void *stream);
+
+// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1).
+//
+// Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
+int32_t hbm_stats(int32_t device, int32_t kind, struct hbm_stats_t *out);
+
+// Starts every peak of a device's statistics again from what there is now. Any thread.
+int32_t hbm_stats_reset_peaks(int32_t device);
 
 // What the calling thread allocates from here on has the tag `name`, until hbm_tag_pop. A name has 1
 // to 255 bytes of UTF-8; it is copied. Tags nest: the one pushed last counts. Blocks of allocators

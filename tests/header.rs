@@ -5,10 +5,11 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 7] = [
+const FACES: [&str; 8] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
+    "capi/stats.rs",
     "capi/tags.rs",
     "torch/hooks.rs",
     "torch/segments.rs",

@@ -2,11 +2,13 @@
 
 mod allocator;
 mod options;
+mod stats;
 mod status;
 mod tags;
 
 pub use allocator::*;
 pub use options::*;
+pub use stats::*;
 pub use status::*;
 pub use tags::*;
 
