@@ -21,7 +21,7 @@ INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVE
 # The children find what this build made, not what a wheel installed.
 FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)
 
-.PHONY: demo test build rust-tests python-tests lint stress miri bench wheel test-aarch64 setup-aarch64 \
+.PHONY: demo test build rust-tests python-tests lint stress miri bench bench-pool wheel test-aarch64 setup-aarch64 \
 	release install uninstall clean setup help
 
 help:
@@ -30,7 +30,8 @@ help:
 	@echo 'make lint            clippy, formatting, documentation'
 	@echo 'make stress          the long form of the stress tests'
 	@echo 'make miri            the core under Miri, where it is installed'
-	@echo 'make bench           benchmarks'
+	@echo 'make bench           benchmarks, beside the other allocators that are installed'
+	@echo 'make bench-pool      host time of our own pairs, on the simulated driver'
 	@echo 'make wheel [ARCH=aarch64]   a wheel in dist/'
 	@echo 'make setup-aarch64   tools to cross-build and to run the result (root, Debian)'
 	@echo 'make test-aarch64    C tests and the command for AArch64, emulated'
@@ -79,6 +80,12 @@ miri: setup
 
 bench: setup release
 	$(FROM_SOURCE) $(TARGET)/release/hbmalloc bench
+
+# Most of a pair is host time, which needs no GPU.
+bench-pool: setup release
+	HBMALLOC_DRIVER=sim HBMALLOC_LIBRARY=$(abspath $(TARGET))/release/libhbmalloc.so \
+		$(TARGET)/release/hbmalloc bench --ours --only steady,holes,random,remote,threads,cold \
+		--build $(TARGET)/bench $(BENCH)
 
 wheel: setup
 	scripts/build-wheel $(ARCH)

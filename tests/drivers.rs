@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 fn bench(sim: &str, variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_hbmalloc"))
-        .args(["bench", "--pairs", "3"])
+        .args(["bench", "--only", "sources", "--pairs", "3"])
         .env("HBMALLOC_DRIVER", "sim")
         .env("HBMALLOC_SIM", sim)
         .envs(variables.iter().copied())

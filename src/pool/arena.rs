@@ -29,7 +29,12 @@ pub struct Arena {
 }
 
 impl Arena {
-    pub(super) fn new(tag: u16, is_large: bool, graph: Option<GraphId>, granularity: Align) -> Arena {
+    pub(super) fn new(
+        tag: u16,
+        is_large: bool,
+        graph: Option<GraphId>,
+        granularity: Align,
+    ) -> Arena {
         Arena {
             space: Mutex::new(Space::new(granularity)),
             tag,

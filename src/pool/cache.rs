@@ -99,8 +99,7 @@ impl Counts {
             self.high_allocated.store(allocated, Relaxed);
         }
         if (allocated as i64) > self.mark.load(Relaxed) as i64 {
-            self.mark
-                .store(allocated.wrapping_add(PEAK_STEP), Relaxed);
+            self.mark.store(allocated.wrapping_add(PEAK_STEP), Relaxed);
             return true;
         }
         false
@@ -114,8 +113,7 @@ impl Counts {
         bump(&self.given, 1);
         let mark = self.mark.load(Relaxed) as i64;
         if (allocated as i64) < mark.wrapping_sub(2 * PEAK_STEP as i64) {
-            self.mark
-                .store(allocated.wrapping_add(PEAK_STEP), Relaxed);
+            self.mark.store(allocated.wrapping_add(PEAK_STEP), Relaxed);
         }
     }
 }
@@ -277,6 +275,9 @@ impl Cache {
             .sum();
         let parked = (self.parked_count.load(Relaxed) as usize).min(PARKED);
         let parked = self.parked[..parked].iter();
-        binned + parked.map(|(_, units)| units.load(Relaxed) * UNIT).sum::<u64>()
+        binned
+            + parked
+                .map(|(_, units)| units.load(Relaxed) * UNIT)
+                .sum::<u64>()
     }
 }

@@ -52,7 +52,10 @@ impl DevicePool {
         let (arena, _) = wanted.heap.arena(wanted.bytes);
         let mut gathered = 0;
         for heap in self.heap_list() {
-            let shares = heap.arenas().iter().any(|(other, _)| Arc::ptr_eq(other, arena));
+            let shares = heap
+                .arenas()
+                .iter()
+                .any(|(other, _)| Arc::ptr_eq(other, arena));
             if shares && (heap.threads() > 1 || !Arc::ptr_eq(&heap, wanted.heap)) {
                 gathered += heap.flush(false);
                 gathered += heap.settle_pending(Effort::Record).unwrap_or(0) as u64;
@@ -75,13 +78,15 @@ impl DevicePool {
         let arenas = lock(&self.arenas).clone();
         let candidates = self.candidates(&arenas, wanted);
         let chunk = self.chunk_bytes();
-        let (stretches, extra) =
-            policy::assemble(&window.missing, window.room, candidates, chunk);
+        let (stretches, extra) = policy::assemble(&window.missing, window.room, candidates, chunk);
         lock(&arena.space).extend(&mut window, extra);
         tracing::debug!(
             "{} bytes: {} of {} missing are moved there, {} made, in chunks of up to {chunk}",
             wanted.bytes,
-            stretches.iter().map(|s| s.bytes() - s.new_bytes()).sum::<u64>(),
+            stretches
+                .iter()
+                .map(|s| s.bytes() - s.new_bytes())
+                .sum::<u64>(),
             window.missing_bytes(),
             stretches.iter().map(Stretch::new_bytes).sum::<u64>(),
         );
@@ -132,7 +137,11 @@ impl DevicePool {
     fn candidates(&self, arenas: &[Arc<Arena>], wanted: &Wanted) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (index, arena) in arenas.iter().enumerate() {
-            let own = wanted.heap.arenas().iter().any(|(own, _)| Arc::ptr_eq(own, arena));
+            let own = wanted
+                .heap
+                .arenas()
+                .iter()
+                .any(|(own, _)| Arc::ptr_eq(own, arena));
             if !own && !arena.is_open() {
                 continue;
             }
@@ -209,7 +218,12 @@ impl DevicePool {
         let taken: Vec<(Candidate, bool)> = stretch
             .moved
             .iter()
-            .map(|place| (*place, lock(&arenas[place.arena].space).take_place(place.address)))
+            .map(|place| {
+                (
+                    *place,
+                    lock(&arenas[place.arena].space).take_place(place.address),
+                )
+            })
             .collect();
         let lost = taken.iter().filter(|(_, is_ours)| !is_ours);
         stretch.new.extend(lost.map(|(place, _)| place.bytes));
@@ -289,7 +303,10 @@ impl DevicePool {
     fn add_segment(&self, wanted: &Wanted) -> Result<Given> {
         let (arena, color) = wanted.heap.arena(wanted.bytes);
         let granularity = self.backing.granularity();
-        let slack = wanted.align.get().saturating_sub(crate::source::ALIGN.get());
+        let slack = wanted
+            .align
+            .get()
+            .saturating_sub(crate::source::ALIGN.get());
         let least = (wanted.bytes.checked_add(slack))
             .and_then(|bytes| granularity.round_up(bytes))
             .ok_or_else(|| Error::new(Status::OutOfMemory, "allocate").bytes(wanted.bytes))?;
@@ -298,8 +315,13 @@ impl DevicePool {
             false => least,
         };
         let stream = wanted.heap.key.stream;
-        let address = (self.backing.segment(bytes, stream, wanted.heap.key.graph.is_some()))
-            .or_else(|_| self.backing.segment(least, stream, wanted.heap.key.graph.is_some()))?;
+        let address = (self
+            .backing
+            .segment(bytes, stream, wanted.heap.key.graph.is_some()))
+        .or_else(|_| {
+            self.backing
+                .segment(least, stream, wanted.heap.key.graph.is_some())
+        })?;
         add(&self.counters.creates, 1);
         let mut space = lock(&arena.space);
         space.add_backed_range(address, self.backing.length(address), color);

@@ -68,7 +68,11 @@ impl Local {
 
 /// Lets `act` use this thread's cache for `key`, if it has one.
 #[inline]
-pub fn with_key<R>(instance: u32, key: &HeapKey, act: impl FnOnce(&Cache) -> Option<R>) -> Option<R> {
+pub fn with_key<R>(
+    instance: u32,
+    key: &HeapKey,
+    act: impl FnOnce(&Cache) -> Option<R>,
+) -> Option<R> {
     LOCAL
         .try_with(|local| {
             let local = local.try_borrow().ok()?;

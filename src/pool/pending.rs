@@ -79,7 +79,12 @@ impl Pending {
 
     /// Blocks that wait.
     pub fn len(&self) -> usize {
-        self.waiting.len() + self.fenced.iter().map(|(_, blocks)| blocks.len()).sum::<usize>()
+        self.waiting.len()
+            + self
+                .fenced
+                .iter()
+                .map(|(_, blocks)| blocks.len())
+                .sum::<usize>()
     }
 
     pub(super) fn forget(&mut self, stream: Stream) {

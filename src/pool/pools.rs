@@ -145,8 +145,9 @@ impl Pools {
         }
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
         let id = u16::try_from(by_id.len()).map_err(|_| {
-            Error::new(Status::Busy, "allocate")
-                .detail("65536 combinations of stream, tag and graph were used, which is all there are")
+            Error::new(Status::Busy, "allocate").detail(
+                "65536 combinations of stream, tag and graph were used, which is all there are",
+            )
         })?;
         let heap = pool.add_heap(id, *key);
         by_id.push(heap.clone());

@@ -70,7 +70,10 @@ impl DevicePool {
             return 0;
         }
         let heaps = self.heap_list();
-        let chosen: Vec<_> = heaps.iter().filter(|heap| others.contains(&heap.id)).collect();
+        let chosen: Vec<_> = heaps
+            .iter()
+            .filter(|heap| others.contains(&heap.id))
+            .collect();
         self.settle(chosen.into_iter())
     }
 

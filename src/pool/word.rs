@@ -92,7 +92,10 @@ mod tests {
             let word = Word::new(heap, requested);
             assert!(word.is_live() && word.is_plain() && word.shared().is_shared());
             assert!(!word.unordered().is_plain() && !word.unordered().is_shared());
-            assert_eq!((word.shared().heap(), word.shared().requested()), (heap, requested));
+            assert_eq!(
+                (word.shared().heap(), word.shared().requested()),
+                (heap, requested)
+            );
             assert_eq!(word.bytes(), requested.div_ceil(512) * 512);
         }
         assert!(!Word(0).is_live());

@@ -8,12 +8,12 @@ use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::gpu::{Device, Driver, Stream};
+use crate::pool::backing::Backing;
+use crate::pool::{DevicePool, Pools};
 use crate::source::device::DeviceSource;
 use crate::source::managed::{ManagedSource, Placement};
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
 use crate::source::vmm::VmmSource;
-use crate::pool::backing::Backing;
-use crate::pool::{DevicePool, Pools};
 use crate::source::{Block, Held, Kind, Request, Source};
 use once_cell::sync::OnceCell;
 use rustc_hash::FxHashMap;
@@ -215,10 +215,7 @@ impl DeviceEntry {
     }
 
     fn held_by_all(&self) -> u64 {
-        Kind::ALL
-            .into_iter()
-            .map(|kind| self.held(kind).now)
-            .sum()
+        Kind::ALL.into_iter().map(|kind| self.held(kind).now).sum()
     }
 
     pub(super) fn admit_peer(&self, peer: i32) {

@@ -128,12 +128,16 @@ impl Process {
 
     /// How many blocks of pools an allocator has given out.
     pub fn pooled_blocks_of(&self, allocator: AllocatorId) -> u64 {
-        let pools = self.devices_in_use().filter_map(|device| device.pool_in_use());
+        let pools = self
+            .devices_in_use()
+            .filter_map(|device| device.pool_in_use());
         pools.map(|pool| pool.live_of(allocator.get())).sum()
     }
 
     pub(super) fn pooled_blocks(&self) -> usize {
-        let pools = self.devices_in_use().filter_map(|device| device.pool_in_use());
+        let pools = self
+            .devices_in_use()
+            .filter_map(|device| device.pool_in_use());
         pools.map(|pool| pool.total().live()).sum::<u64>() as usize
     }
 }

@@ -3,7 +3,10 @@
 mod bench;
 mod demo;
 mod doctor;
+mod json;
+mod machine;
 mod progress;
+mod python;
 mod replay;
 mod selftest;
 mod trace;
@@ -30,7 +33,7 @@ enum Command {
     Demo(demo::Options),
     /// Replays recorded programs: memory held, host time, driver calls, on every backend
     Replay(replay::Options),
-    /// Measures what an allocation and its free cost, beside the driver's own calls
+    /// Measures what an allocation and its free cost, beside the driver's own calls and other allocators
     Bench(bench::Options),
     /// Tests the library and the driver in force
     Selftest(selftest::Options),

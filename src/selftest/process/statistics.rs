@@ -4,9 +4,9 @@ use super::{House, MIB};
 use crate::error::Status;
 use crate::gpu::Stream;
 use crate::process::Stats;
-use crate::selftest::{Outcome, Stop};
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::simulator::Counters;
+use crate::selftest::{Outcome, Stop};
 use crate::source::Kind;
 
 /// requested <= allocated <= reserved for every kind at any time, and reserved is what the simulator

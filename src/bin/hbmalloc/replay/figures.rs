@@ -106,20 +106,6 @@ pub fn hear(line: &str, figures: &mut Figures) -> Option<News> {
     }
 }
 
-/// A JSON string.
-pub fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for letter in text.chars() {
-        match letter {
-            '"' | '\\' => out.extend(['\\', letter]),
-            control if control < ' ' => out.push_str(&format!("\\u{:04x}", control as u32)),
-            other => out.push(other),
-        }
-    }
-    out.push('"');
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +149,5 @@ mod tests {
             "\"peak_requested\":4,\"peak_reserved\":6,\"ratio\":1.5000,\"pair_ns_p50\":null,\
              \"pair_ns_p99\":null,\"host_ms\":null,\"driver_calls\":null,\"driver_ms\":null,\"z\":0.2500"
         );
-        assert_eq!(quoted("a\"\\\n"), "\"a\\\"\\\\\\u000a\"");
     }
 }

@@ -5,9 +5,10 @@ mod backend;
 mod clock;
 mod figures;
 mod lag;
-mod machine;
 mod outcome;
 
+use crate::json::quoted;
+use crate::machine::Machine;
 use crate::progress::Progress;
 use crate::trace::Trace;
 use figures::{Figures, News};
@@ -16,7 +17,6 @@ use hbmalloc::error::Result;
 use hbmalloc::observe;
 use hbmalloc::process::Process;
 use hbmalloc::source::Kind;
-use machine::Machine;
 use outcome::Outcome;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -90,7 +90,7 @@ impl Options {
 
     /// The same as `"name":value` for JSON.
     fn json(&self) -> String {
-        let waste = self.waste().map(|waste| figures::quoted(&waste));
+        let waste = self.waste().map(|waste| quoted(&waste));
         format!(
             "\"lag\":{},\"waste\":{},\"repeat\":{}",
             self.lag,

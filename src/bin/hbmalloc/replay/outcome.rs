@@ -1,7 +1,8 @@
 //! How one allocator's replay of one trace ended, as a line of the table or of JSON.
 
-use super::figures::{Figures, quoted};
-use super::machine::Machine;
+use super::figures::Figures;
+use crate::json::quoted;
+use crate::machine::Machine;
 
 pub struct Outcome {
     pub trace: String,

@@ -1,6 +1,6 @@
 //! Where the figures come from: processor, driver, device, and whether it is simulated.
 
-use super::figures::quoted;
+use crate::json::quoted;
 use hbmalloc::config::table::Opt;
 use hbmalloc::error::{Result, Status};
 use hbmalloc::gpu::driver::{DriverKind, version_text};
@@ -27,7 +27,7 @@ impl Machine {
             if error.status() != Status::NoDriver || chosen != "auto" {
                 return Err(error);
             }
-            eprintln!("hbmalloc replay: no GPU driver is here, so the simulated driver is used.");
+            eprintln!("hbmalloc: no GPU driver is here, so the simulated driver is used.");
             process.settings().set("driver", "sim")?;
             is_fallback = true;
         }

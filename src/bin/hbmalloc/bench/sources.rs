@@ -1,27 +1,16 @@
-//! `hbmalloc bench`: what an allocation and its free cost on the host, for each source and beside it
-//! for the driver's own calls, in one run.
+//! What an allocation and its free cost on the host, for each source and beside it for the driver's
+//! own calls, in one run.
 
 use cuda_sys::driver::sys as cuda;
-use hbmalloc::config::table::Opt;
 use hbmalloc::error::{Error, Result, Status};
-use hbmalloc::gpu::driver::{DriverKind, version_text};
+use hbmalloc::gpu::Driver;
+use hbmalloc::gpu::driver::DriverKind;
 use hbmalloc::observe;
 use hbmalloc::sys::cuda::{Cuda, Handle, Refusal};
 use hbmalloc::sys::library::Library;
 use hbmalloc::torch;
 use std::ffi::{CStr, c_int, c_void};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
-
-#[derive(clap::Args)]
-pub struct Options {
-    /// Print one JSON object a line instead of the table
-    #[arg(long)]
-    json: bool,
-    /// Pairs to measure for each line, at most
-    #[arg(long, default_value_t = 2000)]
-    pairs: usize,
-}
 
 const SIZES: [(u64, &str); 4] = [
     (4 << 10, "4 KiB"),
@@ -36,32 +25,12 @@ const MOST_TIME: Duration = Duration::from_millis(600);
 type Malloc = extern "C-unwind" fn(usize, c_int, *mut c_void) -> *mut c_void;
 type Free = extern "C" fn(*mut c_void, usize, c_int, *mut c_void);
 
-pub fn run(options: &Options) -> ExitCode {
-    match measure(options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("hbmalloc bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn measure(options: &Options) -> Result<()> {
+/// Measures up to `count` pairs for each line.
+pub fn measure(driver: &Driver, count: usize, json: bool) -> Result<()> {
     let process = observe::process();
-    process.set_hooked(true);
-    if let Err(error) = process.driver() {
-        let chosen = process.settings().text(Opt::Driver);
-        if error.status() != Status::NoDriver || chosen != "auto" {
-            return Err(error);
-        }
-        eprintln!("hbmalloc bench: no GPU driver is here, so the simulated driver is used.");
-        process.settings().set("driver", "sim")?;
-    }
-    let driver = process.driver()?;
     let simulated = driver.kind() == DriverKind::Simulator;
-    process.device(0)?;
-    if !options.json {
-        print_machine(driver, simulated)?;
+    if !json {
+        print_head();
     }
     let raw = Raw::open(driver.path())?;
     let _guard = driver.device(0)?.enter()?;
@@ -73,7 +42,7 @@ fn measure(options: &Options) -> Result<()> {
     ];
     for (bytes, size) in SIZES {
         for (name, malloc, free) in sources {
-            let ours = pairs(options.pairs, || {
+            let ours = pairs(count, || {
                 let address = malloc(bytes as usize, 0, std::ptr::null_mut());
                 if address.is_null() {
                     return Err(last_error());
@@ -82,35 +51,22 @@ fn measure(options: &Options) -> Result<()> {
                 Ok(())
             })?;
             process.trim(0, 0)?;
-            let theirs = raw.pairs(name, bytes, options.pairs)?;
-            print_line(options.json, simulated, name, bytes, size, ours, theirs);
+            let theirs = raw.pairs(name, bytes, count)?;
+            print_line(json, simulated, name, bytes, size, ours, theirs);
         }
     }
     Ok(())
 }
 
-fn print_machine(driver: &hbmalloc::gpu::Driver, simulated: bool) -> Result<()> {
+fn print_head() {
     println!(
         "Host time of one allocation and its free, in microseconds: median and 99th percentile."
-    );
-    println!(
-        "{}, {} cores; driver {}, {}{}",
-        cpu_name(),
-        std::thread::available_parallelism().map_or(0, |cores| cores.get()),
-        version_text(driver.version()),
-        driver.device(0)?.name(),
-        if simulated {
-            ": SIMULATED, so these are costs of the simulator"
-        } else {
-            ""
-        }
     );
     println!("managed includes advice and prefetch; vmm a mapping of its own for every block.\n");
     println!(
         "{:8} {:>8} {:>12} {:>12}   {:>12} {:>12}",
         "source", "size", "hbmalloc p50", "p99", "driver p50", "p99"
     );
-    Ok(())
 }
 
 fn print_line(
@@ -168,15 +124,6 @@ fn last_error() -> Error {
     // SAFETY: the text is a C string, valid until this thread's next error.
     let text = unsafe { CStr::from_ptr(hbmalloc::capi::hbm_last_error()) };
     Error::new(Status::Unsupported, text.to_string_lossy().into_owned())
-}
-
-fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    info.lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown CPU".to_owned(), |rest| {
-            rest.trim_start_matches([' ', '\t', ':']).to_owned()
-        })
 }
 
 /// The driver's own calls, as a program without an allocator would make them.

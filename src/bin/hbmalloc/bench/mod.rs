@@ -1,0 +1,165 @@
+//! `hbmalloc bench`: what allocations cost on the host, for us and for every other allocator that is
+//! installed, in one run. The sources are measured in this process; the pairs by C++ programs that
+//! share one set of loops, compiled here and run one after the other, a process a benchmark.
+
+mod line;
+mod peers;
+mod programs;
+mod sources;
+mod table;
+
+use crate::machine::Machine;
+use clap::ValueEnum;
+use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::observe;
+use hbmalloc::source::Kind;
+use line::Line;
+use peers::{Entry, Peers};
+use programs::Programs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// Print one JSON object a line instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Only these parts, separated by commas
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Only hbmalloc, without the other allocators
+    #[arg(long)]
+    ours: bool,
+    /// Which of hbmalloc's kinds, separated by commas [default: the pool]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    kinds: Vec<Kind>,
+    /// Batches a case; the median is told, and the least and the most
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    reps: u32,
+    /// Length of a batch
+    #[arg(long, value_name = "MS", default_value_t = 30)]
+    batch_ms: u32,
+    /// Live blocks of random sizes
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    live: u32,
+    /// Pairs of each source beside the driver's calls, at most
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    pairs: usize,
+    /// Keep the compiled programs in this folder
+    #[arg(long, value_name = "FOLDER")]
+    build: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Each source beside the driver's own calls
+    Sources,
+    /// One block allocated and freed over and over
+    Steady,
+    /// 8 KiB among 5000 live blocks and 5000 holes
+    Holes,
+    /// 100,000 live blocks of random sizes
+    Random,
+    /// Allocated on one thread, freed on another
+    Remote,
+    /// 1 to 16 threads
+    Threads,
+    /// The first 1 GiB of a process
+    Cold,
+}
+
+fn kind(name: &str) -> std::result::Result<Kind, String> {
+    Kind::from_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+        format!("no such kind; there are {}", names.join(", "))
+    })
+}
+
+impl Options {
+    fn parts(&self) -> &[Part] {
+        match self.only.as_slice() {
+            [] => Part::value_variants(),
+            named => named,
+        }
+    }
+
+    /// The pool, which everything else exists for; the sources where this build has none.
+    fn kinds(&self) -> Vec<Kind> {
+        if !self.kinds.is_empty() {
+            return self.kinds.clone();
+        }
+        match Kind::from_name("pool") {
+            Some(pool) => vec![pool],
+            None => vec![Kind::Async, Kind::Vmm],
+        }
+    }
+}
+
+pub fn run(options: &Options) -> ExitCode {
+    match measure(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hbmalloc bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options) -> Result<()> {
+    let process = observe::process();
+    process.set_hooked(true);
+    let machine = Machine::find(process)?;
+    let driver = process.driver()?;
+    process.device(0)?;
+    if options.json {
+        println!("{{\"machine\":true,{}}}", machine.json());
+    } else {
+        print_machine(&machine);
+    }
+    let parts: Vec<Part> = (options.parts().iter().copied())
+        .filter(|part| *part != Part::Sources)
+        .collect();
+    if parts.len() < options.parts().len() {
+        sources::measure(driver, options.pairs, options.json)?;
+    }
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let failed =
+        |reason: String| Error::new(Status::Unsupported, "prepare the benchmarks").detail(reason);
+    let peers = Peers::find(options, driver.path(), &machine).map_err(failed)?;
+    let programs = Programs::build(options.build.as_deref(), peers).map_err(failed)?;
+    for part in parts {
+        let lines: Vec<(&Entry, Vec<Line>)> = (programs.entries().iter())
+            .filter(|entry| part != Part::Cold || !entry.is_baseline)
+            .map(|entry| (entry, programs.run(entry, part, options)))
+            .collect();
+        if options.json {
+            for line in lines.iter().flat_map(|(_, lines)| lines) {
+                println!("{}", line.json(part, machine.is_simulated));
+            }
+        } else {
+            table::print(part, &lines);
+        }
+    }
+    if !options.json {
+        table::print_skipped(programs.skipped());
+    }
+    Ok(())
+}
+
+fn print_machine(machine: &Machine) {
+    println!(
+        "{}, {} cores; driver {}, {}{}\n",
+        machine.cpu,
+        machine.cores,
+        machine.version,
+        machine.device,
+        if machine.is_simulated {
+            ": SIMULATED, so calls of the driver cost what the simulator takes"
+        } else {
+            ""
+        }
+    );
+}
