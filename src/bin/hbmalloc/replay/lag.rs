@@ -156,7 +156,7 @@ struct Caller(libc::pid_t);
 impl Caller {
     fn this() -> Caller {
         // SAFETY: takes no pointers.
-        Caller(unsafe { libc::gettid() })
+        Caller(unsafe { libc::syscall(libc::SYS_gettid) as libc::pid_t })
     }
 
     /// Its state's letter, and the time it has had on a processor, in the system's ticks.
