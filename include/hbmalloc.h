@@ -149,7 +149,7 @@ typedef struct hbm_stats_t {
     uint64_t peak_blocks;
     // Requests that failed for want of memory.
     uint64_t out_of_memory;
-    // The most bytes that the device's blocks may take; UINT64_MAX where there is no limit.
+    // The most bytes that may be held of the device; UINT64_MAX where there is no limit.
     uint64_t limit;
 } hbm_stats_t;
 
@@ -310,6 +310,29 @@ int32_t hbm_tag_current(char *buffer, size_t capacity);
 // Required: `buffer` must be valid for a write of `capacity` bytes.
 int32_t hbm_tag_of(const void *address, char *buffer, size_t capacity);
 
+// Sets the most bytes that the library holds of a device's memory, by all kinds together, cached or in
+// blocks; 0 for no limit, which is how it begins. -1 is every device, and forgets what was set for
+// one. May be changed at any time, and set before there is a driver: makes no driver call then, and
+// a device that there is not shows later.
+//
+// Requests that would pass the limit are HBM_OUT_OF_MEMORY, after what is cached was given back.
+// Setting it below what is held gives back what is cached and waits for the work on freed blocks;
+// blocks stay, and whatever needs more memory of the device fails until less is held. Memory of
+// the host takes nothing of the limit. The driver's stream-ordered pool grows as it sees fit: it is
+// asked after each block, and a block that made it pass the limit is taken back.
+int32_t hbm_set_limit(int32_t device,
+                      uint64_t bytes);
+
+// [`hbm_set_limit`] as a share of the device's memory, above 0; 1 for no limit.
+int32_t hbm_set_limit_fraction(int32_t device, double fraction);
+
+// Writes the limit of a device to `*bytes`; 0 where there is none. Starts the driver where the limit
+// is a share of a device's memory that is not in use yet.
+//
+// Required: `bytes` must be valid for a write.
+int32_t hbm_get_limit(int32_t device,
+                      uint64_t *bytes);
+
 // Says that every hook is set (1), or that none is (0): then a freed block waits behind all work
 // of the device.
 void hbm_torch_set_hooked(int hooked);
@@ -322,7 +345,8 @@ void hbm_torch_init(int device_count);
 // in use.
 void hbm_torch_reset(void);
 
-// torch's memory fraction hook: limits what blocks on `device` may take to a share of its memory.
+// torch's memory fraction hook: limits what is held of `device`'s memory to a share of it, as
+// hbm_set_limit_fraction does; 0 lets nothing more be had.
 void hbm_torch_memory_fraction(double fraction, int device);
 
 // torch's base allocation hook: the beginning of the block that `address` lies in, its size to

@@ -7,8 +7,9 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
     "allocators",
+    "limits",
     "wrong_use",
     "process",
     "tags",
@@ -34,6 +35,11 @@ fn wrong_use() {
 #[test]
 fn process() {
     run_shared("process");
+}
+
+#[test]
+fn limits() {
+    run_shared("limits");
 }
 
 #[test]

@@ -5,12 +5,13 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 8] = [
+const FACES: [&str; 9] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
     "capi/stats.rs",
     "capi/tags.rs",
+    "capi/limits.rs",
     "torch/hooks.rs",
     "torch/segments.rs",
     "torch/cache_info.rs",

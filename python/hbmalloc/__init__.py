@@ -24,7 +24,7 @@ from ._errors import (
 )
 from ._library import BACKENDS, get_include, get_library_path, library_version
 from ._options import Option, get_option, options, set_option
-from ._runtime import device_count, reset_peak_stats, set_log_callback, stats, trim
+from ._runtime import device_count, get_limit, reset_peak_stats, set_limit, set_log_callback, stats, trim
 from ._tags import current_tag, set_default_tag, tag, tag_of
 from ._version import __version__
 
@@ -49,11 +49,13 @@ __all__ = [
     "device_count",
     "get_include",
     "get_library_path",
+    "get_limit",
     "get_option",
     "library_version",
     "options",
     "reset_peak_stats",
     "set_default_tag",
+    "set_limit",
     "set_log_callback",
     "set_option",
     "stats",

@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import re
 from ctypes import byref, c_int32, c_uint64
 
 from . import _library
@@ -34,10 +35,67 @@ def reset_peak_stats(device=0):
 
 
 def trim(device=0, keep=0):
-    """Gives cached memory beyond `keep` bytes back to the driver; returns the bytes given back."""
+    """Gives a device's cached memory back to the driver, down to `keep` bytes for each backend that caches.
+
+    Returns the bytes given back. Blocks in use stay. Waits for the work on freed blocks;
+    does nothing while a CUDA graph is being captured on the device.
+    """
     released = c_uint64()
     _library.check(_library.library().hbm_trim(device, keep, byref(released)), "trim")
     return released.value
+
+
+def set_limit(limit, device=None):
+    """Limits what the library holds of a device's memory, in blocks or cached, by all backends together.
+
+    `limit` is a number of bytes, a text such as "20GiB" or "80%" (of each device's
+    memory), or None for no limit; `device` an ordinal, or None for every device. May be
+    changed at any time, and set before the driver is started. Requests that would pass
+    it raise OutOfMemoryError. Set below what is held, it gives back what is cached;
+    blocks stay, and whatever needs more memory fails until less is held.
+    """
+    handle, ordinal = _library.library(), -1 if device is None else device
+    if limit is None:
+        return _library.check(handle.hbm_set_limit(ordinal, 0), "set_limit")
+    if isinstance(limit, str):
+        number = _size(limit)
+        if isinstance(number, float):
+            return _library.check(handle.hbm_set_limit_fraction(ordinal, number), "set_limit")
+        limit = number
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError("a limit is a number of bytes, a text such as '80%%', or None, not %r" % (limit,))
+    if not 0 < limit < 1 << 64:
+        raise ValueError("a limit lies above 0 bytes, and None is for no limit: %r" % limit)
+    _library.check(handle.hbm_set_limit(ordinal, limit), "set_limit")
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*|%)\s*", re.IGNORECASE)
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    _UNITS[_letter] = _UNITS[_letter + "ib"] = 1024 ** _power
+    _UNITS[_letter + "b"] = 1000 ** _power
+
+
+def _size(text):
+    """Bytes as an int, or a share between 0 and 1 as a float."""
+    match = _SIZE.fullmatch(text)
+    number, unit = match.groups() if match else ("", "none")
+    if unit == "%" and 0 < float(number) <= 100:
+        return float(number) / 100
+    if unit.lower() not in _UNITS or ("." in number and unit.lower() in ("", "b")):
+        raise ValueError("%r is neither a size such as 20GiB nor a share such as 80%%" % text)
+    scale = _UNITS[unit.lower()]
+    return int(number) * scale if number.isdigit() else int(float(number) * scale)
+
+
+def get_limit(device=0):
+    """The limit of a device in bytes, None where it has none.
+
+    Starts the driver where the limit is a share of a device's memory that is not in use yet.
+    """
+    limit = c_uint64()
+    _library.check(_library.library().hbm_get_limit(device, byref(limit)), "get_limit")
+    return limit.value or None
 
 
 def set_log_callback(function):

@@ -124,6 +124,7 @@ struct Recent {
     destroyed: u64,
     id: AllocatorId,
     device: i32,
+    tag: TagId,
 }
 
 static DESTROYED: AtomicU64 = AtomicU64::new(0);
@@ -146,6 +147,7 @@ fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator) {
             destroyed: DESTROYED.load(Ordering::Acquire),
             id: allocator.id,
             device: allocator.device,
+            tag: allocator.tag,
         };
         let _ = RECENT.try_with(|slot| slot.set(Some(recent)));
     }
@@ -265,7 +267,9 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
         if let (Some(recent), 0 | 256) = (recent(allocator), alignment) {
             let stream = Stream::from_raw(stream);
             let process = observe::process();
-            let reused = process.reuse_pooled(recent.device, bytes as u64, stream, Some(recent.id));
+            let tag = recent.tag.or_else(tags::current);
+            let id = Some(recent.id);
+            let reused = process.reuse_pooled(recent.device, bytes as u64, stream, id, tag);
             if let Some(address) = reused {
                 // SAFETY: checked for null above; the rest is the caller's promise.
                 return unsafe { write_out(OPERATION, out, address as *mut c_void) };

@@ -1,12 +1,14 @@
 //! The C interface. Each export checks, calls and translates; nothing of ours calls an export.
 
 mod allocator;
+mod limits;
 mod options;
 mod stats;
 mod status;
 mod tags;
 
 pub use allocator::*;
+pub use limits::*;
 pub use options::*;
 pub use stats::*;
 pub use status::*;

@@ -51,6 +51,9 @@ pub unsafe extern "C" fn hbm_option_set(name: *const c_char, value: *const c_cha
         if matches!(opt, Opt::Log | Opt::LogFile) {
             observe::log::reconfigure(process);
         }
+        if opt == Opt::Limit {
+            process.apply_limits();
+        }
         Ok(())
     })
 }

@@ -50,7 +50,7 @@ pub struct hbm_stats_t {
     pub peak_blocks: u64,
     /// Requests that failed for want of memory.
     pub out_of_memory: u64,
-    /// The most bytes that the device's blocks may take; UINT64_MAX where there is no limit.
+    /// The most bytes that may be held of the device; UINT64_MAX where there is no limit.
     pub limit: u64,
 }
 

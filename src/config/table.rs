@@ -229,6 +229,11 @@ pub const FOREIGN_VARIABLES: [&str; 5] = [
     "HBMALLOC_STRESS_SECONDS",
 ];
 
+/// The name of an option.
+pub fn name(opt: Opt) -> &'static str {
+    TABLE[opt as usize].name
+}
+
 /// The row of `name`, given as in calls or as the environment variable.
 pub fn find(name: &str) -> Option<&'static Spec> {
     let lower = name.trim().to_ascii_lowercase();

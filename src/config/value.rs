@@ -10,6 +10,14 @@ pub enum Size {
 }
 
 impl Size {
+    /// The size as [`parse_size`] reads it.
+    pub fn text(self) -> String {
+        match self {
+            Size::Bytes(bytes) => bytes.to_string(),
+            Size::Percent(percent) => format!("{percent}%"),
+        }
+    }
+
     /// The size in bytes, for a device with `total` bytes of memory.
     pub fn of(self, total: u64) -> u64 {
         match self {

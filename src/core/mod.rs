@@ -4,6 +4,7 @@
 
 pub mod gate;
 pub mod gauge;
+pub mod limit;
 pub mod ownership;
 pub mod radix;
 pub mod size;

@@ -1,8 +1,9 @@
 //! What backs an address is changed here and nowhere else: places are given chunks, and lose them.
 
 use super::table::{Extent, Extents, Owner, Run, Table};
+use crate::config::value::Location;
 use crate::error::{Error, Result};
-use crate::gpu::{Chunk, Mapping};
+use crate::gpu::{Chunk, ChunkSpec, Mapping};
 use std::sync::Arc;
 
 /// What a place is to be backed by.
@@ -24,6 +25,11 @@ impl Extents {
         backings: Vec<Backing>,
         peers: &[i32],
     ) -> Result<()> {
+        let new = backings.iter().map(|backing| match backing {
+            Backing::New(bytes) => charged(run.spec, *bytes),
+            Backing::Moved(_) => 0,
+        });
+        let mut room = self.limit.hold(new.sum())?;
         // First all the memory, since that is what may be lacking.
         let mut end = address;
         for backing in backings {
@@ -32,6 +38,7 @@ impl Extents {
                 Backing::Moved(chunk) => chunk,
                 Backing::New(bytes) => {
                     let chunk = Chunk::create(&self.device, bytes, run.spec)?;
+                    room.keep_part(charged(run.spec, bytes));
                     self.physical.add(bytes);
                     self.part_of(run.owner).add(bytes);
                     Arc::new(chunk)
@@ -108,6 +115,7 @@ impl Extents {
             freed = chunk.bytes();
             self.physical.sub(freed);
             self.part_of(run.owner).sub(freed);
+            self.limit.give(charged(run.spec, freed));
         }
         extent.chunk = None;
         if run.owner == Owner::Pool {
@@ -139,6 +147,14 @@ impl Extents {
             }
         }
         failed.map_or(Ok(freed), Err)
+    }
+}
+
+/// What a chunk takes of the device's limit: memory of the host takes none.
+fn charged(spec: ChunkSpec, bytes: u64) -> u64 {
+    match spec.location {
+        Location::Device => bytes,
+        Location::HostNuma(_) => 0,
     }
 }
 

@@ -7,6 +7,7 @@ pub mod range;
 pub mod table;
 
 use crate::config::value::Location;
+use crate::core::limit::Limit;
 use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
@@ -24,15 +25,20 @@ pub struct DeviceState {
     pub extents: Extents,
     /// What waits to be given back.
     pub deferral: Deferral,
+    /// The memory of the device that is held, and the most that may be. Whoever makes memory there
+    /// takes room here first; for chunks, [`Extents`] does.
+    pub limit: Arc<Limit>,
     grains: Mutex<FxHashMap<Location, (ChunkSpec, Align)>>,
 }
 
 impl DeviceState {
     /// The state of a device that has given nothing out yet.
     pub fn new(device: Arc<Device>) -> DeviceState {
+        let limit = Arc::new(Limit::new(format!("device {}", device.ordinal())));
         DeviceState {
-            extents: Extents::new(device.clone()),
+            extents: Extents::new(device.clone(), limit.clone()),
             deferral: Deferral::new(device.clone()),
+            limit,
             grains: Mutex::default(),
             device,
         }

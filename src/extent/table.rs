@@ -5,6 +5,7 @@
 
 use super::backing::Backing;
 use crate::core::gauge::{Gauge, Reading};
+use crate::core::limit::Limit;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Warning};
@@ -123,16 +124,19 @@ pub struct Extents {
     /// The part of it behind ranges of pools, and the rest.
     pub(super) pooled: Gauge,
     pub(super) unpooled: Gauge,
+    /// The limit of the device.
+    pub(super) limit: Arc<Limit>,
 }
 
 impl Extents {
-    pub(super) fn new(device: Arc<Device>) -> Extents {
+    pub(super) fn new(device: Arc<Device>, limit: Arc<Limit>) -> Extents {
         Extents {
             device,
             table: Mutex::default(),
             physical: Gauge::default(),
             pooled: Gauge::default(),
             unpooled: Gauge::default(),
+            limit,
         }
     }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 const RELEASE_THRESHOLD: c_int = 4;
 const RESERVED_CURRENT: c_int = 5;
 const RESERVED_HIGH: c_int = 6;
+const USED_CURRENT: c_int = 7;
 
 /// A stream-ordered pool: the device's default one, or one of our own that Drop destroys.
 pub struct StreamPool {
@@ -106,6 +107,11 @@ impl StreamPool {
             self.counter(RESERVED_CURRENT)?,
             self.counter(RESERVED_HIGH)?,
         ))
+    }
+
+    /// Bytes of its blocks now.
+    pub fn used(&self) -> Result<u64> {
+        self.counter(USED_CURRENT)
     }
 
     /// Starts the most it has held again from what it holds now.

@@ -17,7 +17,6 @@ use crate::source::vmm::VmmSource;
 use crate::source::{Block, Held, Kind, Request, Source};
 use once_cell::sync::OnceCell;
 use rustc_hash::FxHashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A device in use.
@@ -31,8 +30,6 @@ pub struct DeviceEntry {
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
     pool: OnceCell<Arc<DevicePool>>,
-    /// The most bytes that blocks may take together.
-    limit: AtomicU64,
 }
 
 impl DeviceEntry {
@@ -66,7 +63,6 @@ impl DeviceEntry {
             placed: Mutex::default(),
             counters: Default::default(),
             pool: OnceCell::new(),
-            limit: AtomicU64::new(u64::MAX),
             state,
         }
     }
@@ -132,16 +128,6 @@ impl DeviceEntry {
         &self.counters[kind as usize]
     }
 
-    /// Sets the most bytes that blocks of all kinds may take together.
-    pub fn set_limit(&self, bytes: u64) {
-        self.limit.store(bytes, Ordering::Relaxed);
-    }
-
-    /// That many bytes; `u64::MAX` where there is no limit.
-    pub(super) fn limit(&self) -> u64 {
-        self.limit.load(Ordering::Relaxed)
-    }
-
     /// Whether a stream is capturing.
     pub(super) fn is_capturing(&self, stream: Stream) -> Result<bool> {
         let _guard = self.state.device.enter()?;
@@ -151,36 +137,17 @@ impl DeviceEntry {
     /// Allocates from a source; when memory has run out, once more after everything that can be
     /// given back has been.
     pub(super) fn allocate(&self, source: &dyn Source, request: &Request) -> Result<Block> {
-        self.check_limit(request.bytes)
-            .and_then(|()| match source.allocate(request) {
-                Err(error) if error.status() == Status::OutOfMemory => {
-                    // That memory has run out is what the caller needs to know, whatever else fails.
-                    let _ = self.trim(0);
-                    source
-                        .allocate(request)
-                        .map_err(|error| self.out_of_memory(error))
-                }
-                outcome => outcome,
-            })
-            .inspect_err(|error| self.counters(source.kind()).failed(error))
-    }
-
-    pub(super) fn check_limit(&self, bytes: u64) -> Result<()> {
-        let limit = self.limit();
-        if limit == u64::MAX {
-            return Ok(());
-        }
-        let live: u64 = self.counters.iter().map(Counters::allocated).sum();
-        match live.checked_add(bytes) {
-            Some(sum) if sum <= limit => Ok(()),
-            _ => Err(Error::new(Status::OutOfMemory, "allocate")
-                .bytes(bytes)
-                .detail(format!(
-                    "the limit of device {} is {limit} bytes and {live} are in use",
-                    self.state.device.ordinal()
-                ))
-                .advice("Raise the limit or free something")),
-        }
+        let outcome = match source.allocate(request) {
+            Err(error) if error.status() == Status::OutOfMemory => {
+                // That memory has run out is what the caller needs to know, whatever else fails.
+                let _ = self.trim(0);
+                source
+                    .allocate(request)
+                    .map_err(|error| self.out_of_memory(error))
+            }
+            outcome => outcome,
+        };
+        outcome.inspect_err(|error| self.counters(source.kind()).failed(error))
     }
 
     pub(super) fn out_of_memory(&self, error: Error) -> Error {
@@ -189,9 +156,14 @@ impl DeviceEntry {
         }
         let ordinal = self.state.device.ordinal();
         let live: u64 = self.counters.iter().map(Counters::allocated).sum();
+        let limit = match self.state.limit.get() {
+            Some(limit) => format!(", its limit is {limit}"),
+            None => String::new(),
+        };
         match self.state.device.memory_info() {
             Ok((free, total)) => error.detail(format!(
-                "device {ordinal} has {free} bytes free of {total}; this process holds {live} in blocks, and {} wait for work to end",
+                "device {ordinal} has {free} bytes free of {total}{limit}; this process holds {}, {live} of them in blocks, and {} wait for work to end",
+                self.held_by_all(),
                 self.state.deferral.bytes()
             )),
             Err(_) => error,
@@ -216,6 +188,11 @@ impl DeviceEntry {
 
     fn held_by_all(&self) -> u64 {
         Kind::ALL.into_iter().map(|kind| self.held(kind).now).sum()
+    }
+
+    /// Counts to the limit what is held by a pool of the driver.
+    pub(super) fn recharge(&self) {
+        self.stream_ordered.recharge();
     }
 
     pub(super) fn admit_peer(&self, peer: i32) {

@@ -5,6 +5,7 @@ mod blocks;
 mod devices;
 mod graphs;
 mod lifetime;
+mod limits;
 mod pooled;
 pub mod stats;
 pub mod tags;
@@ -24,6 +25,7 @@ use crate::pool::Pools;
 use crate::registry::Registry;
 use crate::source::Kind;
 use graphs::GraphPools;
+use limits::Limits;
 use once_cell::sync::OnceCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -36,6 +38,7 @@ pub struct Process {
     driver_touched: AtomicBool,
     registry: Registry,
     graphs: GraphPools,
+    limits: Limits,
     rejected_frees: AtomicU64,
     hooked: AtomicBool,
     pools: Pools,
@@ -72,6 +75,7 @@ impl Process {
             driver_touched: AtomicBool::new(false),
             registry: Registry::default(),
             graphs: GraphPools::default(),
+            limits: Limits::default(),
             rejected_frees: AtomicU64::new(0),
             hooked: AtomicBool::new(false),
             pools: Pools::default(),
@@ -172,9 +176,13 @@ impl Process {
         let entry = slot.get_or_init(|| {
             is_new = true;
             let settings = self.settings.clone();
-            Arc::new(DeviceEntry::new(&opened.driver, gpu.clone(), settings))
+            let entry = DeviceEntry::new(&opened.driver, gpu.clone(), settings);
+            self.apply_limit(&entry);
+            Arc::new(entry)
         });
         if is_new {
+            // One set meanwhile did not find the device in use.
+            self.apply_limit(entry);
             for other in self.devices_in_use() {
                 other.admit_peer(ordinal);
             }

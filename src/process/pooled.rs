@@ -2,7 +2,8 @@
 //! one that knows of devices, captures and limits.
 
 use super::blocks::Demand;
-use super::{Process, lifetime, tags};
+use super::{Process, lifetime};
+use crate::core::tags::TagId;
 use crate::error::Result;
 use crate::gpu::Stream;
 use crate::pool::{Freed, GraphId, HeapKey, thread_number};
@@ -42,6 +43,7 @@ impl Process {
         bytes: u64,
         stream: Stream,
         allocator: Option<AllocatorId>,
+        tag: TagId,
     ) -> Option<u64> {
         // Untold captures may be open, or told ones are: the driver must be asked.
         if self.slow.load(Ordering::Relaxed) != 0 || lifetime::has_forked() || bytes == 0 {
@@ -51,7 +53,7 @@ impl Process {
             device,
             stream,
             thread: thread_of(stream),
-            tag: tags::current().number(),
+            tag: tag.number(),
             allocator: allocator.map_or(0, AllocatorId::get),
             graph: None,
         };
@@ -82,9 +84,8 @@ impl Process {
         let is_unordered = matches!(demand.last_use, LastUse::Unknown | LastUse::Anywhere);
         let key = key(demand, graph);
         device
-            .check_limit(demand.bytes)
-            .and_then(|()| {
-                let pool = device.pool(&self.pools)?;
+            .pool(&self.pools)
+            .and_then(|pool| {
                 self.pools
                     .allocate(pool, &key, demand.bytes, demand.align, is_unordered)
             })

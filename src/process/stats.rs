@@ -1,6 +1,6 @@
 //! Counts of what was asked for, given out and held.
 
-use super::{DeviceEntry, Process};
+use super::{DeviceEntry, Process, lifetime};
 use crate::core::gauge::Gauge;
 use crate::error::{Error, Result, Status};
 use crate::source::{Block, Kind};
@@ -87,7 +87,7 @@ pub struct Stats {
     pub peak_blocks: u64,
     /// Requests that failed for want of memory.
     pub out_of_memory: u64,
-    /// The most bytes that the device's blocks may take; `u64::MAX` where there is no limit.
+    /// The most bytes that may be held of the device; `u64::MAX` where there is no limit.
     pub limit: u64,
 }
 
@@ -95,10 +95,11 @@ impl Process {
     /// Statistics of `kind`, or of every kind, on a device. Of a device that is not
     /// in use there is nothing to count, and asking does not bring it into use.
     pub fn stats(&self, ordinal: i32, kind: Option<Kind>) -> Result<Stats> {
+        lifetime::check_not_forked()?;
         let mut stats = Stats {
             rejected_frees: self.rejected_frees.load(Ordering::Relaxed),
             warnings: self.warnings.total(),
-            limit: u64::MAX,
+            limit: self.stated_limit(ordinal).unwrap_or(u64::MAX),
             ..Stats::default()
         };
         let Some(device) = self.device_in_use(ordinal)? else {
@@ -106,7 +107,7 @@ impl Process {
         };
         stats.pending_frees = device.state().deferral.entries();
         stats.pending_bytes = device.state().deferral.bytes();
-        stats.limit = device.limit();
+        stats.limit = device.state().limit.get().unwrap_or(u64::MAX);
         for kind in Kind::ALL
             .into_iter()
             .filter(|one| kind.is_none_or(|kind| kind == *one))

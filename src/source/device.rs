@@ -39,8 +39,10 @@ impl Source for DeviceSource {
         check_align(request)?;
         let bytes = rounded(request, DRIVER_ALIGN)?;
         self.state.deferral.drain();
+        let room = self.state.limit.hold(bytes)?;
         let address = self.state.device.allocate_plain(bytes)?;
         debug_assert!(ALIGN.divides(address));
+        room.keep();
         self.gauge.add(bytes);
         Ok(Block {
             address,
@@ -51,11 +53,12 @@ impl Source for DeviceSource {
     }
 
     fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
-        let (device, gauge) = (self.state.device.clone(), self.gauge.clone());
+        let (state, gauge) = (self.state.clone(), self.gauge.clone());
         let Block { address, bytes, .. } = *block;
         let give_back = move || {
-            device.free_plain(address)?;
+            state.device.free_plain(address)?;
             gauge.sub(bytes);
+            state.limit.give(bytes);
             Ok(())
         };
         match self.state.is_captured(block, &last_use) {

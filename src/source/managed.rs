@@ -112,7 +112,9 @@ impl Source for ManagedSource {
         let bytes = rounded(request, ALIGN)?;
         self.state.deferral.drain();
         let free_at_first = self.free_at_first()?;
+        let room = self.state.limit.hold(bytes)?;
         let address = device.allocate_managed(bytes)?;
+        room.keep();
         self.gauge.add(bytes);
         let block = Block {
             address,
@@ -125,11 +127,12 @@ impl Source for ManagedSource {
     }
 
     fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
-        let (device, gauge) = (self.state.device.clone(), self.gauge.clone());
+        let (state, gauge) = (self.state.clone(), self.gauge.clone());
         let Block { address, bytes, .. } = *block;
         let give_back = move || {
-            device.free_plain(address)?;
+            state.device.free_plain(address)?;
             gauge.sub(bytes);
+            state.limit.give(bytes);
             Ok(())
         };
         // Pages of managed memory may be with the host, so the driver's own wait at a free is not

@@ -31,6 +31,8 @@ pub struct AsyncSource {
     pool: OnceCell<Arc<StreamPool>>,
     /// Peers the pool has been opened to.
     peers: Mutex<Vec<i32>>,
+    /// What of the pool is counted to the device's limit. Held while blocks are allocated under one.
+    charged: Mutex<u64>,
     /// What the driver last said the pool holds, for when it does not say.
     last_held: Mutex<Held>,
 }
@@ -43,6 +45,7 @@ impl AsyncSource {
             choice,
             pool: OnceCell::new(),
             peers: Mutex::default(),
+            charged: Mutex::default(),
             last_held: Mutex::default(),
         }
     }
@@ -59,6 +62,53 @@ impl AsyncSource {
                     StreamPool::create(device, threshold.of(device.total_memory()))?
                 }
             }))
+        })
+    }
+
+    /// Counts what the pool holds now to the device's limit. The driver lets it grow and shrink by
+    /// itself.
+    pub fn recharge(&self) {
+        if let Some(pool) = self.pool.get() {
+            if let Err(error) = self.charge(pool, &mut lock(&self.charged)) {
+                tracing::debug!("what the stream-ordered pool holds is unknown: {error}");
+            }
+        }
+    }
+
+    /// Counts what the pool holds; whether that is more than at the last time.
+    fn charge(&self, pool: &StreamPool, charged: &mut u64) -> Result<bool> {
+        let (held, _) = pool.reserved()?;
+        let before = std::mem::replace(charged, held);
+        if held > before {
+            self.state.limit.take_anyway(held - before);
+        } else {
+            self.state.limit.give(before - held);
+        }
+        Ok(held > before)
+    }
+
+    /// Allocates where a limit is set: not if the pool would have to grow beyond it, as far as can
+    /// be told beforehand, and not for good if it has.
+    fn allocate_within(&self, pool: &Arc<StreamPool>, bytes: u64, stream: Stream) -> Result<u64> {
+        let limit = &self.state.limit;
+        let mut charged = lock(&self.charged);
+        self.charge(pool, &mut charged)?;
+        let idle = charged.saturating_sub(pool.used()?);
+        let room = limit
+            .hold(bytes.saturating_sub(idle))
+            .map_err(|error| error.bytes(bytes))?;
+        let address = pool.allocate(bytes, stream)?;
+        drop(room);
+        let outcome = match self.charge(pool, &mut charged) {
+            Ok(true) if limit.excess() > 0 => Err(limit.exceeded(limit.used(), bytes)),
+            outcome => outcome.map(|_| address),
+        };
+        outcome.inspect_err(|_| {
+            let pool = pool.clone();
+            if pool.free(address, stream).is_err() {
+                let free = move || pool.free(address, Stream::LEGACY);
+                self.state.deferral.push(Behind::Everything, bytes, free);
+            }
         })
     }
 
@@ -107,7 +157,10 @@ impl Source for AsyncSource {
             self.admit_peers();
         }
         self.state.deferral.drain();
-        let address = pool.allocate(bytes, request.stream)?;
+        let address = match self.state.limit.get() {
+            Some(_) => self.allocate_within(pool, bytes, request.stream)?,
+            None => pool.allocate(bytes, request.stream)?,
+        };
         Ok(Block {
             address,
             requested: request.bytes,
@@ -153,10 +206,12 @@ impl Source for AsyncSource {
             Some(pool) => {
                 // The driver gives back only what it has seen freed by work that is done, and an
                 // event that was waited for does not show it that.
-                match self.state.device.synchronize() {
+                let trimmed = match self.state.device.synchronize() {
                     Err(error) if error.status() == Status::Capturing => Ok(()),
                     waited => waited.and_then(|()| pool.trim(keep)),
-                }
+                };
+                self.recharge();
+                trimmed
             }
             None => Ok(()),
         }

@@ -2,6 +2,7 @@
 //! `hbm_torch_set_hooked`.
 
 use super::{guarded, hook};
+use crate::config::value::Size;
 use crate::error::Error;
 use crate::gpu::Stream;
 use crate::observe;
@@ -29,20 +30,20 @@ pub extern "C" fn hbm_torch_reset() {
     hook(|| observe::process().trim_all().map(|_| ()));
 }
 
-/// torch's memory fraction hook: limits what blocks on `device` may take to a share of its memory.
+/// torch's memory fraction hook: limits what is held of `device`'s memory to a share of it, as
+/// hbm_set_limit_fraction does; 0 lets nothing more be had.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_torch_memory_fraction(fraction: f64, device: c_int) {
     hook(|| {
-        let device = observe::process().device(device)?;
+        let process = observe::process();
+        process.device(device)?;
         if !(0.0..=1.0).contains(&fraction) {
             return Err(Error::invalid(
                 "memory fraction",
                 format!("{fraction} is not between 0 and 1"),
             ));
         }
-        let total = device.state().device.total_memory();
-        device.set_limit((total as f64 * fraction) as u64);
-        Ok(())
+        process.set_limit(device, Size::Percent(fraction * 100.0))
     });
 }
 

@@ -46,9 +46,10 @@ fn allocate_block(
     stream: *mut c_void,
 ) -> Result<*mut c_void> {
     let process = observe::process();
+    let tag = tags::current();
     if kind == Some(Kind::Pool) {
         let stream = Stream::from_raw(stream);
-        if let Some(address) = process.reuse_pooled(device, size as u64, stream, None) {
+        if let Some(address) = process.reuse_pooled(device, size as u64, stream, None, tag) {
             return Ok(address as *mut c_void);
         }
     }
@@ -60,7 +61,6 @@ fn allocate_block(
         });
         LastUse::Unknown
     };
-    let tag = tags::current();
     allocate(kind, size, device, stream, Owner::Block, last_use, tag)
 }
 

@@ -94,6 +94,10 @@ static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_bl
     EXPECT(HBM_OK, hbm_tag_pop());
     EXPECT(HBM_OK, hbm_set_default_tag("of the child"));
     EXPECT(HBM_OK, hbm_tag_current(name, sizeof name));
+    uint64_t limit;
+    EXPECT(HBM_FORKED, hbm_set_limit(0, MIB));
+    EXPECT(HBM_FORKED, hbm_set_limit_fraction(-1, 0.5));
+    EXPECT(HBM_FORKED, hbm_get_limit(0, &limit));
     EXPECT(HBM_FORKED, hbm_tag_of(block, name, sizeof name));
     hbm_free(torch_block, MIB, 0, NULL);
     vmm_segment_free(torch_block, MIB, 0, NULL);

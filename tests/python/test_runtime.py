@@ -134,3 +134,15 @@ def test_in_a_forked_child(sim):
             os._exit(5)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     """)
+
+
+def test_trim_to_a_target(sim):
+    sim(ENTRY_POINTS + """
+        malloc, free = entry("async")
+        free(malloc(100 << 20, 0, None), 0, 0, None)
+        held = hbmalloc.stats(0)["reserved"]
+        assert held >= 100 << 20
+        given = hbmalloc.trim(keep=64 << 20, device=0)
+        assert hbmalloc.stats(0)["reserved"] == held - given == 64 << 20
+        assert hbmalloc.trim() == 64 << 20 and hbmalloc.stats(0)["reserved"] == 0
+    """, HBMALLOC_ASYNC_POOL="own")    # the driver's default pool keeps nothing at all over a trim

@@ -1,6 +1,7 @@
 //! Counts that are true, and what happens at their limits.
 
 use super::{House, MIB};
+use crate::config::value::Size;
 use crate::error::Status;
 use crate::gpu::Stream;
 use crate::process::Stats;
@@ -180,7 +181,7 @@ pub fn limit() -> Outcome {
         u64::MAX,
         "no limit yet"
     );
-    house.process.device(0)?.set_limit(64 * MIB);
+    house.process.set_limit(0, Size::Bytes(64 * MIB))?;
     ensure_eq!(house.process.stats(0, None)?.limit, 64 * MIB, "limit");
     for kind in house.kinds()? {
         let half = house.allocate(kind, 40 * MIB, Stream::LEGACY)?;

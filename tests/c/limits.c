@@ -1,0 +1,198 @@
+/* Limits: before there is a driver and after, by bytes and by share, for one device and for every, for
+ * each kind, lowered under what is held, and with threads that try to pass them together. What the
+ * simulated driver has given out is the measure. */
+#include "driver.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define GIB ((uint64_t)1 << 30)
+
+static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM};
+enum { KIND_COUNT = sizeof KINDS / sizeof KINDS[0] };
+
+static uint64_t limit_of(int32_t device) {
+    uint64_t limit = 77;
+    EXPECT(HBM_OK, hbm_get_limit(device, &limit));
+    return limit;
+}
+
+static void before_the_driver(void) {
+    CHECK(limit_of(0) == 0 && limit_of(1) == 0);
+    EXPECT(HBM_OK, hbm_set_limit(0, 100 * MIB));
+    EXPECT(HBM_OK, hbm_set_limit(-1, 90 * MIB));
+    EXPECT(HBM_OK, hbm_set_limit(1, 80 * MIB));
+    CHECK(limit_of(0) == 90 * MIB && limit_of(1) == 80 * MIB);
+    CHECK(stats_of(0, -1).limit == 90 * MIB && stats_of(1, -1).limit == 80 * MIB);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_set_limit(-2, MIB));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_set_limit_fraction(0, 0.0));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_set_limit_fraction(0, 1.5));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_set_limit_fraction(0, (double)NAN));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_get_limit(0, NULL));
+    CHECK(hbm_driver_used() == 0);
+    /* A share needs the device's size. */
+    EXPECT(HBM_OK, hbm_set_limit_fraction(1, 0.5));
+    CHECK(hbm_driver_used() == 0 && stats_of(1, -1).limit == UINT64_MAX);
+    CHECK(limit_of(1) == 2 * GIB && hbm_driver_used() == 1);
+    CHECK(stats_of(1, -1).limit == 2 * GIB);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_set_limit(2, MIB));
+    EXPECT_ERROR_TEXT("2");
+    /* The option is what holds for devices that have none of their own. */
+    EXPECT(HBM_OK, hbm_option_set("limit", "25%"));
+    CHECK(limit_of(0) == GIB && limit_of(1) == 2 * GIB);
+    EXPECT(HBM_BAD_OPTION, hbm_option_set("limit", "0%"));
+    EXPECT(HBM_OK, hbm_set_limit_fraction(-1, 1.0));
+    CHECK(limit_of(0) == 0 && limit_of(1) == 0);
+    CHECK(stats_of(1, -1).limit == UINT64_MAX);
+}
+
+/* All kinds count together, and to what the driver has given out rather than to what was asked. */
+static void kinds_count_together(void) {
+    hbm_allocator_t *allocators[KIND_COUNT];
+    void *blocks[KIND_COUNT] = {NULL}, *more = NULL;
+    for (int k = 0; k < KIND_COUNT; k++) {
+        allocators[k] = allocator_of(KINDS[k], 0);
+    }
+    EXPECT(HBM_OK, hbm_set_limit(0, 128 * MIB));
+    for (int k = 0; k < KIND_COUNT; k++) {
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocators[k], 20 * MIB, 0, NULL, &blocks[k]));
+    }
+    /* The stream-ordered pool took 32 MiB, so 92 are held. */
+    CHECK(stats_of(0, -1).reserved == 92 * MIB);
+    for (int k = 0; k < KIND_COUNT; k++) {
+        size_t bytes = KINDS[k] == HBM_KIND_ASYNC ? 49 * MIB : 38 * MIB;
+        EXPECT(HBM_OUT_OF_MEMORY, hbm_allocator_allocate(allocators[k], bytes, 0, NULL, &more));
+        EXPECT_ERROR_TEXT("134217728");
+        CHECK(more == NULL && stats_of(0, -1).reserved == 92 * MIB);
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocators[k], 36 * MIB, 0, NULL, &more));
+        CHECK(stats_of(0, -1).reserved <= 128 * MIB);
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocators[k], more, NULL));
+        EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+        more = NULL;
+    }
+    /* The pool has 12 MiB over, which it may give out however little the limit leaves. */
+    EXPECT(HBM_OK, hbm_set_limit(0, 92 * MIB));
+    EXPECT(HBM_OK, hbm_allocator_allocate(allocators[2], 10 * MIB, 0, NULL, &more));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocators[2], more, NULL));
+    for (int k = 0; k < KIND_COUNT; k++) {
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocators[k], blocks[k], NULL));
+        EXPECT(HBM_OK, hbm_allocator_destroy(allocators[k]));
+    }
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    CHECK(physical_bytes(0) == 0);
+}
+
+/* Memory that is only cached is given back for another kind's request. */
+static void what_is_cached_makes_room(void) {
+    hbm_allocator_t *pooled = allocator_of(HBM_KIND_ASYNC, 0), *plain = allocator_of(HBM_KIND_DEVICE, 0);
+    void *block = NULL;
+    EXPECT(HBM_OK, hbm_set_limit(0, 64 * MIB));
+    EXPECT(HBM_OK, hbm_allocator_allocate(pooled, 60 * MIB, 0, NULL, &block));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(pooled, block, NULL));
+    CHECK(physical_bytes(0) == 64 * MIB);
+    EXPECT(HBM_OK, hbm_allocator_allocate(plain, 60 * MIB, 0, NULL, &block));
+    CHECK(physical_bytes(0) == 60 * MIB);
+    EXPECT(HBM_OK, hbm_allocator_deallocate(plain, block, NULL));
+    EXPECT(HBM_OK, hbm_allocator_destroy(plain));
+    EXPECT(HBM_OK, hbm_allocator_destroy(pooled));
+}
+
+static void lowered_under_what_is_held(void) {
+    for (int k = 0; k < KIND_COUNT; k++) {
+        hbm_allocator_t *allocator = allocator_of(KINDS[k], 0);
+        void *kept = NULL, *more = NULL, *freed = NULL;
+        EXPECT(HBM_OK, hbm_set_limit(0, 0));
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 64 * MIB, 0, NULL, &kept));
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 64 * MIB, 0, NULL, &freed));
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, freed, NULL));
+        EXPECT(HBM_OK, hbm_set_limit(0, 32 * MIB));
+        CHECK(stats_of(0, -1).reserved == 64 * MIB);
+        EXPECT(HBM_OUT_OF_MEMORY, hbm_allocator_allocate(allocator, MIB, 0, NULL, &more));
+        EXPECT_ERROR_TEXT("33554432");
+        CHECK(more == NULL);
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, kept, NULL));
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocator, MIB, 0, NULL, &more));
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, more, NULL));
+        EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+        EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
+    }
+    CHECK(physical_bytes(0) == 0);
+}
+
+/* Memory of the host is not the device's. */
+static void host_memory_takes_nothing(void) {
+    hbm_allocator_desc_t descriptor = descriptor_of(HBM_KIND_VMM, 0);
+    hbm_allocator_t *allocator = NULL;
+    void *block = NULL;
+    descriptor.location = HBM_LOCATION_HOST_NUMA;
+    EXPECT(HBM_OK, hbm_set_limit(0, MIB));
+    EXPECT(HBM_OK, hbm_allocator_create(&descriptor, &allocator));
+    EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 16 * MIB, 0, NULL, &block));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
+    EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+}
+
+enum { THREADS = 8, ROUNDS = 300 };
+static atomic_int allocated, refused, passed;
+
+static void *press(void *argument) {
+    int32_t kind = KINDS[(uintptr_t)argument % KIND_COUNT];
+    hbm_allocator_t *allocator = allocator_of(kind, 0);
+    uint32_t random = 2463534242u + (uint32_t)(uintptr_t)argument;
+    for (int round = 0; round < ROUNDS; round++) {
+        random ^= random << 13, random ^= random >> 17, random ^= random << 5;
+        void *block = NULL;
+        size_t bytes = (random >> 4) % (48 * MIB) + 1;
+        int32_t status = hbm_allocator_allocate(allocator, bytes, 0, NULL, &block);
+        /* The stream-ordered pool may have grown too far for a moment. */
+        if (kind != HBM_KIND_ASYNC && physical_bytes(0) > 160 * MIB) {
+            atomic_fetch_add(&passed, 1);
+        }
+        if (status == HBM_OK) {
+            atomic_fetch_add(&allocated, 1);
+            EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
+        } else {
+            EXPECT(HBM_OUT_OF_MEMORY, status);
+            atomic_fetch_add(&refused, 1);
+        }
+    }
+    EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
+    return NULL;
+}
+
+static void threads_do_not_pass_it_together(void) {
+    pthread_t threads[THREADS];
+    /* 32 MiB for the moment in which the stream-ordered pool has grown too far. */
+    EXPECT(HBM_OK, hbm_set_limit(0, 128 * MIB));
+    for (uintptr_t i = 0; i < THREADS; i++) {
+        CHECK(pthread_create(&threads[i], NULL, press, (void *)i) == 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    }
+    CHECK(allocated > 0 && refused > 0 && passed == 0);
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    CHECK(physical_bytes(0) == 0 && stats_of(0, -1).reserved == 0);
+    /* Nothing taken was lost: all of it can be had again. */
+    hbm_allocator_t *allocator = allocator_of(HBM_KIND_VMM, 0);
+    void *block = NULL;
+    EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 128 * MIB, 0, NULL, &block));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
+    EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+}
+
+int main(void) {
+    EXPECT(HBM_OK, hbm_option_set("sim", "devices=2,memory=4GiB"));
+    before_the_driver();
+    kinds_count_together();
+    what_is_cached_makes_room();
+    lowered_under_what_is_held();
+    host_memory_takes_nothing();
+    threads_do_not_pass_it_together();
+    CHECK(faults() == 0);
+    puts("limits: fine");
+    return 0;
+}
