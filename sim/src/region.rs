@@ -4,6 +4,7 @@ use crate::abi::{ACCESS_NONE, ACCESS_READ_WRITE, AccessDesc};
 use crate::codes::{OUT_OF_MEMORY, Result};
 use crate::managed::Managed;
 use std::collections::BTreeMap;
+use std::sync::Once;
 
 pub struct Mapping {
     pub len: u64,
@@ -175,10 +176,22 @@ pub fn place(base: u64, len: u64, fd: i32, offset: u64) -> Result {
         )
     };
     if at == libc::MAP_FAILED {
+        tell_of_refusal();
         Err(OUT_OF_MEMORY)
     } else {
         Ok(())
     }
+}
+
+/// The card would not have run out: the host's kernel has, most likely of mappings, which it counts.
+fn tell_of_refusal() {
+    static ONCE: Once = Once::new();
+    let error = std::io::Error::last_os_error();
+    ONCE.call_once(|| {
+        eprintln!(
+            "hbmalloc_sim: the host refuses to map more, see /proc/sys/vm/max_map_count: {error}"
+        );
+    });
 }
 
 /// Makes a range bare address space again.

@@ -202,8 +202,20 @@ fn peers() -> Outcome {
     bench.extents().admit_peer(1);
     bench.back(range + 2 * grain, &[grain, grain])?;
     bench.alias(&[range + grain, range + 3 * grain], to + grain)?;
+    let mut unreached = None;
+    if let Some(sim) = bench.machine.sim {
+        // A device that cannot be let in must not keep the other from its memory.
+        sim.fail_once("cuMemSetAccess", 1, 999);
+        bench.back(to + 6 * grain, &[grain])?;
+        unreached = Some(to + 6 * grain);
+        let warned = bench.machine.warnings.total();
+        ensure_eq!(warned, 1, "warnings of access that could not be given");
+    }
     for place in bench.model.places.keys() {
         for device in [0, 1] {
+            if device == 1 && unreached == Some(*place) {
+                continue;
+            }
             let access = bench.machine.access(*place, device)?;
             ensure_eq!(
                 access,

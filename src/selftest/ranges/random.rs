@@ -84,18 +84,20 @@ impl Walk {
                 let nth = 1 + self.random.below(4) as u64;
                 sim.fail_once(call, nth, CODES[self.random.below(CODES.len())]);
                 if self.random.once_in(3) {
-                    // The way back fails as well.
+                    // The way back fails as well, and the first attempt to mend that.
                     sim.fail_once("cuMemUnmap", 1, 999);
+                    sim.fail_once("cuMemUnmap", 2, 999);
                 }
             }
         }
     }
 
     fn disarm(&self) {
+        self.bench.extents().sweep();
         if let Some(sim) = self.bench.machine.sim {
             sim.fail_clear();
         }
-        // As the next operation would.
+        // As any later operation would.
         self.bench.extents().sweep();
     }
 
