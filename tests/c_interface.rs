@@ -7,8 +7,9 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "allocators",
+    "graphs",
     "limits",
     "wrong_use",
     "process",
@@ -35,6 +36,11 @@ fn wrong_use() {
 #[test]
 fn process() {
     run_shared("process");
+}
+
+#[test]
+fn graphs() {
+    run_shared("graphs");
 }
 
 #[test]

@@ -5,13 +5,14 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 9] = [
+const FACES: [&str; 10] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
     "capi/stats.rs",
     "capi/tags.rs",
     "capi/limits.rs",
+    "capi/graphs.rs",
     "torch/hooks.rs",
     "torch/segments.rs",
     "torch/cache_info.rs",

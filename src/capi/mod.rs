@@ -1,6 +1,7 @@
 //! The C interface. Each export checks, calls and translates; nothing of ours calls an export.
 
 mod allocator;
+mod graphs;
 mod limits;
 mod options;
 mod stats;
@@ -8,6 +9,7 @@ mod status;
 mod tags;
 
 pub use allocator::*;
+pub use graphs::*;
 pub use limits::*;
 pub use options::*;
 pub use stats::*;

@@ -142,7 +142,7 @@ impl Process {
             GraphUse::Unknown => {
                 self.warnings.warn(Warning::CaptureKept, || {
                     format!(
-                        "a block of {} bytes freed after a stream capture is kept for good, since nothing tells when its graph is gone; hbmalloc.torch.install() sets the hooks that do",
+                        "a block of {} bytes freed after a stream capture is kept for good, since nothing tells when its graph is gone; hbmalloc.torch.install() sets the hooks that do, and C programs call hbm_graph_begin",
                         kept.block.bytes
                     )
                 });
@@ -226,7 +226,7 @@ impl Process {
             return Ok(());
         }
         let gpu = &self.device(pool.device)?.state().device;
-        if let Some(token) = self.graphs.end(pool) {
+        if let Some(token) = self.graphs.end(pool)? {
             gpu.captures().end(token);
         }
         self.note_open_captures();
@@ -254,7 +254,8 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
-        self.give_back_released(self.graphs.release(pool))
+        let released = self.graphs.release(pool)?;
+        self.give_back_released(released)
     }
 
     fn reuse(&self, graph: GraphUse, kind: Kind, request: &Request) -> Option<Kept> {

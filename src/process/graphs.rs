@@ -4,6 +4,7 @@
 
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
+use crate::error::{Error, Result, Status};
 use crate::gpu::Stream;
 use crate::gpu::capture::Captures;
 use crate::registry::{GraphPool, GraphUse};
@@ -58,21 +59,36 @@ struct State {
     tokens: u64,
     open: Vec<Open>,
     pools: FxHashMap<GraphPool, Pool>,
+    /// How many captures into a pool were given up and may yet be told to have ended.
+    given_up: FxHashMap<GraphPool, u64>,
 }
 
 impl State {
-    fn release(&mut self, pool: GraphPool, released: &mut Released) {
+    /// Gives one use of a pool back; no if it has none.
+    fn release(&mut self, pool: GraphPool, released: &mut Released) -> bool {
         let Some(entry) = self.pools.get_mut(&pool) else {
-            return;
+            return false;
         };
         entry.users = entry.users.saturating_sub(1);
-        if entry.users > 0 {
-            return;
+        if entry.users == 0 {
+            if let Some(entry) = self.pools.remove(&pool) {
+                released.blocks.extend(entry.kept);
+            }
+            released.pools.push(pool);
         }
-        if let Some(entry) = self.pools.remove(&pool) {
-            released.blocks.extend(entry.kept);
+        true
+    }
+
+    /// Whether a capture was given up that ends well after all.
+    fn take_back(&mut self, pool: GraphPool) -> bool {
+        let Some(count) = self.given_up.get_mut(&pool) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.given_up.remove(&pool);
         }
-        released.pools.push(pool);
+        true
     }
 }
 
@@ -111,15 +127,17 @@ impl GraphPools {
     }
 
     /// The capture ends; its number, if it was still thought open. One that was given up ends well
-    /// after all, so its graph is a user of the pool again.
-    pub fn end(&self, pool: GraphPool) -> Option<u64> {
+    /// after all, so its graph is a user of the pool again. An error if none began.
+    pub fn end(&self, pool: GraphPool) -> Result<Option<u64>> {
         let mut state = lock(&self.0);
         match state.open.iter().rposition(|open| open.pool == pool) {
-            Some(index) => Some(state.open.remove(index).token),
-            None => {
+            Some(index) => Ok(Some(state.open.remove(index).token)),
+            None if state.take_back(pool) => {
                 state.pools.entry(pool).or_default().users += 1;
-                None
+                Ok(None)
             }
+            None => Err(unknown("graph_end", pool)
+                .advice("Tell of a capture before it begins, and of its end once")),
         }
     }
 
@@ -128,11 +146,26 @@ impl GraphPools {
         lock(&self.0).open.len()
     }
 
-    /// One graph of the pool is gone; what may go with the last.
-    pub fn release(&self, pool: GraphPool) -> Released {
+    /// One graph of the pool is gone; what may go with the last. An error where every use of it is
+    /// a capture that has not ended, and where there is none.
+    pub fn release(&self, pool: GraphPool) -> Result<Released> {
+        const OPERATION: &str = "graph_release";
+        let mut state = lock(&self.0);
+        let open = state.open.iter().filter(|open| open.pool == pool).count() as u64;
+        let users = state.pools.get(&pool).map_or(0, |entry| entry.users);
+        if 0 < open && users <= open {
+            return Err(Error::new(Status::Busy, OPERATION)
+                .detail(format!(
+                    "the capture into {} has not ended",
+                    described(pool)
+                ))
+                .advice("Tell of its end first, also of one that failed"));
+        }
         let mut released = Released::default();
-        lock(&self.0).release(pool, &mut released);
-        released
+        match state.release(pool, &mut released) {
+            true => Ok(released),
+            false => Err(unknown(OPERATION, pool).advice("Release each capture once")),
+        }
     }
 
     /// Forgets captures of `device` that are not open though nobody ended them, and returns what may
@@ -147,6 +180,7 @@ impl GraphPools {
         let mut released = Released::default();
         for open in &failed {
             state.release(open.pool, &mut released);
+            *state.given_up.entry(open.pool).or_default() += 1;
         }
         released
     }
@@ -202,4 +236,16 @@ impl GraphPools {
             None => Some(kept),
         }
     }
+}
+
+fn described(pool: GraphPool) -> String {
+    let (high, low) = pool.id;
+    format!("graph pool ({high}, {low}) of device {}", pool.device)
+}
+
+fn unknown(operation: &'static str, pool: GraphPool) -> Error {
+    Error::invalid(
+        operation,
+        format!("no capture into {} is known", described(pool)),
+    )
 }

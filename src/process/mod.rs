@@ -41,6 +41,7 @@ pub struct Process {
     limits: Limits,
     rejected_frees: AtomicU64,
     hooked: AtomicBool,
+    captures_told: AtomicBool,
     pools: Pools,
     /// How many reasons there are to ask the driver whether a stream captures: that nobody tells, and
     /// every capture that somebody told of.
@@ -78,6 +79,7 @@ impl Process {
             limits: Limits::default(),
             rejected_frees: AtomicU64::new(0),
             hooked: AtomicBool::new(false),
+            captures_told: AtomicBool::new(false),
             pools: Pools::default(),
             slow: AtomicU64::new(1),
         }
@@ -226,16 +228,20 @@ impl Process {
         let Some(device) = self.device_in_use(ordinal)? else {
             return Ok(0);
         };
-        self.graphs_settle(ordinal)?;
-        device.trim(keep)
+        self.trim_device(device, keep)
     }
 
     /// [`Process::trim`] on every device in use.
     pub fn trim_all(&self) -> Result<u64> {
         lifetime::check_not_forked()?;
-        self.devices_in_use().try_fold(0, |sum, device| {
-            self.graphs_settle(device.state().device.ordinal())?;
-            Ok(sum + device.trim(0)?)
-        })
+        self.devices_in_use()
+            .try_fold(0, |sum, device| Ok(sum + self.trim_device(device, 0)?))
+    }
+
+    fn trim_device(&self, device: &DeviceEntry, keep: u64) -> Result<u64> {
+        // Asking shows captures that failed without an end, whose blocks may go.
+        device.state().device.capture_open();
+        self.graphs_settle(device.state().device.ordinal())?;
+        device.trim(keep)
     }
 }

@@ -120,10 +120,17 @@ impl Process {
         self.note_open_captures();
     }
 
+    /// Says that the program tells of every capture, or no longer does.
+    pub fn set_captures_told(&self, told: bool) {
+        self.captures_told.store(told, Ordering::SeqCst);
+        self.note_open_captures();
+    }
+
     /// Sets whether blocks may be had without asking the driver whether their stream captures.
     pub(super) fn note_open_captures(&self) {
         let open = self.graphs.open_count() as u64;
-        let untold = u64::from(!self.is_hooked());
+        let told = self.is_hooked() || self.captures_told.load(Ordering::SeqCst);
+        let untold = u64::from(!told);
         self.slow.store(2 * open + untold, Ordering::SeqCst);
     }
 

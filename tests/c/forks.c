@@ -98,6 +98,10 @@ static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_bl
     EXPECT(HBM_FORKED, hbm_set_limit(0, MIB));
     EXPECT(HBM_FORKED, hbm_set_limit_fraction(-1, 0.5));
     EXPECT(HBM_FORKED, hbm_get_limit(0, &limit));
+    EXPECT(HBM_FORKED, hbm_captures_told(1));
+    EXPECT(HBM_FORKED, hbm_graph_begin(0, 1, 2));
+    EXPECT(HBM_OK, hbm_graph_end(0, 1, 2));
+    EXPECT(HBM_OK, hbm_graph_release(0, 1, 2));
     EXPECT(HBM_FORKED, hbm_tag_of(block, name, sizeof name));
     hbm_free(torch_block, MIB, 0, NULL);
     vmm_segment_free(torch_block, MIB, 0, NULL);
