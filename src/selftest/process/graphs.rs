@@ -2,7 +2,7 @@
 //! writes where its capture did.
 
 use super::{House, MIB};
-use crate::error::Warning;
+use crate::error::{self, Status, Warning};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::process::Demand;
@@ -141,22 +141,32 @@ pub fn shared_pool() -> Outcome {
     house.finish()
 }
 
-/// Releases and ends of pools that no capture began are nothing.
+/// Releases and ends that no capture began for are refused, and change nothing.
 pub fn release_unknown() -> Outcome {
     let house = House::plain()?;
     let block = house.allocate(Kind::Vmm, BYTES, Stream::LEGACY)?;
-    house.process.graph_release(pool(9))?;
-    house.process.graph_end(pool(9))?;
+    let refused = |what: &str, outcome: error::Result<()>, status: Status| -> Outcome {
+        let found = outcome.err().map(|error| error.status());
+        ensure_eq!(found, Some(status), "{what}");
+        Ok(())
+    };
+    let (end, release) = (
+        || house.process.graph_end(pool(9)),
+        || house.process.graph_release(pool(9)),
+    );
+    refused("a release before all", release(), Status::InvalidArgument)?;
+    refused("an end before all", end(), Status::InvalidArgument)?;
     house.process.graph_begin(pool(9))?;
-    house.process.graph_end(pool(9))?;
-    house.process.graph_end(pool(9))?;
+    refused("a release before the end", release(), Status::Busy)?;
+    end()?;
+    refused("a second end", end(), Status::InvalidArgument)?;
     ensure_eq!(
         house.process.device(0)?.state().device.capture_open(),
         false,
         "a capture is open"
     );
-    house.process.graph_release(pool(9))?;
-    house.process.graph_release(pool(9))?;
+    release()?;
+    refused("a second release", release(), Status::InvalidArgument)?;
     house.free(block)?;
     house.finish()
 }
