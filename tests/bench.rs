@@ -192,7 +192,10 @@ fn the_command_prints_tables() {
     let (tables, told) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{tables}{told}");
     assert!(tables.contains("SIMULATED"), "{tables}");
-    assert!(tables.contains("skipped: the simulated driver"), "{tables}");
+    assert!(
+        tables.contains("skipped: the driver is simulated"),
+        "{tables}"
+    );
     for row in ["hbmalloc async, C", "hbmalloc async, torch entry"] {
         let rows = tables
             .lines()
@@ -212,7 +215,14 @@ fn the_command_prints_json() {
     let workbench = Workbench::new("bench_json");
     let output = command(
         &workbench,
-        &["--json", "--kinds", "async", "--only", "random,cold"],
+        &[
+            "--json",
+            "--ours",
+            "--kinds",
+            "async",
+            "--only",
+            "random,cold",
+        ],
     );
     let lines = text(&output.stdout);
     assert!(output.status.success(), "{lines}{}", text(&output.stderr));
@@ -266,7 +276,7 @@ fn every_source_travels_in_the_command() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let is_source = [".cpp", ".hpp", ".c"].iter().any(|end| name.ends_with(end));
         assert!(
-            !is_source || embedded.contains(&format!("peers/{name}\"")),
+            !is_source || embedded.contains(&format!("\"{name}\"")),
             "{name}"
         );
     }

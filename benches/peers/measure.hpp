@@ -176,7 +176,7 @@ inline void print(const Options &options, const std::string &name, Figures figur
 
 inline void print_failure(const Options &options, const std::string &reason) {
     std::printf("{\"allocator\":%s,\"bench\":%s,\"skipped\":%s}\n", quoted(options.allocator).c_str(),
-                quoted(options.bench).c_str(), quoted(reason).c_str());
+                quoted(options.bench).c_str(), quoted(reason.substr(0, 300)).c_str());
     std::fflush(stdout);
 }
 

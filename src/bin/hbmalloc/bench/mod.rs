@@ -2,13 +2,17 @@
 //! installed, in one run. The sources are measured in this process; the pairs by C++ programs that
 //! share one set of loops, compiled here and run one after the other, a process a benchmark.
 
+mod compiler;
 mod line;
 mod peers;
+mod places;
 mod programs;
 mod sources;
 mod table;
 
+use crate::json::quoted;
 use crate::machine::Machine;
+use crate::progress::Progress;
 use clap::ValueEnum;
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::observe;
@@ -67,6 +71,8 @@ pub enum Part {
     Threads,
     /// The first 1 GiB of a process
     Cold,
+    /// `torch.empty` from Python
+    Torch,
 }
 
 fn kind(name: &str) -> std::result::Result<Kind, String> {
@@ -131,10 +137,7 @@ fn measure(options: &Options) -> Result<()> {
     let peers = Peers::find(options, driver.path(), &machine).map_err(failed)?;
     let programs = Programs::build(options.build.as_deref(), peers).map_err(failed)?;
     for part in parts {
-        let lines: Vec<(&Entry, Vec<Line>)> = (programs.entries().iter())
-            .filter(|entry| part != Part::Cold || !entry.is_baseline)
-            .map(|entry| (entry, programs.run(entry, part, options)))
-            .collect();
+        let lines = measure_part(&programs, part, options);
         if options.json {
             for line in lines.iter().flat_map(|(_, lines)| lines) {
                 println!("{}", line.json(part, machine.is_simulated));
@@ -143,10 +146,37 @@ fn measure(options: &Options) -> Result<()> {
             table::print(part, &lines);
         }
     }
-    if !options.json {
-        table::print_skipped(programs.skipped());
+    for (label, reason) in programs.skipped() {
+        match options.json {
+            true => println!(
+                "{{\"allocator\":{},\"skipped\":{}}}",
+                quoted(label),
+                quoted(reason)
+            ),
+            false => println!("{label}: skipped: {reason}"),
+        }
     }
     Ok(())
+}
+
+/// One part, one allocator after the other.
+fn measure_part<'a>(
+    programs: &'a Programs,
+    part: Part,
+    options: &Options,
+) -> Vec<(&'a Entry, Vec<Line>)> {
+    let takes = |entry: &&Entry| entry.takes(part);
+    let entries: Vec<&Entry> = programs.entries().iter().filter(takes).collect();
+    let value = part.to_possible_value();
+    let name = value.as_ref().map_or("", |value| value.get_name());
+    let mut progress = Progress::start(name.to_owned(), entries.len());
+    let mut lines = Vec::new();
+    for (done, entry) in entries.into_iter().enumerate() {
+        progress.at(done);
+        lines.push((entry, programs.run(entry, part, options)));
+    }
+    progress.end("measured");
+    lines
 }
 
 fn print_machine(machine: &Machine) {

@@ -1,95 +1,87 @@
-//! The C++ programs: written out, compiled with the machine's compiler, and run.
+//! The programs: written out, compiled with the machine's compiler, and run.
 
+use super::compiler::{compile, compile_nothing};
 use super::line::{Line, together};
 use super::peers::{Entry, Peers, Program};
 use super::{Options, Part};
+use crate::python;
 use clap::ValueEnum;
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+macro_rules! sources {
+    ($($name:literal),*) => {
+        [$(($name, include_str!(concat!("../../../../benches/peers/", $name)))),*]
+    };
+}
+
 /// The sources travel in this program, so that an installed command has them too.
-const SOURCES: [(&str, &str); 6] = [
-    (
-        "driver.hpp",
-        include_str!("../../../../benches/peers/driver.hpp"),
-    ),
-    (
-        "measure.hpp",
-        include_str!("../../../../benches/peers/measure.hpp"),
-    ),
-    (
-        "threads.hpp",
-        include_str!("../../../../benches/peers/threads.hpp"),
-    ),
-    (
-        "loops.hpp",
-        include_str!("../../../../benches/peers/loops.hpp"),
-    ),
-    (
-        "hbmalloc.cpp",
-        include_str!("../../../../benches/peers/hbmalloc.cpp"),
-    ),
-    (
-        "driver.cpp",
-        include_str!("../../../../benches/peers/driver.cpp"),
-    ),
+const SOURCES: [(&str, &str); 9] = sources![
+    "driver.hpp",
+    "measure.hpp",
+    "threads.hpp",
+    "loops.hpp",
+    "hbmalloc.cpp",
+    "driver.cpp",
+    "torch.cpp",
+    "rmm.cpp",
+    "nothing.c"
 ];
 const HEADER: (&str, &str) = ("hbmalloc.h", include_str!("../../../../include/hbmalloc.h"));
 
 /// Far beyond what any benchmark of any allocator needs.
 const TIME_LIMIT: Duration = Duration::from_secs(180);
 
-impl Program {
-    fn name(self) -> &'static str {
-        match self {
-            Program::Hbmalloc => "hbmalloc",
-            Program::Driver => "driver",
-        }
-    }
-}
-
 /// Compiled programs and the allocators that they measure.
 pub struct Programs {
     folder: PathBuf,
     keep: bool,
+    /// The allocator that does nothing, for torch, or why there is none.
+    nothing: Result<PathBuf, String>,
     peers: Peers,
 }
 
 impl Programs {
     /// Compiles what the allocators need. Those whose program does not compile are skipped.
-    pub fn build(folder: Option<&Path>, mut peers: Peers) -> Result<Programs, String> {
+    pub fn build(folder: Option<&Path>, peers: Peers) -> Result<Programs, String> {
         let text = |error: std::io::Error| error.to_string();
-        let keep = folder.is_some();
-        let folder = match folder {
-            Some(folder) => std::path::absolute(folder).map_err(text)?,
-            None => std::env::temp_dir().join(format!("hbmalloc-bench-{}", std::process::id())),
+        let (folder, keep) = match folder {
+            Some(folder) => {
+                fs::create_dir_all(folder).map_err(text)?;
+                (fs::canonicalize(folder).map_err(text)?, true)
+            }
+            None => (temporary().map_err(text)?, false),
         };
-        fs::create_dir_all(&folder).map_err(text)?;
-        for (name, source) in SOURCES.iter().chain([&HEADER]) {
-            fs::write(folder.join(name), source).map_err(text)?;
-        }
-        for program in [Program::Hbmalloc, Program::Driver] {
-            if !peers.entries.iter().any(|entry| entry.program == program) {
-                continue;
-            }
-            if let Err(reason) = compile(&folder, program) {
-                let (failed, kept): (Vec<Entry>, Vec<Entry>) =
-                    (peers.entries.into_iter()).partition(|entry| entry.program == program);
-                peers.entries = kept;
-                let failed = failed
-                    .into_iter()
-                    .map(|entry| (entry.label, reason.clone()));
-                peers.skipped.extend(failed);
-            }
-        }
-        Ok(Programs {
+        let mut programs = Programs {
+            nothing: Err("it was not compiled".to_owned()),
             folder,
             keep,
             peers,
-        })
+        };
+        for (name, source) in SOURCES.iter().chain([&HEADER]) {
+            fs::write(programs.folder.join(name), source).map_err(text)?;
+        }
+        for program in Program::COMPILED {
+            programs.compile(program);
+        }
+        if programs.peers.has(Program::Python) {
+            programs.nothing = compile_nothing(&programs.folder);
+        }
+        Ok(programs)
+    }
+
+    fn compile(&mut self, program: Program) {
+        if !self.peers.has(program) {
+            return;
+        }
+        let arguments = self.peers.places.arguments(program);
+        let outcome = arguments.and_then(|given| compile(&self.folder, program.name(), &given));
+        if let Err(reason) = outcome {
+            self.peers.skip_all(program, &reason);
+        }
     }
 
     pub fn entries(&self) -> &[Entry] {
@@ -112,17 +104,39 @@ impl Programs {
     }
 
     fn once(&self, entry: &Entry, part: Part, options: &Options) -> Vec<Line> {
-        let value = part.to_possible_value();
-        let bench = value.as_ref().map_or("", |value| value.get_name());
-        let mut command = Command::new(self.folder.join(entry.program.name()));
-        command
-            .args(["--allocator", &entry.name, "--bench", bench])
-            .args(["--reps", &options.reps.to_string()])
-            .args(["--batch-ms", &options.batch_ms.to_string()])
-            .args(["--live", &options.live.to_string()])
-            .arg("--driver")
-            .arg(&self.peers.driver)
-            .envs(entry.environment.iter().map(|(name, value)| (name, value)));
+        let outcome = (self.command(entry, part))
+            .and_then(|mut command| {
+                command
+                    .args(["--allocator", &entry.name])
+                    .args(["--reps", &options.reps.to_string()])
+                    .args(["--batch-ms", &options.batch_ms.to_string()])
+                    .envs(entry.environment.iter().copied());
+                if entry.program != Program::Python {
+                    command.args(["--live", &options.live.to_string()]);
+                }
+                self.output(command)
+            })
+            .map(|text| text.lines().filter_map(Line::parse).collect());
+        outcome.unwrap_or_else(|reason| vec![Line::skipped(&entry.name, &reason)])
+    }
+
+    /// The program of an allocator, with what does not depend on how long it is to measure.
+    fn command(&self, entry: &Entry, part: Part) -> Result<Command, String> {
+        let mut command;
+        if entry.program == Program::Python {
+            command = python::command(&python::program());
+            command.args(["-m", entry.program.name()]);
+            if entry.name == "nothing" {
+                command.arg("--library").arg(self.nothing.as_ref()?);
+            }
+        } else {
+            let value = part.to_possible_value();
+            let bench = value.as_ref().map_or("", |value| value.get_name());
+            command = Command::new(self.folder.join(entry.program.name()));
+            command
+                .args(["--bench", bench, "--driver"])
+                .arg(&self.peers.driver);
+        }
         if let Some(library) = &entry.library {
             command.arg("--library").arg(library);
         }
@@ -130,10 +144,7 @@ impl Programs {
             // The library in the program uses the very file that the program's own streams are of.
             command.env("HBMALLOC_DRIVER", &self.peers.driver);
         }
-        match self.output(command) {
-            Ok(text) => text.lines().filter_map(Line::parse).collect(),
-            Err(reason) => vec![Line::skipped(&entry.name, &reason)],
-        }
+        Ok(command)
     }
 
     /// What a program wrote; where it ended badly without having said why, that is the error.
@@ -178,24 +189,18 @@ impl Drop for Programs {
     }
 }
 
-fn compile(folder: &Path, program: Program) -> Result<(), String> {
-    let compiler = std::env::var_os("CXX").filter(|name| !name.is_empty());
-    let compiler = compiler.unwrap_or_else(|| OsString::from("c++"));
-    let output = Command::new(&compiler)
-        .current_dir(folder)
-        .args(["-std=c++17", "-O2", "-g", "-I."])
-        .arg(format!("{}.cpp", program.name()))
-        .args(["-o", program.name()])
-        .args(["-lpthread", "-ldl"])
-        .output()
-        .map_err(|error| format!("{}: {error} (set CXX)", compiler.to_string_lossy()))?;
-    if output.status.success() {
-        return Ok(());
+/// A new folder that nobody else writes to, since programs are run from it.
+fn temporary() -> std::io::Result<PathBuf> {
+    let place = std::env::temp_dir();
+    let mut number = std::process::id();
+    loop {
+        let folder = place.join(format!("hbmalloc-bench-{number}"));
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                number = number.wrapping_add(1);
+            }
+            Err(error) => return Err(error),
+        }
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let first = text.lines().find(|line| line.contains("error"));
-    Err(format!(
-        "does not compile: {}",
-        first.unwrap_or("the compiler said nothing").trim()
-    ))
 }

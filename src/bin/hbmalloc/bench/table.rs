@@ -39,6 +39,10 @@ fn title(part: Part) -> (&'static str, Unit) {
             "From cold to a mapped block, a process each time; us",
             Unit::Microseconds,
         ),
+        Part::Torch => (
+            "torch.empty from Python, created and dropped; us",
+            Unit::Microseconds,
+        ),
     }
 }
 
@@ -93,7 +97,10 @@ pub fn print(part: Part, lines: &[(&Entry, Vec<Line>)]) {
         refused.extend(reasons.map(|reason| format!("{}: {reason}", entry.label)));
     }
     rows.extend(lead(&cases, lines));
-    println!("{title}\n\n{}", aligned(&rows));
+    println!("{title}\n");
+    if !cases.is_empty() {
+        println!("{}", aligned(&rows));
+    }
     for text in refused {
         println!("{text}");
     }
@@ -155,13 +162,6 @@ fn aligned(rows: &[Vec<String>]) -> String {
         }
     }
     out
-}
-
-/// Prints who is missing, and why.
-pub fn print_skipped(skipped: &[(String, String)]) {
-    for (label, reason) in skipped {
-        println!("{label}: skipped: {reason}");
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,43 @@
+//! The machine's C and C++ compilers.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Compiles `name.cpp` of a folder to the program `name` beside it.
+pub fn compile(folder: &Path, name: &str, arguments: &[String]) -> Result<(), String> {
+    let mut compiler = compiler("CXX", "c++", folder);
+    compiler.args(["-O2", "-g", "-I.", &format!("{name}.cpp")]);
+    compiler.args(["-o", name]).args(arguments);
+    finish(compiler.args(["-lpthread", "-ldl"]), "CXX")
+}
+
+/// Compiles the allocator that does nothing to a library that torch can open.
+pub fn compile_nothing(folder: &Path) -> Result<PathBuf, String> {
+    let library = folder.join("libnothing.so");
+    let mut compiler = compiler("CC", "cc", folder);
+    compiler.args(["-O2", "-fPIC", "-shared", "nothing.c", "-o"]);
+    finish(compiler.arg(&library).arg("-ldl"), "CC")?;
+    Ok(library)
+}
+
+fn compiler(variable: &str, usual: &str, folder: &Path) -> Command {
+    let named = std::env::var_os(variable).filter(|name| !name.is_empty());
+    let mut command = Command::new(named.unwrap_or_else(|| usual.into()));
+    command.current_dir(folder);
+    command
+}
+
+fn finish(compiler: &mut Command, variable: &str) -> Result<(), String> {
+    let output = compiler.output().map_err(|error| {
+        let name = compiler.get_program().to_string_lossy();
+        format!("{name}: {error} (set {variable})")
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let first = text.lines().find(|line| line.contains("error"));
+    let told = first.or_else(|| text.lines().last());
+    let told = told.unwrap_or("the compiler said nothing").trim();
+    Err(format!("does not compile: {told}"))
+}
