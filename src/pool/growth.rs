@@ -77,7 +77,7 @@ impl DevicePool {
         }
         let arenas = lock(&self.arenas).clone();
         let candidates = self.candidates(&arenas, wanted);
-        let chunk = self.chunk_bytes();
+        let chunk = self.chunk_bytes(arena, window.missing_bytes());
         let (stretches, extra) = policy::assemble(&window.missing, window.room, candidates, chunk);
         lock(&arena.space).extend(&mut window, extra);
         tracing::debug!(
@@ -93,9 +93,14 @@ impl DevicePool {
         self.back(wanted, &arenas, window, stretches)
     }
 
-    fn chunk_bytes(&self) -> u64 {
-        let reserved = self.state.extents.physical().now;
-        policy::chunk_bytes(reserved, self.is_tight(), self.backing.granularity())
+    fn chunk_bytes(&self, arena: &Arena, missing: u64) -> u64 {
+        policy::chunk_bytes(
+            missing,
+            self.state.extents.pooled().now,
+            lock(&arena.space).free_pieces() as u64,
+            self.is_tight(),
+            self.backing.granularity(),
+        )
     }
 
     pub(super) fn is_tight(&self) -> bool {

@@ -43,18 +43,34 @@ impl Stretch {
     }
 }
 
-/// The size of chunks that a pool of `reserved` bytes grows by.
-pub fn chunk_bytes(reserved: u64, is_tight: bool, granularity: Align) -> u64 {
-    let share = match is_tight {
-        true => 4096,
-        false => 512,
-    };
-    let wanted = (reserved / share).next_power_of_two();
-    wanted.clamp(granularity.get(), MOST)
-}
+/// The part of what a pool holds, in thousandths, that may lie idle in chunks that are only partly free.
+const IDLE_BALANCED: u64 = 60;
+const IDLE_TIGHT: u64 = 15;
 
 /// Beyond this a chunk's costs are those of its bytes.
 const MOST: u64 = 256 << 20;
+
+/// The size of new chunks behind `missing` bytes of an arena, in a pool that holds `reserved` bytes.
+///
+/// At both ends of a free piece lies a chunk that is partly in use and so cannot move: half a chunk at
+/// each, as a rule. With so many `free_pieces`, chunks are made as large as leaves idle what may be.
+pub fn chunk_bytes(
+    missing: u64,
+    reserved: u64,
+    free_pieces: u64,
+    is_tight: bool,
+    granularity: Align,
+) -> u64 {
+    let idle = match is_tight {
+        true => IDLE_TIGHT,
+        false => IDLE_BALANCED,
+    };
+    let wanted = reserved / 1000 * idle / (free_pieces + 1);
+    let below = |bytes: u64| bytes.checked_ilog2().map_or(0, |log| 1 << log);
+    below(wanted)
+        .min(missing.next_power_of_two())
+        .clamp(granularity.get(), MOST)
+}
 
 /// Where memory cannot move, large blocks are cut from segments of at least this: what torch takes.
 pub const SEGMENT_BYTES: u64 = 20 << 20;
@@ -134,10 +150,16 @@ mod tests {
     }
 
     #[test]
-    fn chunks_grow_with_the_pool() {
+    fn chunks_grow_with_the_pool_and_shrink_with_the_pieces_it_is_in() {
         let granularity = Align::new(2 * MIB).unwrap();
-        assert_eq!(chunk_bytes(0, false, granularity), 2 * MIB);
-        assert_eq!(chunk_bytes(8 << 30, false, granularity), 8 * MIB);
-        assert_eq!(chunk_bytes(1 << 50, true, granularity), MOST);
+        let chunk = |missing, reserved, pieces, tight| {
+            chunk_bytes(missing, reserved, pieces, tight, granularity)
+        };
+        assert_eq!(chunk(4096, 8 << 30, 0, false), 2 * MIB);
+        assert_eq!(chunk(100 * MIB, 0, 0, false), 2 * MIB);
+        assert_eq!(chunk(100 * MIB, 8 << 30, 0, false), 128 * MIB);
+        assert_eq!(chunk(100 * MIB, 8 << 30, 30, false), 8 * MIB);
+        assert_eq!(chunk(100 * MIB, 8 << 30, 30, true), 2 * MIB);
+        assert_eq!(chunk(u64::MAX / 2, 1 << 50, 0, true), MOST);
     }
 }

@@ -209,6 +209,11 @@ impl Space {
         self.free.iter().enumerate().filter_map(largest).collect()
     }
 
+    /// How many free pieces there are.
+    pub fn free_pieces(&self) -> usize {
+        self.free.iter().map(|index| index.at_least(1).len()).sum()
+    }
+
     /// Joins an unlisted piece, free or a hole, with neighbours of its kind and lists it.
     fn join(&mut self, piece: u32) -> u32 {
         let node = *self.pieces.get(piece);
