@@ -62,6 +62,18 @@ typedef enum hbm_location {
     HBM_LOCATION_HOST_NUMA = 2,
 } hbm_location;
 
+// Where memory of a tag lives.
+typedef enum hbm_placement {
+    // As the option `placement` says, and else as the kind of memory does.
+    HBM_PLACEMENT_OPTION = 0,
+    // In the memory of the device, as far as there is room.
+    HBM_PLACEMENT_DEVICE = 1,
+    // In the memory of the host, mapped for the device, which reads and writes it there.
+    HBM_PLACEMENT_HOST = 2,
+    // Where the driver thinks best: managed memory gets no advice and no prefetch.
+    HBM_PLACEMENT_NONE = 3,
+} hbm_placement;
+
 // An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 // allocator is an error, not a crash.
 typedef struct hbm_allocator_t hbm_allocator_t;
@@ -277,6 +289,20 @@ int32_t hbm_stats(int32_t device, int32_t kind, struct hbm_stats_t *out);
 
 // Starts every peak of a device's statistics again from what there is now. Any thread.
 int32_t hbm_stats_reset_peaks(int32_t device);
+
+// Says where memory of the tag `name` lives: an hbm_placement. It holds for memory taken from the
+// driver from here on, in the whole process; blocks there are, and cached memory, stay where they
+// are. An allocator whose descriptor names a location keeps to that.
+//
+// Managed memory follows by advice: the device, as without a tag; or the host, at the NUMA node
+// nearest to the device, without prefetch, and mapped for the device where that has concurrent
+// access. Virtual memory is made on that node; HBM_UNSUPPORTED at the allocation where the driver
+// cannot. Device, stream-ordered and pool memory are the device's: with HBM_PLACEMENT_HOST their
+// allocations are HBM_UNSUPPORTED. Memory placed on the host takes nothing of the device's limit.
+// Any thread; makes no driver call.
+//
+// Required: `name` must be a C string.
+int32_t hbm_tag_place(const char *name, int32_t placement);
 
 // What the calling thread allocates from here on has the tag `name`, until hbm_tag_pop. A name has 1
 // to 255 bytes of UTF-8; it is copied. Tags nest: the one pushed last counts. Blocks of allocators

@@ -67,6 +67,7 @@ PROTOTYPES = {
     "hbm_set_limit_fraction": (c_int32, [c_int32, c_double]),
     "hbm_get_limit": (c_int32, [c_int32, POINTER(c_uint64)]),
     "hbm_tag_push": (c_int32, [c_char_p]),
+    "hbm_tag_place": (c_int32, [c_char_p, c_int32]),
     "hbm_tag_pop": (c_int32, []),
     "hbm_set_default_tag": (c_int32, [c_char_p]),
     "hbm_tag_current": (c_int32, [c_char_p, c_size_t]),

@@ -5,6 +5,9 @@ import ctypes
 
 from . import _library
 
+#: Where memory of a tag may live, with the numbers of the C interface.
+PLACEMENTS = {"device": 1, "host": 2, "none": 3}
+
 _NAME_BYTES = 256  # holds every name and its final zero
 
 
@@ -25,13 +28,25 @@ class tag(contextlib.ContextDecorator):
     another's tag, since a tag belongs to the thread. Makes no driver call.
 
     `name` has 1 to 255 bytes; a process can have 65535 names.
+
+    `placement` says where memory of this tag lives, in the whole process and from the
+    first use of the tag on: "device"; "host", mapped for the device; "none", where the
+    driver thinks best. It beats the option `placement`; None leaves things as they are.
+    Managed and vmm memory can be placed on the host; with other backends allocating is
+    an UnsupportedError then. What is allocated already stays where it is.
     """
 
-    def __init__(self, name):
+    def __init__(self, name, placement=None):
         self.name = name
+        self.placement = placement
         self._bytes = _encoded(name)
+        if placement is not None and placement not in PLACEMENTS:
+            raise ValueError("unknown placement %r: one of %s" % (placement, ", ".join(PLACEMENTS)))
 
     def __enter__(self):
+        if self.placement is not None:
+            number = PLACEMENTS[self.placement]
+            _library.check(_library.library().hbm_tag_place(self._bytes, number), "tag")
         _library.check(_library.library().hbm_tag_push(self._bytes), "tag")
         return self
 
@@ -40,7 +55,9 @@ class tag(contextlib.ContextDecorator):
         return False
 
     def __repr__(self):
-        return "hbmalloc.tag(%r)" % self.name
+        if self.placement is None:
+            return "hbmalloc.tag(%r)" % self.name
+        return "hbmalloc.tag(%r, placement=%r)" % (self.name, self.placement)
 
 
 def set_default_tag(name):

@@ -1,11 +1,61 @@
 //! Tags: names that group blocks for statistics, limits and placement.
 
 use super::{export, text_argument};
+use crate::config::value::Placement;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result};
 use crate::observe;
-use crate::process::{has_forked, tags};
+use crate::process::{has_forked, placement, tags};
 use std::ffi::{c_char, c_void};
+
+/// Where memory of a tag lives.
+#[allow(non_camel_case_types, missing_docs)]
+#[repr(C)]
+pub enum hbm_placement {
+    /// As the option `placement` says, and else as the kind of memory does.
+    HBM_PLACEMENT_OPTION = 0,
+    /// In the memory of the device, as far as there is room.
+    HBM_PLACEMENT_DEVICE = 1,
+    /// In the memory of the host, mapped for the device, which reads and writes it there.
+    HBM_PLACEMENT_HOST = 2,
+    /// Where the driver thinks best: managed memory gets no advice and no prefetch.
+    HBM_PLACEMENT_NONE = 3,
+}
+
+/// Says where memory of the tag `name` lives: an hbm_placement. It holds for memory taken from the
+/// driver from here on, in the whole process; blocks there are, and cached memory, stay where they
+/// are. An allocator whose descriptor names a location keeps to that.
+///
+/// Managed memory follows by advice: the device, as without a tag; or the host, at the NUMA node
+/// nearest to the device, without prefetch, and mapped for the device where that has concurrent
+/// access. Virtual memory is made on that node; HBM_UNSUPPORTED at the allocation where the driver
+/// cannot. Device, stream-ordered and pool memory are the device's: with HBM_PLACEMENT_HOST their
+/// allocations are HBM_UNSUPPORTED. Memory placed on the host takes nothing of the device's limit.
+/// Any thread; makes no driver call.
+///
+/// # Safety
+/// `name` must be a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_tag_place(name: *const c_char, placement: i32) -> i32 {
+    export(|| {
+        const OPERATION: &str = "hbm_tag_place";
+        // SAFETY: passed on to the caller.
+        let name = unsafe { text_argument(OPERATION, "name", name)? };
+        let placement = match placement {
+            0 => None,
+            1 => Some(Placement::Device),
+            2 => Some(Placement::Host),
+            3 => Some(Placement::None),
+            other => {
+                return Err(
+                    Error::invalid(OPERATION, format!("placement {other} is none"))
+                        .advice("Placements: 0 as the option says, 1 device, 2 host, 3 none"),
+                );
+            }
+        };
+        placement::place(name, placement)
+    })
+}
 
 /// What the calling thread allocates from here on has the tag `name`, until hbm_tag_pop. A name has 1
 /// to 255 bytes of UTF-8; it is copied. Tags nest: the one pushed last counts. Blocks of allocators

@@ -7,7 +7,7 @@ pub mod value;
 use crate::error::{Error, Result, Status};
 use std::sync::{PoisonError, RwLock};
 use table::{Opt, Spec, TABLE, Value};
-use value::{Location, PlacementMap, Size, Threshold};
+use value::{Location, Placement, Size, Threshold};
 
 /// Where the value of an option came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,11 +177,12 @@ impl Settings {
         }
     }
 
-    /// The value of an option of tags and their places.
-    pub fn placements(&self, opt: Opt) -> PlacementMap {
-        match self.value(opt) {
-            Value::Placements(map) => map,
-            other => unreachable!("option {opt:?} holds {other:?}"),
+    /// The place of a tag, by name, as the option `placement` says.
+    pub fn placement_of(&self, tag: &str) -> Option<Placement> {
+        let rows = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        match &rows[Opt::Placement as usize].value {
+            Value::Placements(map) => map.of(tag),
+            other => unreachable!("the option placement holds {other:?}"),
         }
     }
 

@@ -8,6 +8,9 @@ use crate::sys::cuda::{Cuda, Handle, Refusal};
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::Arc;
 
+/// The attribute that tells the nearest NUMA node of the host, -1 where there are none.
+const HOST_NUMA_ID: c_int = 134;
+
 /// A device whose primary context this library has retained, for good: contexts end with the process.
 pub struct Device {
     cuda: Arc<Cuda>,
@@ -138,6 +141,11 @@ impl Device {
             Err(refusal) if refusal.code == Some(DriverCode::INVALID_VALUE) => Ok(0),
             Err(refusal) => Err(self.cuda.error(refusal)),
         }
+    }
+
+    /// The NUMA node of the host that is nearest to this device; 0 on a machine without such nodes.
+    pub fn nearest_host_node(&self) -> Result<i32> {
+        Ok(self.attribute(HOST_NUMA_ID)?.max(0))
     }
 
     fn is_current(&self) -> bool {

@@ -11,6 +11,11 @@ const ATTACH_GLOBAL: c_uint = 1;
 const SET_PREFERRED_LOCATION: c_int = 3;
 const SET_ACCESSED_BY: c_int = 5;
 
+const HOST: MemLocation = MemLocation {
+    type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST,
+    id: 0,
+};
+
 impl Device {
     /// Allocates managed memory attached to every stream.
     pub fn allocate_managed(&self, bytes: u64) -> Result<u64> {
@@ -30,13 +35,25 @@ impl Device {
         self.advise(address, bytes, SET_PREFERRED_LOCATION, self.as_location())
     }
 
+    /// Advises that the range should live in host memory, near this device where that is known.
+    pub fn prefer_host(&self, address: u64, bytes: u64) -> Result<()> {
+        let node = MemLocation {
+            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA,
+            id: self.nearest_host_node()?,
+        };
+        // A machine without NUMA, or a driver that knows no nodes here, still knows the host.
+        self.advise(address, bytes, SET_PREFERRED_LOCATION, node)
+            .or_else(|_| self.advise(address, bytes, SET_PREFERRED_LOCATION, HOST))
+    }
+
+    /// Advises that this device will reach the range, so that its mapping is kept.
+    pub fn accessed_by_device(&self, address: u64, bytes: u64) -> Result<()> {
+        self.advise(address, bytes, SET_ACCESSED_BY, self.as_location())
+    }
+
     /// Advises that the host will reach the range, so that its mapping is kept.
     pub fn accessed_by_host(&self, address: u64, bytes: u64) -> Result<()> {
-        let host = MemLocation {
-            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST,
-            id: 0,
-        };
-        self.advise(address, bytes, SET_ACCESSED_BY, host)
+        self.advise(address, bytes, SET_ACCESSED_BY, HOST)
     }
 
     /// Moves the range to this device in `stream`'s order.

@@ -9,7 +9,8 @@ use crate::error::{Error, Result, Status, Warning};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::registry::{AllocatorId, GraphPool, GraphUse, Record};
-use crate::source::{Kind, LastUse, Request};
+use crate::source::{Block, Kind, LastUse, Request, Source};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// What a caller wants.
@@ -43,10 +44,11 @@ impl Process {
         if demand.bytes == 0 {
             return Err(Error::invalid("allocate", "a size of 0 bytes"));
         }
+        let device = self.device(demand.device)?;
+        let location = self.located(&demand, device)?;
         if demand.kind == Kind::Pool {
             return self.allocate_pooled(&demand);
         }
-        let device = self.device(demand.device)?;
         let capturing = device.is_capturing(demand.stream)?;
         if !capturing {
             device.state().device.captures().abandon_hidden();
@@ -72,12 +74,10 @@ impl Process {
             }
             _ => GraphUse::None,
         };
-        let (block, source) = match self.reuse(graph, kind, &request) {
-            Some(kept) => (kept.block, kept.source),
-            None => {
-                let source = device.source_at(kind, demand.location);
-                (device.allocate(&*source, &request)?, source)
-            }
+        let source = device.source_at(kind, location);
+        let block = match self.reuse(graph, &source, &request) {
+            Some(block) => block,
+            None => device.allocate(&*source, &request)?,
         };
         let record = Record {
             block,
@@ -258,13 +258,15 @@ impl Process {
         self.give_back_released(released)
     }
 
-    fn reuse(&self, graph: GraphUse, kind: Kind, request: &Request) -> Option<Kept> {
+    fn reuse(&self, graph: GraphUse, source: &Arc<dyn Source>, request: &Request) -> Option<Block> {
         let GraphUse::Pool(pool) = graph else {
             return None;
         };
-        let mut kept = self.graphs.reuse(pool, kind, request)?;
-        kept.block.requested = request.bytes;
-        Some(kept)
+        let kept = self.graphs.reuse(pool, source, request)?;
+        Some(Block {
+            requested: request.bytes,
+            ..kept.block
+        })
     }
 
     fn reject(&self, address: u64) -> Error {

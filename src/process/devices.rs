@@ -1,5 +1,6 @@
 //! A device in use: its shared state and its four sources.
 
+use super::placement;
 use super::stats::Counters;
 use crate::config::Settings;
 use crate::config::table::Opt;
@@ -11,7 +12,7 @@ use crate::gpu::{Device, Driver, Stream};
 use crate::pool::backing::Backing;
 use crate::pool::{DevicePool, Pools};
 use crate::source::device::DeviceSource;
-use crate::source::managed::{ManagedSource, Placement};
+use crate::source::managed::{ManagedSource, Policy};
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
 use crate::source::vmm::VmmSource;
 use crate::source::{Block, Held, Kind, Request, Source};
@@ -56,7 +57,8 @@ impl DeviceEntry {
             stream_ordered: Arc::new(AsyncSource::new(state.clone(), pool)),
             vmm: Arc::new(VmmSource::new(state.clone(), location, chunk_limit)),
             chunk_limit,
-            managed: Arc::new(ManagedSource::new(state.clone(), move || Placement {
+            managed: Arc::new(ManagedSource::new(state.clone(), move |tag| Policy {
+                placement: placement::of(&settings, tag),
                 prefetch: settings.threshold(Opt::PrefetchThreshold),
                 headroom: settings.size(Opt::ManagedHeadroom),
             })),

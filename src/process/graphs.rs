@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Status};
 use crate::gpu::Stream;
 use crate::gpu::capture::Captures;
 use crate::registry::{GraphPool, GraphUse};
-use crate::source::{Block, Kind, Request, Source};
+use crate::source::{Block, Request, Source};
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
@@ -24,13 +24,13 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Whether the block can serve a request without wasting more than an eighth of it, or a granule.
-    fn serves(&self, kind: Kind, request: &Request) -> bool {
+    fn serves(&self, source: &Arc<dyn Source>, request: &Request) -> bool {
         const GRANULE: u64 = 2 << 20;
         let most = request
             .bytes
             .saturating_add((request.bytes / 8).max(GRANULE));
         self.single_stream
-            && self.source.kind() == kind
+            && Arc::ptr_eq(&self.source, source)
             && self.tag == request.tag
             && self.block.stream == request.stream
             && request.align.divides(self.block.address)
@@ -215,13 +215,18 @@ impl GraphPools {
 
     /// A block kept for the pool that can serve a later request of the same capture or of another
     /// into the same pool: torch replays the graphs of one pool in the order of their captures.
-    pub fn reuse(&self, pool: GraphPool, kind: Kind, request: &Request) -> Option<Kept> {
+    pub fn reuse(
+        &self,
+        pool: GraphPool,
+        source: &Arc<dyn Source>,
+        request: &Request,
+    ) -> Option<Kept> {
         let mut state = lock(&self.0);
         let kept = &mut state.pools.get_mut(&pool)?.kept;
         let (index, _) = kept
             .iter()
             .enumerate()
-            .filter(|(_, kept)| kept.serves(kind, request))
+            .filter(|(_, kept)| kept.serves(source, request))
             .min_by_key(|(_, kept)| kept.block.bytes)?;
         Some(kept.swap_remove(index))
     }

@@ -6,6 +6,7 @@ mod devices;
 mod graphs;
 mod lifetime;
 mod limits;
+pub mod placement;
 mod pooled;
 pub mod stats;
 pub mod tags;

@@ -90,6 +90,7 @@ static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_bl
     EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
     EXPECT(HBM_OK, hbm_stream_forget(0, NULL));
     char name[256];
+    EXPECT(HBM_OK, hbm_tag_place("of the child", HBM_PLACEMENT_HOST));
     EXPECT(HBM_OK, hbm_tag_push("of the child"));
     EXPECT(HBM_OK, hbm_tag_pop());
     EXPECT(HBM_OK, hbm_set_default_tag("of the child"));

@@ -1,5 +1,6 @@
-/* Tags: what a thread pushes, what others inherit, what blocks of each kind of caller carry. */
-#include "check.h"
+/* Tags: what a thread pushes, what others inherit, what blocks of each kind of caller carry, and where
+ * they live. */
+#include "driver.h"
 
 #include <pthread.h>
 
@@ -84,6 +85,66 @@ static void blocks_carry_the_tag_of_their_allocation(void) {
     EXPECT(HBM_NOT_OWNED, hbm_tag_of(tensor, (char[256]){0}, 256));
 }
 
+/* What the driver keeps of managed memory: 2 is the preferred location, 4 the last prefetch; the host is
+ * -1, none is -2. */
+static int advice(void *block, int which) {
+    int (*read)(void *, size_t, int, unsigned long long, size_t);
+    int value = 77;
+    look_up("cuMemRangeGetAttribute", &read);
+    context_push(0);
+    CHECK(read(&value, sizeof value, which, (unsigned long long)(uintptr_t)block, MIB) == 0);
+    context_pop();
+    return value;
+}
+
+static void memory_lives_where_its_tag_is_placed(void) {
+    static const struct {
+        int32_t placement;
+        int preferred;
+    } cases[] = {{HBM_PLACEMENT_OPTION, 0}, {HBM_PLACEMENT_DEVICE, 0}, {HBM_PLACEMENT_HOST, -1}, {HBM_PLACEMENT_NONE, -2}};
+    EXPECT(HBM_OK, hbm_tag_push("placed"));
+    for (int i = 0; i < 4; i++) {
+        EXPECT(HBM_OK, hbm_tag_place("placed", cases[i].placement));
+        void *managed = managed_malloc(MIB, 0, NULL);
+        CHECK(managed != NULL && advice(managed, 2) == cases[i].preferred);
+        CHECK(advice(managed, 4) == (cases[i].preferred == 0 ? 0 : -2));
+        managed_free(managed, MIB, 0, NULL);
+        hbm_torch_reset();
+        for (int32_t kind = HBM_KIND_DEVICE; kind <= HBM_KIND_POOL; kind++) {
+            hbm_allocator_t *allocator = allocator_of(kind, 0);
+            void *block = NULL;
+            int is_host = cases[i].placement == HBM_PLACEMENT_HOST;
+            int can = !is_host || kind == HBM_KIND_MANAGED || kind == HBM_KIND_VMM;
+            EXPECT(can ? HBM_OK : HBM_UNSUPPORTED, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
+            CHECK((block != NULL) == can);
+            if (kind == HBM_KIND_VMM) {
+                CHECK((physical_bytes(0) == 0) == is_host);
+            }
+            EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
+            EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
+            EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+        }
+    }
+    EXPECT(HBM_OK, hbm_option_set("placement", "placed=host"));
+    EXPECT(HBM_OK, hbm_tag_place("placed", HBM_PLACEMENT_OPTION));
+    CHECK(device_malloc(MIB, 0, NULL) == NULL);
+    EXPECT_ERROR_TEXT("placed");
+    EXPECT_ERROR_TEXT("vmm");
+    /* A place in an allocator's descriptor is nearer than the tag's. */
+    hbm_allocator_desc_t descriptor = descriptor_of(HBM_KIND_VMM, 0);
+    hbm_allocator_t *allocator = NULL;
+    void *block = NULL;
+    descriptor.location = HBM_LOCATION_DEVICE;
+    EXPECT(HBM_OK, hbm_allocator_create(&descriptor, &allocator));
+    EXPECT(HBM_OK, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
+    CHECK(physical_bytes(0) == 2 * MIB);
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
+    EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
+    EXPECT(HBM_OK, hbm_tag_pop());
+    EXPECT(HBM_OK, hbm_option_set("placement", ""));
+    EXPECT(HBM_BAD_OPTION, hbm_option_set("placement", "placed=gpu"));
+}
+
 static void wrong_names(void) {
     char longest[257], buffer[256];
     hbm_allocator_desc_t descriptor = descriptor_of(HBM_KIND_VMM, 0);
@@ -96,6 +157,10 @@ static void wrong_names(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_tag_push(longest));
     EXPECT_ERROR_TEXT("255");
     EXPECT(HBM_INVALID_ARGUMENT, hbm_set_default_tag(longest));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_tag_place(longest, HBM_PLACEMENT_HOST));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_tag_place(NULL, HBM_PLACEMENT_HOST));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_tag_place("fine", 4));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_tag_place("fine", -1));
     descriptor.tag = longest;
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, &allocator));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_tag_pop());
@@ -118,6 +183,8 @@ int main(void) {
     threads_have_their_own_stack_above_the_default();
     blocks_carry_the_tag_of_their_allocation();
     wrong_names();
+    memory_lives_where_its_tag_is_placed();
+    CHECK(faults() == 0);
     puts("tags: fine");
     return 0;
 }

@@ -1,4 +1,6 @@
-"""Tags: what a thread's blocks are called, on the simulated driver."""
+"""Tags: what a thread's blocks are called and where they live, on the simulated driver."""
+
+import pytest
 
 VMM = """
         import ctypes, threading, hbmalloc
@@ -100,4 +102,63 @@ def test_in_a_forked_child(sim):
                     pass
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
+
+
+MANAGED = """
+        import ctypes, os, hbmalloc
+        library = ctypes.CDLL(hbmalloc.get_library_path())
+        driver = ctypes.CDLL(os.path.join(os.path.dirname(hbmalloc.get_library_path()), "libhbmalloc_sim.so"))
+        library.managed_malloc.restype = library.device_malloc.restype = ctypes.c_void_p
+        library.managed_malloc.argtypes = library.device_malloc.argtypes = [
+            ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        def preferred():
+            block, value = library.managed_malloc(1 << 20, 0, None), ctypes.c_int(77)
+            context = ctypes.c_void_p()
+            assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+            assert driver.cuCtxSetCurrent(context) == 0
+            assert driver.cuMemRangeGetAttribute(
+                ctypes.byref(value), ctypes.c_size_t(4), 2, ctypes.c_uint64(block), ctypes.c_size_t(1 << 20)) == 0
+            return {0: "device", -1: "host", -2: "nowhere"}[value.value]
+"""
+
+
+@pytest.mark.parametrize("coherent", [0, 1])
+def test_placement(sim, coherent):
+    sim(MANAGED + """
+        assert preferred() == "device"
+        with hbmalloc.tag("kv_cache", placement="host"):
+            assert preferred() == "host"
+            with hbmalloc.tag("scratch", placement="none"):
+                assert preferred() == "nowhere"
+            with hbmalloc.tag("weights"):              # as the option says
+                assert preferred() == "host"
+            with hbmalloc.tag("weights", placement="device"):
+                assert preferred() == "device"
+            assert library.device_malloc(1 << 20, 0, None) is None
+            assert "kv_cache" in hbmalloc._library.library().hbm_last_error().decode()
+        with hbmalloc.tag("kv_cache"):                 # a tag keeps its place
+            assert preferred() == "host"
+        assert preferred() == "device"
+    """, HBMALLOC_SIM="coherent=%d" % coherent, HBMALLOC_PLACEMENT="weights=host")
+
+
+def test_what_is_no_placement(sim):
+    sim("""
+        import hbmalloc
+        for bad in ["gpu", "Host", "", 1]:
+            try:
+                hbmalloc.tag("weights", placement=bad)
+            except ValueError as error:
+                assert "host" in str(error)
+            else:
+                raise SystemExit("%r was accepted" % (bad,))
+        assert repr(hbmalloc.tag("a", "host")) == "hbmalloc.tag('a', placement='host')"
+        try:
+            hbmalloc.set_option("placement", "weights=gpu")
+        except hbmalloc.OptionError as error:
+            assert "weights=gpu" in str(error) and "kv_cache=host" in str(error)
+        else:
+            raise SystemExit(5)
+        assert hbmalloc._library.library().hbm_driver_used() == 0
     """)

@@ -1,8 +1,10 @@
 //! Where managed blocks are told to live, read back from the driver.
 
 use super::{House, MIB};
-use crate::error::Warning;
+use crate::config::value::{Placement, Size};
+use crate::error::{Status, Warning};
 use crate::gpu::Stream;
+use crate::process::{placement, tags};
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::CAPTURE_RELAXED;
 use crate::selftest::{Outcome, Stop};
@@ -12,6 +14,10 @@ const PREFERRED_LOCATION: i32 = 2;
 const ACCESSED_BY: i32 = 3;
 const LAST_PREFETCH: i32 = 4;
 
+const PREFERRED_TYPE: i32 = 5;
+const PREFERRED_ID: i32 = 6;
+
+const HOST_NUMA: i32 = 3;
 const NOWHERE: i32 = -2;
 const HOST: i32 = -1;
 const DEVICE: i32 = 0;
@@ -138,6 +144,142 @@ pub fn coherent() -> Outcome {
     expect_prefetch(&house, &[(MIB, true), (64 * MIB, false)])
 }
 
+/// What the blocks of a tag are told: by the option, by call over it, and by nobody.
+fn placed_by_tag(spec: &str, host: i32) -> Outcome {
+    let options = [
+        ("prefetch_threshold", "all"),
+        (
+            "placement",
+            "weights=device,kv_cache=host,scratch=none,moved=host",
+        ),
+    ];
+    let house = open_concurrent(spec, &options)?;
+    placement::place("moved", Some(Placement::None))?;
+    let device = [DEVICE, HOST, DEVICE];
+    let cases = [
+        ("weights", device),
+        ("kv_cache", [host, DEVICE, NOWHERE]),
+        ("scratch", [NOWHERE; 3]),
+        ("moved", [NOWHERE; 3]),
+        ("something else", device),
+    ];
+    for (name, expected) in cases {
+        let mut demand = house.demand(Kind::Managed, MIB, Stream::LEGACY);
+        demand.tag = tags::table().intern(name)?;
+        let block = house.process.allocate(demand)?;
+        ensure_eq!(placed(&house, block, MIB)?, expected, "placement of {name}");
+        house.machine.device.fill(block, 7, MIB, Stream::LEGACY)?;
+        house.free(block)?;
+    }
+    placement::place("moved", None)?;
+    let mut demand = house.demand(Kind::Managed, MIB, Stream::LEGACY);
+    demand.tag = tags::table().intern("moved")?;
+    let block = house.process.allocate(demand)?;
+    let by_option = placed(&house, block, MIB)?;
+    ensure_eq!(
+        by_option,
+        [host, DEVICE, NOWHERE],
+        "as the option says again"
+    );
+    house.free(block)?;
+    ensure_eq!(house.process.warnings().total(), 0, "warnings");
+    house.finish()
+}
+
+/// Placement by tag; a machine with one node reads its node back as the host.
+pub fn tags_placed() -> Outcome {
+    placed_by_tag("", HOST)
+}
+
+/// The same calls on a coherent machine, where each device has its own node of the host.
+pub fn tags_placed_on_coherent() -> Outcome {
+    placed_by_tag("coherent=1", HOST)?;
+    let spec = "coherent=1,devices=2,numa_nodes=2";
+    let house = open_concurrent(spec, &[("placement", "kv_cache=host")])?;
+    house.sim()?;
+    for device in [0, 1] {
+        for kind in [Kind::Managed, Kind::Vmm] {
+            let mut demand = house.demand(kind, MIB, Stream::LEGACY);
+            demand.tag = tags::table().intern("kv_cache")?;
+            demand.device = device;
+            let block = house.process.allocate(demand)?;
+            if kind == Kind::Managed {
+                let read = |which| house.machine.range_attribute(which, block, MIB);
+                let found = (read(PREFERRED_TYPE)?, read(PREFERRED_ID)?);
+                ensure_eq!(found, (HOST_NUMA, device), "of device {device}");
+            }
+            house.free(block)?;
+        }
+    }
+    house.finish()
+}
+
+/// Memory placed on the host takes nothing of the device: not of its limit, nor of the room that
+/// other managed memory has there.
+pub fn on_the_host_no_room_is_taken() -> Outcome {
+    let house = open_concurrent("memory=64MiB", &[("placement", "kv_cache=host")])?;
+    house.sim()?;
+    house.process.set_limit(0, Size::Bytes(32 * MIB))?;
+    let mut demand = house.demand(Kind::Managed, 256 * MIB, Stream::LEGACY);
+    demand.tag = tags::table().intern("kv_cache")?;
+    let cache = house.process.allocate(demand)?;
+    house.process.settings().set("managed_headroom", "24MiB")?;
+    let weights = house.allocate(Kind::Managed, 32 * MIB, Stream::LEGACY)?;
+    let found = placed(&house, weights, 32 * MIB)?;
+    ensure_eq!(found, [DEVICE, HOST, DEVICE], "placement of the weights");
+    let refused = house
+        .process
+        .allocate(house.demand(Kind::Managed, MIB, Stream::LEGACY));
+    let status = refused.err().map(|error| error.status());
+    ensure_eq!(status, Some(Status::OutOfMemory), "beyond the limit");
+    house.free(cache)?;
+    house.free(weights)?;
+    ensure_eq!(house.process.device(0)?.state().limit.used(), 0, "taken");
+    house.finish()
+}
+
+/// Virtual memory of a tag is made where the tag is placed; other kinds say that they cannot.
+pub fn other_kinds_placed() -> Outcome {
+    let house = House::open("", &[("placement", "kv_cache=host,weights=device")])?;
+    let sim = house.sim()?;
+    let (cache, weights) = (
+        tags::table().intern("kv_cache")?,
+        tags::table().intern("weights")?,
+    );
+    let allocate = |kind, tag| {
+        let mut demand = house.demand(kind, MIB, Stream::LEGACY);
+        demand.tag = tag;
+        house.process.allocate(demand)
+    };
+    let block = allocate(Kind::Vmm, cache)?;
+    let chunks = sim.counters();
+    ensure_eq!(
+        (chunks.host_chunk_bytes, chunks.chunk_bytes),
+        (2 * MIB, 0),
+        "chunks on the host and on the device"
+    );
+    house.machine.device.fill(block, 7, MIB, Stream::LEGACY)?;
+    house.free(block)?;
+    house.free(allocate(Kind::Vmm, weights)?)?;
+    for kind in [Kind::Device, Kind::Async, Kind::Pool] {
+        let error = allocate(kind, cache).err().ok_or("it was allocated")?;
+        ensure_eq!(error.status(), Status::Unsupported, "{kind:?}: {error}");
+        for word in ["kv_cache", kind.name(), "managed", "vmm"] {
+            ensure!(error.to_string().contains(word), "no {word} in: {error}");
+        }
+        house.free(allocate(kind, weights)?)?;
+    }
+    drop(house);
+    let without = House::open("host_numa=0", &[("placement", "kv_cache=host")])?;
+    let mut demand = without.demand(Kind::Vmm, MIB, Stream::LEGACY);
+    demand.tag = cache;
+    let error = without.process.allocate(demand).err();
+    let error = error.ok_or("it was allocated")?;
+    ensure_eq!(error.status(), Status::Unsupported, "{error}");
+    ensure!(error.to_string().contains("managed"), "{error}");
+    Ok(())
+}
+
 /// Without concurrent access the driver refuses advice and prefetch, so it is not asked.
 pub fn not_concurrent() -> Outcome {
     let house = open("concurrent_managed=0", &[("prefetch_threshold", "all")])?;
@@ -152,8 +294,16 @@ pub fn not_concurrent() -> Outcome {
         [NOWHERE, HOST, NOWHERE],
         "placement"
     );
+    // Nor may it be named for a tag that lives on the host.
+    placement::place("on the host", Some(Placement::Host))?;
+    let mut demand = house.demand(Kind::Managed, 3 * MIB, Stream::LEGACY);
+    demand.tag = tags::table().intern("on the host")?;
+    let on_host = house.process.allocate(demand)?;
+    let found = placed(&house, on_host, MIB)?;
+    ensure_eq!(found, [HOST, NOWHERE, NOWHERE], "placement on the host");
     ensure_eq!(house.process.warnings().total(), 0, "warnings");
     house.free(block)?;
+    house.free(on_host)?;
     house.finish()
 }
 

@@ -70,6 +70,10 @@ pub const SUITE: Suite = Suite {
         managed::coherent,
         managed::not_concurrent,
         managed::refused,
+        managed::tags_placed,
+        managed::tags_placed_on_coherent,
+        managed::on_the_host_no_room_is_taken,
+        managed::other_kinds_placed,
     ]],
 };
 

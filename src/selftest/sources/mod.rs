@@ -20,7 +20,7 @@ use crate::gpu::stream::OwnedStream;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Case, Outcome, Stop, Suite};
 use crate::source::device::DeviceSource;
-use crate::source::managed::{ManagedSource, Placement};
+use crate::source::managed::{ManagedSource, Policy};
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
 use crate::source::vmm::VmmSource;
 use crate::source::{ALIGN, Block, Kind, LastUse, Request, Source};
@@ -73,7 +73,8 @@ fn device(state: &Arc<DeviceState>) -> Arc<dyn Source> {
 }
 
 fn managed(state: &Arc<DeviceState>) -> Arc<dyn Source> {
-    Arc::new(ManagedSource::new(state.clone(), || Placement {
+    Arc::new(ManagedSource::new(state.clone(), |_| Policy {
+        placement: None,
         prefetch: Threshold::Below(2 * GIB),
         headroom: Size::Bytes(GIB),
     }))
