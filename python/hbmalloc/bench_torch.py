@@ -87,6 +87,8 @@ def measure(name, reps, batch_ns):
     device = torch.device(device)
     kept = empty(1, device=device)
     if name != "meta":
+        if not kept.data_ptr():
+            raise Unfit("it gave no memory")
         check_in_force(name)
 
     for case, numbers in CASES:

@@ -1,8 +1,12 @@
 """`python -m hbmalloc.bench_torch`: what it says, with a stand-in for PyTorch and hardly any work."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
+from conftest import ROOT, built_library
 
 #: A torch.empty that takes memory from the allocator in force and gives it back when it is dropped.
 EMPTY = """
@@ -12,6 +16,9 @@ EMPTY = """
         def __init__(self, count, device):
             self.bytes = 4 * count
             self.address = torch._C.current.malloc(self.bytes, 0, None) if device == "cuda" else 0
+
+        def data_ptr(self):
+            return self.address
 
         def __del__(self):
             if self.address:
@@ -57,3 +64,23 @@ def test_what_cannot_be_measured_says_why(fake, name, reason):
     before = "    import hbmalloc; hbmalloc.torch.install('async')\n" if name == "cudaMallocAsync" else ""
     (line,) = measure(fake, name, status=3, before=before)
     assert reason in line["skipped"] and line["allocator"] == name
+
+
+def test_the_allocator_that_does_nothing(sim, tmp_path):
+    simulator = os.path.join(os.path.dirname(built_library()), "libhbmalloc_sim.so")
+    if not shutil.which("cc") or not os.path.isfile(simulator):
+        pytest.skip("no C compiler, or no simulated driver")
+    os.symlink(simulator, tmp_path / "libcuda.so.1")
+    library = str(tmp_path / "libnothing.so")
+    subprocess.run(["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-o", library,
+                    os.path.join(ROOT, "benches", "peers", "nothing.c"), "-ldl"], check=True)
+    sim("""
+        import ctypes
+
+        library = ctypes.CDLL(%r)
+        malloc, free = library.nothing_malloc, library.nothing_free
+        malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        first, second = malloc(600, 0, None), malloc(1, 0, None)
+        assert first and second == first + 1024 and malloc(0, 0, None) is None
+        assert malloc(1 << 30, 0, None) == first and malloc(4, 0, None) == first
+    """ % library, LD_LIBRARY_PATH=str(tmp_path))

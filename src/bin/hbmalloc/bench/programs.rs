@@ -110,6 +110,8 @@ impl Programs {
                     .args(["--allocator", &entry.name])
                     .args(["--reps", &options.reps.to_string()])
                     .args(["--batch-ms", &options.batch_ms.to_string()])
+                    // torch's newer name of what the entry may set.
+                    .env_remove("PYTORCH_ALLOC_CONF")
                     .envs(entry.environment.iter().copied());
                 if entry.program != Program::Python {
                     command.args(["--live", &options.live.to_string()]);
