@@ -45,7 +45,7 @@ pub struct Cache {
     parked_count: AtomicU32,
     parked: [(AtomicU64, AtomicU64); PARKED],
     /// Counts of this thread on this heap.
-    pub counts: Counts,
+    pub counts: Arc<Counts>,
 }
 
 /// Counts with one writer. What was freed here may have been allocated elsewhere, so the sizes are to be
@@ -68,8 +68,8 @@ pub struct Counts {
     pub taken: AtomicU64,
     /// Blocks given back.
     pub given: AtomicU64,
-    /// Blocks that came from the cache.
-    pub hits: AtomicU64,
+    /// The most blocks taken and not given back.
+    pub high_blocks: AtomicU64,
     /// Beyond this many allocated bytes the peak over all caches is looked at again.
     mark: AtomicU64,
 }
@@ -89,7 +89,10 @@ impl Counts {
     pub fn took(&self, requested: u64, bytes: u64) -> bool {
         let asked = bump(&self.requested, requested);
         let allocated = bump(&self.allocated, bytes);
-        bump(&self.taken, 1);
+        let blocks = bump(&self.taken, 1).wrapping_sub(self.given.load(Relaxed));
+        if (blocks as i64) > self.high_blocks.load(Relaxed) as i64 {
+            self.high_blocks.store(blocks, Relaxed);
+        }
         bump(&self.total, bytes);
         bump(&self.total_requested, requested);
         if (asked as i64) > self.high_requested.load(Relaxed) as i64 {
@@ -120,7 +123,7 @@ impl Counts {
 
 impl Cache {
     /// An empty cache of the calling thread for `heap`.
-    pub fn new(heap: Arc<Heap>) -> Cache {
+    pub fn new(heap: Arc<Heap>, counts: Arc<Counts>) -> Cache {
         let bin = |_| Bin {
             count: AtomicU32::new(0),
             slots: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -131,7 +134,7 @@ impl Cache {
             bins: (0..BINNED_UNITS).map(bin).collect(),
             parked_count: AtomicU32::new(0),
             parked: Default::default(),
-            counts: Counts::default(),
+            counts,
         }
     }
 

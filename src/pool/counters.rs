@@ -18,6 +18,8 @@ pub struct Counters {
     pub growths: AtomicU64,
     /// The peak of allocated bytes over all threads.
     pub allocated_peak: AtomicU64,
+    /// The peak of live blocks over all threads.
+    pub blocks_peak: AtomicU64,
     /// The peak of requested bytes over all threads.
     pub requested_peak: AtomicU64,
     /// Bytes held from a source that is not the pool's own.

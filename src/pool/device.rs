@@ -2,11 +2,12 @@
 
 use super::arena::Arena;
 use super::backing::Backing;
-use super::cache::Cache;
+use super::cache::{Cache, Counts};
 use super::counters::Counters;
 use super::heap::{Heap, HeapKey};
 use super::pending::Effort;
 use super::word::units;
+use crate::core::append_list::AppendList;
 use crate::core::radix::{Radix, UNIT};
 use crate::core::size::Align;
 use crate::core::space::{Given, Space};
@@ -14,7 +15,7 @@ use crate::core::sync::lock;
 use crate::error::Result;
 use crate::extent::DeviceState;
 use crate::gpu::Device;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The pool of one device.
@@ -27,8 +28,8 @@ pub struct DevicePool {
     /// Held by who changes what backs addresses.
     pub(super) growth: Mutex<()>,
     epoch: AtomicU64,
-    /// How many threads have counts here.
-    pub(super) writers: AtomicUsize,
+    /// The counts of all threads on all heaps.
+    pub(super) counts: AppendList<Arc<Counts>>,
     pub(super) tight: AtomicBool,
     /// What happened.
     pub counters: Counters,
@@ -44,7 +45,7 @@ impl DevicePool {
             heaps: Mutex::default(),
             growth: Mutex::default(),
             epoch: AtomicU64::new(1),
-            writers: AtomicUsize::new(0),
+            counts: AppendList::default(),
             tight: AtomicBool::new(false),
             counters: Counters::default(),
         }

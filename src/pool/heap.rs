@@ -13,7 +13,7 @@ use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::gpu::Stream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A captured graph's private pool, as its owner numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,8 +49,12 @@ pub struct Heap {
     large_color: Color,
     /// The threads' caches of it.
     caches: Mutex<Vec<Arc<Cache>>>,
-    /// Counts of threads that are gone, and of calls made where a thread has no cache any more.
-    pub(super) late: Mutex<Counts>,
+    /// Counts whose thread is gone, for the next one.
+    idle_counts: Mutex<Vec<Arc<Counts>>>,
+    /// All counts of this heap.
+    counts: Mutex<Vec<Arc<Counts>>>,
+    /// Counts of calls made where a thread has no cache any more.
+    late: Mutex<Arc<Counts>>,
     pub(super) pending: Mutex<Pending>,
     pub(super) progress: Mutex<Progress>,
     /// Set when its stream may be gone: it is named no more, and gets no new blocks.
@@ -78,6 +82,8 @@ impl Heap {
             large,
             large_color,
             caches: Mutex::default(),
+            idle_counts: Mutex::default(),
+            counts: Mutex::default(),
             late: Mutex::default(),
             pending: Mutex::default(),
             progress: Mutex::default(),
@@ -120,8 +126,9 @@ impl Heap {
 
     /// A cache of the calling thread.
     pub(super) fn add_cache(self: &Arc<Heap>) -> Arc<Cache> {
-        let cache = Arc::new(Cache::new(self.clone()));
-        self.pool.add_writer();
+        let idle = lock(&self.idle_counts).pop();
+        let counts = idle.unwrap_or_else(|| self.add_counts(Arc::default()));
+        let cache = Arc::new(Cache::new(self.clone(), counts));
         let mut caches = lock(&self.caches);
         if self.is_retired() {
             cache.take_from(true, &mut Vec::new());
@@ -136,7 +143,7 @@ impl Heap {
         {
             let mut caches = lock(&self.caches);
             cache.take_from(true, &mut held);
-            lock(&self.late).absorb(&cache.counts);
+            lock(&self.idle_counts).push(cache.counts.clone());
             caches.retain(|other| !Arc::ptr_eq(other, cache));
         }
         self.return_blocks(&held);
@@ -154,12 +161,24 @@ impl Heap {
         held.iter().map(|held| held.units * UNIT).sum()
     }
 
-    /// Lets `see` read the counts of every thread on this heap.
-    pub(super) fn each_count(&self, mut see: impl FnMut(&Counts)) {
-        for cache in lock(&self.caches).iter() {
-            see(&cache.counts);
+    fn add_counts(&self, counts: Arc<Counts>) -> Arc<Counts> {
+        lock(&self.counts).push(counts.clone());
+        self.pool.add_writer(counts.clone());
+        counts
+    }
+
+    /// Counts for a call of a thread that has no cache; no other call may use them meanwhile.
+    pub(super) fn late_counts(&self) -> MutexGuard<'_, Arc<Counts>> {
+        let late = lock(&self.late);
+        if Arc::strong_count(&late) == 1 {
+            self.add_counts(late.clone());
         }
-        see(&lock(&self.late));
+        late
+    }
+
+    /// Lets `see` read all counts of this heap.
+    pub(super) fn each_count(&self, mut see: impl FnMut(&Counts)) {
+        lock(&self.counts).iter().for_each(|counts| see(counts));
     }
 
     /// How many threads have a cache of it.

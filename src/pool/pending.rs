@@ -4,7 +4,7 @@
 use super::heap::Heap;
 use super::word::Word;
 use crate::core::sync::lock;
-use crate::error::{Error, Result, Status};
+use crate::error::{Result, Status};
 use crate::gpu::{Device, Fence, Stream};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -183,11 +183,4 @@ impl Heap {
         }
         Ok(done.len())
     }
-}
-
-/// The error of a free of what is no block.
-pub(super) fn not_a_block(operation: &'static str, address: u64) -> Error {
-    Error::new(Status::NotOwned, operation)
-        .detail(format!("{address:#x} is not the address of a live block"))
-        .advice("It was freed already, or comes from another allocator")
 }

@@ -130,8 +130,7 @@ impl Pools {
             Some(cache) => self.publish(cache, entry, word),
             None => {
                 entry.set(word.0);
-                pool.add_writer();
-                lock(&heap.late).took(word.requested(), word.bytes());
+                heap.late_counts().took(word.requested(), word.bytes());
                 pool.look_at_peaks();
             }
         }
@@ -230,7 +229,7 @@ impl Pools {
         let cache = local::cache_of(self.instance, &heap);
         match &cache {
             Some(cache) => cache.counts.gave(word.requested(), word.bytes()),
-            None => lock(&heap.late).gave(word.requested(), word.bytes()),
+            None => heap.late_counts().gave(word.requested(), word.bytes()),
         }
         let units = word.bytes() / UNIT;
         match (uses, cache) {

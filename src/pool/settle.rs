@@ -192,7 +192,24 @@ impl DevicePool {
             None | Some(0) => 0,
             Some(surplus) => self.give_back(surplus)?,
         };
+        self.release_addresses();
         Ok(given_back)
+    }
+
+    /// Gives up ranges of addresses that nothing backs.
+    fn release_addresses(&self) {
+        if !self.backing.is_movable() {
+            return;
+        }
+        for arena in lock(&self.arenas).iter() {
+            let mut space = lock(&arena.space);
+            for (address, bytes) in space.take_empty_ranges() {
+                // What cannot be freed now serves on.
+                if self.state.extents.release(address).is_err() {
+                    space.add_range(address, bytes);
+                }
+            }
+        }
     }
 
     /// A graph is gone: what its replays wrote to may leave its arenas.

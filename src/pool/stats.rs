@@ -27,6 +27,16 @@ pub struct Sums {
     pub peak_requested: u64,
     /// The most bytes allocated at a time.
     pub peak_allocated: u64,
+    /// The most blocks at a time.
+    pub peak_blocks: u64,
+}
+
+/// Raises a peak, where it must be raised at all: reading is cheaper than writing.
+fn raise(peak: &AtomicU64, seen: u64) {
+    // A sum over threads that move meanwhile can be less than nothing.
+    if seen <= i64::MAX as u64 && seen > peak.load(Relaxed) {
+        peak.fetch_max(seen, Relaxed);
+    }
 }
 
 impl Sums {
@@ -55,21 +65,6 @@ impl Sums {
 }
 
 impl Counts {
-    /// Adds the counts of a thread that is gone.
-    pub(super) fn absorb(&mut self, other: &Counts) {
-        let pairs: [(&AtomicU64, &AtomicU64); 6] = [
-            (&self.requested, &other.requested),
-            (&self.allocated, &other.allocated),
-            (&self.total, &other.total),
-            (&self.total_requested, &other.total_requested),
-            (&self.taken, &other.taken),
-            (&self.given, &other.given),
-        ];
-        for (sum, part) in pairs {
-            sum.store(sum.load(Relaxed).wrapping_add(part.load(Relaxed)), Relaxed);
-        }
-    }
-
     fn reset_peaks(&self) {
         for (high, now) in [
             (&self.high_requested, &self.requested),
@@ -77,6 +72,11 @@ impl Counts {
         ] {
             high.store(now.load(Relaxed), Relaxed);
         }
+        let blocks = self
+            .taken
+            .load(Relaxed)
+            .wrapping_sub(self.given.load(Relaxed));
+        self.high_blocks.store(blocks, Relaxed);
     }
 }
 
@@ -92,37 +92,47 @@ impl DevicePool {
     }
 
     /// Looks whether more is allocated over all threads than ever before.
-    #[cold]
     pub(super) fn look_at_peaks(&self) {
         // What one thread did alone it has counted exactly.
-        if self.writers.load(Relaxed) > 1 {
-            self.raise_peaks(&self.sum(|_| true));
+        if self.counts.len() <= 1 {
+            return;
         }
-    }
-
-    fn raise_peaks(&self, sums: &Sums) {
+        let (mut requested, mut allocated, mut blocks) = (0u64, 0u64, 0u64);
+        for counts in self.counts.iter() {
+            requested = requested.wrapping_add(counts.requested.load(Relaxed));
+            allocated = allocated.wrapping_add(counts.allocated.load(Relaxed));
+            blocks = blocks
+                .wrapping_add(counts.taken.load(Relaxed))
+                .wrapping_sub(counts.given.load(Relaxed));
+        }
         let counters = &self.counters;
-        counters.allocated_peak.fetch_max(sums.allocated, Relaxed);
-        counters.requested_peak.fetch_max(sums.requested, Relaxed);
+        raise(&counters.requested_peak, requested);
+        raise(&counters.allocated_peak, allocated);
+        raise(&counters.blocks_peak, blocks);
     }
 
     /// One more thread counts. From the second on, peaks are those seen by looking.
-    pub(super) fn add_writer(&self) {
-        if self.writers.fetch_add(1, Relaxed) == 1 {
-            self.raise_peaks(&self.lone_peaks());
+    pub(super) fn add_writer(&self, counts: Arc<Counts>) {
+        if self.counts.len() == 1 {
+            let alone = self.lone_peaks();
+            raise(&self.counters.requested_peak, alone.requested);
+            raise(&self.counters.allocated_peak, alone.allocated);
+            raise(&self.counters.blocks_peak, alone.taken);
+        }
+        if self.counts.push(counts).is_err() {
+            tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
         }
     }
 
     /// The peaks that the only thread has counted.
     fn lone_peaks(&self) -> Sums {
-        let mut peaks = Sums::default();
-        for heap in lock(&self.heaps).clone() {
-            heap.each_count(|counts| {
-                peaks.requested = peaks.requested.max(counts.high_requested.load(Relaxed));
-                peaks.allocated = peaks.allocated.max(counts.high_allocated.load(Relaxed));
-            });
-        }
-        peaks
+        let counts = self.counts.iter().next();
+        counts.map_or(Sums::default(), |counts| Sums {
+            requested: counts.high_requested.load(Relaxed),
+            allocated: counts.high_allocated.load(Relaxed),
+            taken: counts.high_blocks.load(Relaxed),
+            ..Sums::default()
+        })
     }
 
     /// Forgets the peaks: what is allocated now is the most from here on.
@@ -130,6 +140,7 @@ impl DevicePool {
         let now = self.sum(|_| true);
         self.counters.allocated_peak.store(now.allocated, Relaxed);
         self.counters.requested_peak.store(now.requested, Relaxed);
+        self.counters.blocks_peak.store(now.live(), Relaxed);
         for heap in lock(&self.heaps).clone() {
             heap.each_count(Counts::reset_peaks);
         }
@@ -152,7 +163,7 @@ impl DevicePool {
     /// a thread and heap otherwise.
     pub fn total(&self) -> Sums {
         let mut sums = self.sum(|_| true);
-        let seen = match self.writers.load(Relaxed) {
+        let seen = match self.counts.len() {
             0 | 1 => self.lone_peaks(),
             _ => Sums::default(),
         };
@@ -162,6 +173,8 @@ impl DevicePool {
         sums.peak_allocated = allocated.max(seen.allocated).max(sums.allocated);
         sums.peak_requested = requested.max(seen.requested).max(sums.requested);
         sums.peak_requested = sums.peak_requested.min(sums.peak_allocated);
+        let blocks = counters.blocks_peak.load(Relaxed);
+        sums.peak_blocks = blocks.max(seen.taken).max(sums.live());
         sums
     }
 

@@ -141,9 +141,10 @@ impl GraphPools {
         }
     }
 
-    /// How many captures are thought open.
-    pub fn open_count(&self) -> usize {
-        lock(&self.0).open.len()
+    /// Tells `note` how many captures are thought open, while none can begin or end.
+    pub fn count_open(&self, note: impl FnOnce(usize)) {
+        let state = lock(&self.0);
+        note(state.open.len());
     }
 
     /// One graph of the pool is gone; what may go with the last. An error where every use of it is

@@ -128,10 +128,11 @@ impl Process {
 
     /// Sets whether blocks may be had without asking the driver whether their stream captures.
     pub(super) fn note_open_captures(&self) {
-        let open = self.graphs.open_count() as u64;
         let told = self.is_hooked() || self.captures_told.load(Ordering::SeqCst);
         let untold = u64::from(!told);
-        self.slow.store(2 * open + untold, Ordering::SeqCst);
+        self.graphs.count_open(|open| {
+            self.slow.store(2 * open as u64 + untold, Ordering::SeqCst);
+        });
     }
 
     /// How many blocks of pools an allocator has given out.

@@ -173,6 +173,7 @@ impl Stats {
         self.total_requested += sums.total_requested;
         self.allocations += sums.taken;
         self.deallocations += sums.given;
+        self.peak_blocks += sums.peak_blocks;
         self.pending_frees += pending.0;
         self.pending_bytes += pending.1;
     }

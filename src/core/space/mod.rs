@@ -94,6 +94,20 @@ impl Space {
         }
     }
 
+    /// Takes out ranges of which nothing backs any part: address and length of each.
+    pub fn take_empty_ranges(&mut self) -> Vec<(u64, u64)> {
+        let empty: Vec<u32> = self.pieces.lone_holes().collect();
+        for piece in &empty {
+            self.unlist(*piece);
+            self.pieces.remove_range(*piece);
+        }
+        let range = |piece: &u32| {
+            let piece = self.pieces.get(*piece);
+            (piece.address, piece.bytes)
+        };
+        empty.iter().map(range).collect()
+    }
+
     /// Bytes of blocks in use.
     pub fn used(&self) -> u64 {
         self.used

@@ -99,6 +99,14 @@ impl Pieces {
         piece
     }
 
+    /// The holes that are all of their range.
+    pub fn lone_holes(&self) -> impl Iterator<Item = u32> + '_ {
+        self.firsts.iter().copied().filter(|first| {
+            let piece = self.get(*first);
+            piece.after == NONE && piece.state == State::Hole
+        })
+    }
+
     /// Forgets a range of one piece.
     pub fn remove_range(&mut self, piece: u32) {
         self.firsts.retain(|first| *first != piece);
