@@ -94,26 +94,28 @@ mod tests {
             words[0].store(seen + 1, Ordering::Relaxed);
             words[1].store(seen + 1, Ordering::Relaxed);
         };
-        let (mut entered, mut shut_out) = (0u64, 0u64);
+        let stop = AtomicBool::new(false);
+        let (mut entered, mut shut) = (0, 0);
         std::thread::scope(|scope| {
             let thief = scope.spawn(|| {
-                for _ in 0..20_000 {
+                let mut shut = 0;
+                while !stop.load(Ordering::Relaxed) {
                     let _shut = gate.shut(|| {});
                     step();
+                    shut += 1;
                 }
+                shut
             });
-            while !thief.is_finished() {
-                match gate.enter() {
-                    Some(_inside) => {
-                        step();
-                        entered += 1;
-                    }
-                    None => shut_out += 1,
+            while entered < 20_000 {
+                if let Some(_inside) = gate.enter() {
+                    step();
+                    entered += 1;
                 }
             }
+            stop.store(true, Ordering::Relaxed);
+            shut = thief.join().unwrap();
         });
-        assert!(entered > 0, "{shut_out}");
-        assert_eq!(words[0].load(Ordering::Relaxed), 20_000 + entered);
+        assert_eq!(words[0].load(Ordering::Relaxed), entered + shut);
     }
 
     #[test]
