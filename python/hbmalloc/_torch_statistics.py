@@ -19,7 +19,8 @@ _resets = {}  # device: the statistics at the last reset of the accumulated coun
 
 
 def _stat(current=0, peak=0, allocated=0, freed=0):
-    return {"current": current, "peak": peak, "allocated": allocated, "freed": freed}
+    # Counts are read one after the other beside running threads, so their order is seen to here.
+    return {"current": current, "peak": max(peak, current), "allocated": allocated, "freed": max(freed, 0)}
 
 
 def _by_pool(stat):
@@ -37,17 +38,16 @@ def memory_stats(device):
 
     def amount(name):
         added = gained("total_" + name)
-        return _stat(now[name], now["peak_" + name], added, max(added - gained(name), 0))
+        return _stat(now[name], now["peak_" + name], added, added - gained(name))
 
     blocks = now["allocations"] - now["deallocations"]
     count = _stat(blocks, now["peak_blocks"], gained("allocations"), gained("deallocations"))
     # A freed block that running work may still use is active in torch's words.
     waiting, waiting_bytes = now["pending_frees"], now["pending_bytes"]
-    active = _stat(blocks + waiting, max(now["peak_blocks"], blocks + waiting),
-                   count["allocated"], max(count["freed"] - waiting, 0))
+    active = _stat(blocks + waiting, now["peak_blocks"], count["allocated"], count["freed"] - waiting)
     in_use = amount("allocated")
-    active_bytes = _stat(in_use["current"] + waiting_bytes, max(in_use["peak"], in_use["current"] + waiting_bytes),
-                         in_use["allocated"], max(in_use["freed"] - waiting_bytes, 0))
+    active_bytes = _stat(in_use["current"] + waiting_bytes, in_use["peak"],
+                         in_use["allocated"], in_use["freed"] - waiting_bytes)
     return {
         "num_alloc_retries": 0,
         "num_ooms": gained("out_of_memory"),
