@@ -59,6 +59,15 @@ def raises(kind, *words):
         raise AssertionError("no %s was raised" % kind.__name__)
 
 
+def cached_backends():
+    """What `install` takes by default, and the caching pool where the library has one that is not the default."""
+    import hbmalloc
+
+    option = hbmalloc.options()["backend"]
+    pool = ["pool"] if "pool" in hbmalloc.BACKENDS and option.default != "pool" else []
+    return ["default"] + pool
+
+
 def finish():
     """Ends the script the way it went, through the ordinary exit."""
     sys.exit(1 if _failed else 0)
