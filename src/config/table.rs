@@ -35,6 +35,8 @@ pub enum Opt {
     Limit,
     /// Where memory of tags lives.
     Placement,
+    /// What the pool is over.
+    PoolSource,
 }
 
 /// A checked value of an option.
@@ -101,7 +103,7 @@ fn chunk(text: &str) -> Option<Value> {
 }
 
 /// The table, in the order of [`Opt`].
-pub static TABLE: [Spec; 14] = [
+pub static TABLE: [Spec; 15] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
@@ -217,6 +219,14 @@ pub static TABLE: [Spec; 14] = [
         accepted: "tag=device, tag=host or tag=none, separated by commas, each tag once, such as weights=device,kv_cache=host",
         help: "Where memory of a tag lives; a placement given with the tag by call goes before it.",
         parse: |text| value::parse_placements(text).map(Value::Placements),
+    },
+    Spec {
+        opt: Opt::PoolSource,
+        name: "pool_source",
+        default: "vmm",
+        accepted: "vmm, device or managed",
+        help: "Where the pool gets its memory. Only over vmm does memory move between addresses; take device for programs that hand memory to other processes by cudaIpcGetMemHandle, managed for memory that host and device share.",
+        parse: |text| word(text, &["vmm", "device", "managed"]),
     },
 ];
 

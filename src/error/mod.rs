@@ -167,6 +167,16 @@ impl Error {
         self
     }
 
+    /// Says more, after what was said before.
+    #[must_use]
+    pub fn also(mut self, more: &str) -> Error {
+        self.0.detail = match self.0.detail.is_empty() {
+            true => more.to_owned().into(),
+            false => format!("{}; {more}", self.0.detail).into(),
+        };
+        self
+    }
+
     /// Adds the size that was asked for.
     #[must_use]
     pub fn bytes(mut self, bytes: u64) -> Error {

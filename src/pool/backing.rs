@@ -1,6 +1,7 @@
 //! Where a pool's memory comes from: chunks that move between addresses, where the device has virtual
 //! memory management, or whole blocks of any other source.
 
+use crate::core::gauge::Gauge;
 use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
@@ -9,7 +10,7 @@ use crate::extent::DeviceState;
 use crate::extent::range::RangeSpec;
 use crate::extent::table::Owner;
 use crate::gpu::{ChunkSpec, Stream};
-use crate::source::{Block, LastUse, Request, Source};
+use crate::source::{Block, Held, Kind, LastUse, Request, Source};
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, Mutex};
 
@@ -28,6 +29,8 @@ pub enum Backing {
         source: Arc<dyn Source>,
         /// What it gave.
         blocks: Mutex<FxHashMap<u64, Block>>,
+        /// Their bytes.
+        held: Gauge,
     },
 }
 
@@ -40,6 +43,7 @@ impl Backing {
         Backing::Segments {
             source,
             blocks: Mutex::default(),
+            held: Gauge::default(),
         }
     }
 
@@ -70,8 +74,19 @@ impl Backing {
     }
 
     /// A block of the source.
-    pub(super) fn segment(&self, bytes: u64, stream: Stream, capturing: bool) -> Result<u64> {
-        let Backing::Segments { source, blocks } = self else {
+    pub(super) fn segment(
+        &self,
+        bytes: u64,
+        stream: Stream,
+        tag: u16,
+        capturing: bool,
+    ) -> Result<u64> {
+        let Backing::Segments {
+            source,
+            blocks,
+            held,
+        } = self
+        else {
             return Err(Error::new(Status::Internal, "allocate a segment"));
         };
         let block = source.allocate(&Request {
@@ -80,10 +95,19 @@ impl Backing {
             stream,
             capturing,
             owner: Owner::Segment,
-            tag: TagId::NONE,
+            tag: TagId::from_number(tag),
         })?;
+        held.add(block.bytes);
         lock(blocks).insert(block.address, block);
         Ok(block.address)
+    }
+
+    /// The kind of the source, and what it gave, where it is not chunks.
+    pub(super) fn held_in_segments(&self) -> Option<(Kind, Held)> {
+        match self {
+            Backing::Chunks { .. } => None,
+            Backing::Segments { source, held, .. } => Some((source.kind(), held.read())),
+        }
     }
 
     /// The length of a segment.
@@ -103,13 +127,18 @@ impl Backing {
                 let addresses: Vec<u64> = places.iter().map(|(address, _)| *address).collect();
                 state.extents.unback(&addresses)
             }
-            Backing::Segments { source, blocks } => {
+            Backing::Segments {
+                source,
+                blocks,
+                held,
+            } => {
                 let mut bytes = 0;
                 for (address, _) in places {
                     if let Some(block) = lock(blocks).remove(address) {
                         bytes += block.bytes;
-                        // No work uses it, so nothing is waited for.
-                        source.deallocate(&block, LastUse::Streams(Vec::new()))?;
+                        held.sub(block.bytes);
+                        // Its stream may be gone by now and must not be named.
+                        source.deallocate(&block, LastUse::Anywhere)?;
                     }
                 }
                 Ok(bytes)

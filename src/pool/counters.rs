@@ -1,6 +1,5 @@
 //! What the pool did besides handing out and taking back.
 
-use crate::core::gauge::Gauge;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts since the start, of one device.
@@ -22,8 +21,6 @@ pub struct Counters {
     pub blocks_peak: AtomicU64,
     /// The peak of requested bytes over all threads.
     pub requested_peak: AtomicU64,
-    /// Bytes held from a source that is not the pool's own.
-    pub segments: Gauge,
 }
 
 pub(super) fn add(counter: &AtomicU64, by: u64) {

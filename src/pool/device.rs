@@ -15,8 +15,12 @@ use crate::core::sync::lock;
 use crate::error::Result;
 use crate::extent::DeviceState;
 use crate::gpu::Device;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::source::{Held, Kind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Says whether to lean towards holding less memory rather than spending less time.
+pub type Lean = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// The pool of one device.
 pub struct DevicePool {
@@ -30,13 +34,18 @@ pub struct DevicePool {
     epoch: AtomicU64,
     /// The counts of all threads on all heaps.
     pub(super) counts: AppendList<Arc<Counts>>,
-    pub(super) tight: AtomicBool,
+    is_tight: Lean,
     /// What happened.
     pub counters: Counters,
 }
 
 impl DevicePool {
-    pub(super) fn new(state: Arc<DeviceState>, backing: Backing, radix: Arc<Radix>) -> DevicePool {
+    pub(super) fn new(
+        state: Arc<DeviceState>,
+        backing: Backing,
+        radix: Arc<Radix>,
+        is_tight: Lean,
+    ) -> DevicePool {
         DevicePool {
             state,
             backing,
@@ -46,7 +55,7 @@ impl DevicePool {
             growth: Mutex::default(),
             epoch: AtomicU64::new(1),
             counts: AppendList::default(),
-            tight: AtomicBool::new(false),
+            is_tight,
             counters: Counters::default(),
         }
     }
@@ -90,15 +99,19 @@ impl DevicePool {
         heap
     }
 
-    /// Whether to lean towards holding less memory rather than spending less time.
-    pub fn set_tight(&self, tight: bool) {
-        self.tight.store(tight, Ordering::Relaxed);
+    pub(super) fn is_tight(&self) -> bool {
+        (self.is_tight)()
     }
 
     /// Bytes held from the device or the source.
     pub fn reserved(&self) -> u64 {
         let arenas = lock(&self.arenas).clone();
         arenas.iter().map(|arena| lock(&arena.space).backed()).sum()
+    }
+
+    /// The source under the pool and what it gave, where memory does not come as chunks.
+    pub fn segments(&self) -> Option<(Kind, Held)> {
+        self.backing.held_in_segments()
     }
 
     pub(super) fn heap_list(&self) -> Vec<Arc<Heap>> {

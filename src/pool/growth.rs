@@ -13,7 +13,6 @@ use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::deferral::Behind;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 impl DevicePool {
     /// Memory for what [`DevicePool::from_free`] has none for.
@@ -101,10 +100,6 @@ impl DevicePool {
             self.is_tight(),
             self.backing.granularity(),
         )
-    }
-
-    pub(super) fn is_tight(&self) -> bool {
-        self.tight.load(Ordering::Relaxed)
     }
 
     /// Sets addresses aside for a block, in a new range where none are left.
@@ -319,14 +314,9 @@ impl DevicePool {
             true => least.max(policy::SEGMENT_BYTES),
             false => least,
         };
-        let stream = wanted.heap.key.stream;
-        let address = (self
-            .backing
-            .segment(bytes, stream, wanted.heap.key.graph.is_some()))
-        .or_else(|_| {
-            self.backing
-                .segment(least, stream, wanted.heap.key.graph.is_some())
-        })?;
+        let (stream, capturing) = (wanted.heap.key.stream, wanted.heap.key.graph.is_some());
+        let segment = |bytes| self.backing.segment(bytes, stream, arena.tag, capturing);
+        let address = segment(bytes).or_else(|_| segment(least))?;
         add(&self.counters.creates, 1);
         let mut space = lock(&arena.space);
         space.add_backed_range(address, self.backing.length(address), color);

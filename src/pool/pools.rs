@@ -1,7 +1,7 @@
 //! The pools of a process: one way in for every request and every free, whatever device they concern.
 
 use super::cache::{BINNED_UNITS, Cache, Held};
-use super::device::DevicePool;
+use super::device::{DevicePool, Lean};
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local;
 use super::pending::Uses;
@@ -69,8 +69,14 @@ pub fn thread_number() -> u64 {
 
 impl Pools {
     /// A pool for a device.
-    pub fn device(&self, state: Arc<DeviceState>, backing: Backing) -> Arc<DevicePool> {
-        Arc::new(DevicePool::new(state, backing, self.radix.clone()))
+    pub fn device(
+        &self,
+        state: Arc<DeviceState>,
+        backing: Backing,
+        is_tight: Lean,
+    ) -> Arc<DevicePool> {
+        let radix = self.radix.clone();
+        Arc::new(DevicePool::new(state, backing, radix, is_tight))
     }
 
     /// A block that this thread freed before and may have again at once. Takes no lock, makes no

@@ -1,5 +1,6 @@
 //! What the pool of a device has given out and holds, summed when asked for.
 
+use super::arena::Arena;
 use super::cache::Counts;
 use super::device::DevicePool;
 use super::heap::Heap;
@@ -176,6 +177,34 @@ impl DevicePool {
         let blocks = counters.blocks_peak.load(Relaxed);
         sums.peak_blocks = blocks.max(seen.taken).max(sums.live());
         sums
+    }
+
+    /// The largest free piece there is, in bytes, whoever may have it.
+    pub fn largest_free(&self) -> u64 {
+        let arenas = lock(&self.arenas).clone();
+        let largest = |arena: &Arc<Arena>| {
+            let colors = lock(&arena.space).colors();
+            colors
+                .iter()
+                .map(|(_, largest)| *largest)
+                .max()
+                .unwrap_or(0)
+        };
+        arenas.iter().map(largest).max().unwrap_or(0)
+    }
+
+    /// The tags with most bytes in live blocks, at most `count`, and those bytes; 0 is no tag.
+    pub fn top_tags(&self, count: usize) -> Vec<(u16, u64)> {
+        let mut tags: Vec<u16> = lock(&self.heaps).iter().map(|heap| heap.key.tag).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        let mut held: Vec<(u16, u64)> = (tags.iter())
+            .map(|tag| (*tag, self.sums(Some(*tag), None).allocated))
+            .filter(|(_, bytes)| *bytes > 0)
+            .collect();
+        held.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        held.truncate(count);
+        held
     }
 
     /// Blocks that wait for work of other streams, and their bytes.

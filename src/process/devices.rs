@@ -30,11 +30,13 @@ pub struct DeviceEntry {
     chunk_limit: Option<u64>,
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
+    settings: Arc<Settings>,
     pool: OnceCell<Arc<DevicePool>>,
 }
 
 impl DeviceEntry {
     pub(super) fn new(driver: &Driver, gpu: Arc<Device>, settings: Arc<Settings>) -> DeviceEntry {
+        let kept = settings.clone();
         for opt in [
             Opt::AsyncPool,
             Opt::AsyncReleaseThreshold,
@@ -65,6 +67,7 @@ impl DeviceEntry {
             placed: Mutex::default(),
             counters: Default::default(),
             pool: OnceCell::new(),
+            settings: kept,
             state,
         }
     }
@@ -77,16 +80,29 @@ impl DeviceEntry {
     /// The pool, made at its first use.
     pub(super) fn pool(&self, pools: &Pools) -> Result<&Arc<DevicePool>> {
         self.pool.get_or_try_init(|| {
-            let backing = match self.state.grain(Location::Device) {
-                Ok((spec, granularity)) => Backing::Chunks { spec, granularity },
-                Err(error) if error.status() == Status::Unsupported => {
-                    tracing::info!("the pool takes segments of the device source: {error}");
-                    Backing::segments(self.device.clone())
-                }
-                Err(error) => return Err(error),
+            self.settings.fix(Opt::PoolSource);
+            let over = self.settings.text(Opt::PoolSource);
+            let backing = match Kind::from_name(&over).unwrap_or(Kind::Vmm) {
+                Kind::Vmm | Kind::Pool => self.chunks()?,
+                kind => Backing::segments(self.source(kind)),
             };
-            Ok(pools.device(self.state.clone(), backing))
+            let settings = self.settings.clone();
+            let is_tight = Box::new(move || settings.text(Opt::Waste) == "tight");
+            Ok(pools.device(self.state.clone(), backing, is_tight))
         })
+    }
+
+    fn chunks(&self) -> Result<Backing> {
+        match self.state.grain(Location::Device) {
+            Ok((spec, granularity)) => Ok(Backing::Chunks { spec, granularity }),
+            Err(error) if error.status() == Status::Unsupported => {
+                tracing::warn!(
+                    "the pool takes memory of the device source and cannot move it: {error}"
+                );
+                Ok(Backing::segments(self.device.clone()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The pool, if it is in use.
@@ -96,9 +112,20 @@ impl DeviceEntry {
 
     /// What a kind holds from the device.
     pub(super) fn held(&self, kind: Kind) -> Held {
-        match kind {
-            Kind::Pool => self.state.extents.pooled(),
-            kind => self.source(kind).held(),
+        let segments = self.pool_in_use().and_then(|pool| pool.segments());
+        match (kind, segments) {
+            (Kind::Pool, None) => self.state.extents.pooled(),
+            (Kind::Pool, Some((_, held))) => held,
+            (kind, Some((of, pooled))) if kind == of => {
+                let held = self.source(kind).held();
+                Held {
+                    now: held.now.saturating_sub(pooled.now),
+                    // What its own blocks came to at most is not known apart.
+                    peak: held.peak.saturating_sub(pooled.peak),
+                    added: held.added.saturating_sub(pooled.added),
+                }
+            }
+            (kind, _) => self.source(kind).held(),
         }
     }
 

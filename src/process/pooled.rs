@@ -2,14 +2,17 @@
 //! one that knows of devices, captures and limits.
 
 use super::blocks::Demand;
-use super::{Process, lifetime};
+use super::{DeviceEntry, Process, lifetime, tags};
 use crate::core::tags::TagId;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::gpu::Stream;
 use crate::pool::{Freed, GraphId, HeapKey, thread_number};
 use crate::registry::{AllocatorId, GraphPool, GraphUse};
 use crate::source::{Kind, LastUse};
 use std::sync::atomic::Ordering;
+
+/// How many tags an error names, those that hold most.
+const TOLD_TAGS: usize = 3;
 
 /// Where blocks go that were allocated in a capture whose end nobody tells.
 const UNKNOWN_GRAPH: GraphId = GraphId(u64::MAX, u64::MAX);
@@ -89,8 +92,27 @@ impl Process {
                 self.pools
                     .allocate(pool, &key, demand.bytes, demand.align, is_unordered)
             })
-            .map_err(|error| device.out_of_memory(error))
+            .map_err(|error| self.explain(device, error))
             .inspect_err(|error| device.counters(Kind::Pool).failed(error))
+    }
+
+    /// Adds to the error that memory has run out what the pool holds, and for whom.
+    fn explain(&self, device: &DeviceEntry, error: Error) -> Error {
+        let (Status::OutOfMemory, Some(pool)) = (error.status(), device.pool_in_use()) else {
+            return error;
+        };
+        let (sums, most) = (pool.total(), pool.largest_free());
+        let mut text = format!(
+            "the pool holds {} bytes, {} of them in blocks; its largest free piece has {most}",
+            device.held(Kind::Pool).now,
+            sums.allocated
+        );
+        for (tag, bytes) in pool.top_tags(TOLD_TAGS) {
+            let name = tags::table().name(TagId::from_number(tag));
+            let name = name.map_or("no tag", |name| name);
+            text += &format!(", {bytes} under {name}");
+        }
+        device.out_of_memory(error).also(&text)
     }
 
     /// Takes a block of a pool back; no if it is none, or another allocator's.
