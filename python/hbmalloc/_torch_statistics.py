@@ -110,8 +110,8 @@ def serve(torch):
         "_cuda_resetPeakMemoryStats": reset_peaks,
         "_cuda_isHistoryEnabled": lambda: False,
         # These ask the native allocator, which stays registered for torch.accelerator.
-        "_accelerator_isAllocatorInitialized": torch.cuda.is_initialized,
-        "_accelerator_emptyCache": core._cuda_emptyCache,
+        "_accelerator_isAllocatorInitialized": lambda: torch.cuda.is_initialized(),
+        "_accelerator_emptyCache": lambda: core._cuda_emptyCache(),
         "_accelerator_getDeviceStats": memory_stats,
         "_accelerator_resetAccumulatedStats": reset_accumulated,
         "_accelerator_resetPeakStats": reset_peaks,

@@ -184,3 +184,16 @@ def test_torchs_own_allocator_is_left_alone(either):
         hbmalloc.torch.allocator("vmm")
         assert all(getattr(torch._C, name) is function for name, function in original.items())
     """)
+
+
+def test_compiled_functions_may_ask(either):
+    """torch.compile knows torch's functions by their identity and checks that it knows each only once."""
+    either(PREPARE + """
+        install()
+        if not hasattr(torch, "compile"):
+            raise SystemExit(0)     # the stand-in has none
+        @torch.compile(backend="eager")
+        def function(x):
+            return x + 1 if torch.cuda.memory_allocated(0) == torch.accelerator.memory_allocated(0) else x
+        assert function(torch.ones(3)).tolist() == [2, 2, 2]
+    """)
