@@ -1,6 +1,7 @@
 //! The command `hbmalloc`.
 
 mod bench;
+mod cxx;
 mod demo;
 mod doctor;
 mod json;

@@ -2,10 +2,8 @@
 //! installed, in one run. The sources are measured in this process; the pairs by C++ programs that
 //! share one set of loops, compiled here and run one after the other, a process a benchmark.
 
-mod compiler;
 mod line;
 mod peers;
-mod places;
 mod programs;
 mod sources;
 mod table;

@@ -1,7 +1,7 @@
 //! Which allocators are measured, and which program measures each.
 
-use super::places::Places;
 use super::{Options, Part};
+use crate::cxx::{Package, Places};
 use crate::machine::Machine;
 use crate::python;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,15 @@ impl Program {
         Program::Torch,
         Program::Rmm,
     ];
+
+    /// What it calls besides the driver.
+    pub fn package(self) -> Package {
+        match self {
+            Program::Hbmalloc | Program::Driver | Program::Python => Package::None,
+            Program::Torch => Package::Torch,
+            Program::Rmm => Package::Rmm,
+        }
+    }
 
     /// Of its file, or of the module.
     pub fn name(self) -> &'static str {
@@ -137,7 +146,7 @@ impl Peers {
         for entry in entries {
             let needed = match entry.program {
                 Program::Python => peers.places.missing("torch").map_or(Ok(()), Err),
-                program => peers.places.arguments(program).map(|_| ()),
+                program => peers.places.arguments(program.package()).map(|_| ()),
             };
             match needed {
                 Ok(()) => peers.entries.push(entry),

@@ -1,13 +1,12 @@
 //! The programs: written out, compiled with the machine's compiler, and run.
 
-use super::compiler::{compile, compile_nothing};
 use super::line::{Line, together};
 use super::peers::{Entry, Peers, Program};
 use super::{Options, Part};
+use crate::cxx::{Folder, compile, compile_nothing};
 use crate::python;
 use clap::ValueEnum;
-use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -37,8 +36,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(180);
 
 /// Compiled programs and the allocators that they measure.
 pub struct Programs {
-    folder: PathBuf,
-    keep: bool,
+    folder: Folder,
     /// The allocator that does nothing, for torch, or why there is none.
     nothing: Result<PathBuf, String>,
     peers: Peers,
@@ -48,27 +46,18 @@ impl Programs {
     /// Compiles what the allocators need. Those whose program does not compile are skipped.
     pub fn build(folder: Option<&Path>, peers: Peers) -> Result<Programs, String> {
         let text = |error: std::io::Error| error.to_string();
-        let (folder, keep) = match folder {
-            Some(folder) => {
-                fs::create_dir_all(folder).map_err(text)?;
-                (fs::canonicalize(folder).map_err(text)?, true)
-            }
-            None => (temporary().map_err(text)?, false),
-        };
         let mut programs = Programs {
             nothing: Err("it was not compiled".to_owned()),
-            folder,
-            keep,
+            folder: Folder::open(folder).map_err(text)?,
             peers,
         };
-        for (name, source) in SOURCES.iter().chain([&HEADER]) {
-            fs::write(programs.folder.join(name), source).map_err(text)?;
-        }
+        programs.folder.write(&SOURCES).map_err(text)?;
+        programs.folder.write(&[HEADER]).map_err(text)?;
         for program in Program::COMPILED {
             programs.compile(program);
         }
         if programs.peers.has(Program::Python) {
-            programs.nothing = compile_nothing(&programs.folder);
+            programs.nothing = compile_nothing(programs.folder.path());
         }
         Ok(programs)
     }
@@ -77,8 +66,9 @@ impl Programs {
         if !self.peers.has(program) {
             return;
         }
-        let arguments = self.peers.places.arguments(program);
-        let outcome = arguments.and_then(|given| compile(&self.folder, program.name(), &given));
+        let arguments = self.peers.places.arguments(program.package());
+        let outcome =
+            arguments.and_then(|given| compile(self.folder.path(), program.name(), &given));
         if let Err(reason) = outcome {
             self.peers.skip_all(program, &reason);
         }
@@ -134,7 +124,7 @@ impl Programs {
         } else {
             let value = part.to_possible_value();
             let bench = value.as_ref().map_or("", |value| value.get_name());
-            command = Command::new(self.folder.join(entry.program.name()));
+            command = Command::new(self.folder.path().join(entry.program.name()));
             command
                 .args(["--bench", bench, "--driver"])
                 .arg(&self.peers.driver);
@@ -151,7 +141,8 @@ impl Programs {
 
     /// What a program wrote; where it ended badly without having said why, that is the error.
     fn output(&self, mut command: Command) -> Result<String, String> {
-        let (out, err) = (self.folder.join("out.log"), self.folder.join("err.log"));
+        let folder = self.folder.path();
+        let (out, err) = (folder.join("out.log"), folder.join("err.log"));
         let file = |path: &Path| File::create(path).map_err(|error| error.to_string());
         let mut child = command
             .stdin(Stdio::null())
@@ -180,29 +171,5 @@ impl Programs {
         let last = text(&err).unwrap_or_default();
         let last = last.lines().last().unwrap_or("it said nothing");
         Err(format!("{status}: {last}"))
-    }
-}
-
-impl Drop for Programs {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
-}
-
-/// A new folder that nobody else writes to, since programs are run from it.
-fn temporary() -> std::io::Result<PathBuf> {
-    let place = std::env::temp_dir();
-    let mut number = std::process::id();
-    loop {
-        let folder = place.join(format!("hbmalloc-bench-{number}"));
-        match DirBuilder::new().mode(0o700).create(&folder) {
-            Ok(()) => return Ok(folder),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                number = number.wrapping_add(1);
-            }
-            Err(error) => return Err(error),
-        }
     }
 }

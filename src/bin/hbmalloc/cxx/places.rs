@@ -1,12 +1,19 @@
 //! Where other allocators are installed, as the Python beside this command finds them, and what the
 //! compiler must be told to use them.
 
-use super::peers::Program;
 use crate::python;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 const SCRIPT: &str = include_str!("../../../../benches/peers/places.py");
+
+/// What a program calls besides the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Package {
+    None,
+    Torch,
+    Rmm,
+}
 
 /// What the script told: of what, which kind of fact, the fact.
 pub struct Places(Vec<[String; 3]>);
@@ -72,13 +79,11 @@ impl Places {
     }
 
     /// What the compiler is told besides the source, or what is not there.
-    pub fn arguments(&self, program: Program) -> Result<Vec<String>, String> {
-        let (what, libraries): (&'static str, &[&str]) = match program {
-            Program::Hbmalloc | Program::Driver | Program::Python => {
-                return Ok(vec!["-std=c++17".to_owned()]);
-            }
-            Program::Torch => ("torch", &["-lc10_cuda", "-lc10"]),
-            Program::Rmm => ("rmm", &["-lrmm", "-lrapids_logger"]),
+    pub fn arguments(&self, package: Package) -> Result<Vec<String>, String> {
+        let (what, libraries): (&'static str, &[&str]) = match package {
+            Package::None => return Ok(vec!["-std=c++17".to_owned()]),
+            Package::Torch => ("torch", &["-lc10_cuda", "-lc10"]),
+            Package::Rmm => ("rmm", &["-lrmm", "-lrapids_logger"]),
         };
         if let Some(reason) = self.missing(what).or_else(|| self.missing("cuda")) {
             return Err(reason);
@@ -115,7 +120,7 @@ mod tests {
              rmm\tmissing\tRMM is not installed\nnonsense\n",
         );
         assert_eq!(places.version("torch"), "2.11.0");
-        let arguments = places.arguments(Program::Torch).unwrap();
+        let arguments = places.arguments(Package::Torch).unwrap();
         for expected in [
             "/t orch/include",
             "/cuda/include",
@@ -127,7 +132,7 @@ mod tests {
                 "{arguments:?}"
             );
         }
-        let reason = places.arguments(Program::Rmm).unwrap_err();
+        let reason = places.arguments(Package::Rmm).unwrap_err();
         assert_eq!(reason, "RMM is not installed");
         assert_eq!(
             places.runtime().unwrap(),
@@ -138,10 +143,10 @@ mod tests {
     #[test]
     fn without_python_everything_is_missing() {
         let places = Places::none("no python");
-        for program in [Program::Torch, Program::Rmm] {
-            assert_eq!(places.arguments(program).unwrap_err(), "no python");
+        for package in [Package::Torch, Package::Rmm] {
+            assert_eq!(places.arguments(package).unwrap_err(), "no python");
         }
         assert_eq!(places.runtime().unwrap_err(), "no python");
-        assert!(places.arguments(Program::Driver).is_ok());
+        assert!(places.arguments(Package::None).is_ok());
     }
 }
