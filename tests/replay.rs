@@ -213,19 +213,178 @@ fn the_table_names_the_machine_and_says_that_it_is_simulated() {
 }
 
 #[test]
+fn another_allocator_is_replayed_beside_ours_and_compared() {
+    let folder = Folder::new("compare");
+    // Far less than the 32 MiB by which a stream-ordered pool grows, in blocks far below 2 MiB.
+    let blocks = (0..100).map(|at| format!("a,{at},4096,{},0\n", at % 2));
+    let trace = folder.file(
+        "small.csv",
+        &format!("{COLUMNS}{}f,7,4096,1,0\n", blocks.collect::<String>()),
+    );
+    let compare = |backend: &str| {
+        replay(&[
+            "--json",
+            "--peers",
+            "--compare",
+            "--backend",
+            backend,
+            &trace,
+        ])
+    };
+    let output = compare("vmm");
+    let (lines, told) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{lines}{told}");
+    let losses: Vec<&str> = told
+        .lines()
+        .filter(|line| line.starts_with("loss: "))
+        .collect();
+    assert_eq!(
+        losses,
+        ["loss: small, vmm: ratio 512.0000, cudaMallocAsync 81.9200"],
+        "{told}"
+    );
+    let peer = lines.lines().nth(1).unwrap();
+    assert!(peer.starts_with("{\"trace\":\"small\",\"backend\":\"cudaMallocAsync\",\"driver\":\"sim\",\"peak_requested\":409600,"), "{peer}");
+    assert_eq!(number(peer, "peak_reserved") as u64, 32 * MIB);
+    assert_eq!(
+        (number(peer, "pairs"), number(peer, "driver_calls")),
+        (1.0, 101.0)
+    );
+    // 290 and 285 ns on the virtual clock.
+    assert!(
+        (570.0..580.0).contains(&number(peer, "pair_ns_p50")),
+        "{peer}"
+    );
+    for name in ["torch-native", "torch-expandable", "rmm-pool", "rmm-arena"] {
+        assert!(told.contains(&format!("skipped: {name}: ")), "{told}");
+    }
+    let output = compare("device");
+    let told = text(&output.stderr);
+    assert!(
+        output.status.success() && told.contains("No loss."),
+        "{told}"
+    );
+}
+
+#[test]
+fn without_other_allocators_there_is_nothing_to_compare() {
+    let folder = Folder::new("alone");
+    let trace = folder.file("small.csv", &format!("{COLUMNS}{SMALL}"));
+    for arguments in [
+        &["--compare", &trace][..],
+        &["--compare", "--peers", "--lag", "1", &trace],
+    ] {
+        let output = replay(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains("nothing to compare with"));
+    }
+    let output = command(&["--peers", "--json", &trace])
+        .env("CXX", "no-such-compiler")
+        .output();
+    let output = output.unwrap();
+    let told = text(&output.stderr);
+    assert!(
+        output.status.success() && told.contains("no-such-compiler"),
+        "{told}"
+    );
+}
+
+/// The coordinates of each drawn line, a list a line.
+fn drawn(svg: &str) -> Vec<Vec<(f64, f64)>> {
+    let paths = svg
+        .split("<path d=\"M")
+        .skip(1)
+        .filter(|path| path.contains("stroke-width=\"1.5\""));
+    let point = |text: &str| {
+        let (x, y) = text.split_once(' ').unwrap();
+        (x.parse().unwrap(), y.parse().unwrap())
+    };
+    paths
+        .map(|path| {
+            path.split('"')
+                .next()
+                .unwrap()
+                .split('L')
+                .map(point)
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn the_plot_shows_what_was_asked_for_and_held_after_every_event() {
+    let folder = Folder::new("plot");
+    let trace = folder.file("small.csv", &format!("{COLUMNS}{SMALL}"));
+    let picture = folder.0.join("memory.svg");
+    let output = replay(&[
+        "--backend",
+        "vmm",
+        "--plot",
+        picture.to_str().unwrap(),
+        &trace,
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let svg = std::fs::read_to_string(picture).unwrap();
+    let lines = drawn(&svg);
+    assert_eq!(lines.len(), 3, "{svg}");
+    assert!(lines.iter().all(|line| line.len() == 5), "{svg}");
+    // From the top: 6 MiB held, and 40 pixels a MiB.
+    let heights = |line: &[(f64, f64)]| -> Vec<f64> {
+        line.iter().map(|(_, y)| (280.0 - y) / 40.0).collect()
+    };
+    assert_eq!(heights(&lines[2]), [1.0, 4.0, 3.0, 5.0, 2.0]);
+    assert_eq!(heights(&lines[0])[..2], [2.0, 6.0]);
+    let png = folder.0.join("memory.png");
+    let output = command(&["--plot", png.to_str().unwrap(), &trace])
+        .env("HBMALLOC_PYTHON", "/bin/false")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("a name that ends in .svg needs no Python"));
+}
+
+/// Whoever stops the command stops all of it, also by a signal to the one process. Its children hold
+/// its standard error, which ends when the last of them has.
+#[test]
+fn a_replay_that_is_stopped_leaves_no_process() {
+    use std::io::{BufRead, BufReader, Read};
+    let folder = Folder::new("stopped");
+    let trace = folder.file("steps.csv", &one_after_another(200_000));
+    let mut child = command(&["--backend", "vmm", "--lag", "100", &trace])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("steps, vmm") {
+        line.clear();
+        assert_ne!(told.read_line(&mut line).unwrap(), 0, "it ended by itself");
+    }
+    // SAFETY: the process is a child of this one and has not been waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    let stopped = std::time::Instant::now();
+    told.read_to_end(&mut Vec::new()).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(stopped.elapsed().as_secs() < 5, "a process went on");
+}
+
+#[test]
 fn bad_files_and_arguments_end_with_2_and_a_reason() {
     let folder = Folder::new("bad");
     let good = folder.file("good.csv", &format!("{COLUMNS}{SMALL}"));
     let bad = folder.file("bad.csv", &format!("{COLUMNS}a,1,2,0\n"));
     let empty = folder.file("empty.csv", COLUMNS);
     let missing = folder.0.join("missing.csv");
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 9] = [
         (&[&bad], "bad.csv, line 2: 5 fields were expected"),
         (&[&good, &empty], "empty.csv: no events"),
         (&[missing.to_str().unwrap()], "missing.csv: No such file"),
         (&["--backend", "none", &good], "no such backend"),
         (&["--repeat", "0", &good], "--repeat"),
         (&["--lag", "x", &good], "--lag"),
+        (&["--plot", "x.gif", &good], ".svg or .png"),
+        (&["--waste", "much", &good], "waste"),
         (&[], "TRACE"),
     ];
     for (arguments, reason) in cases {

@@ -2,10 +2,11 @@
 //! what torch would call under `install()`, and tells its parent, a line each: how far it has come,
 //! its figures, and what went wrong.
 
-use super::Options;
 use super::clock::Clock;
 use super::figures::Figures;
 use super::lag::{Lag, Range};
+use super::options::Options;
+use super::points::{Point, Points};
 use crate::trace::{Action, Event, Trace};
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::gpu::driver::Timing;
@@ -33,8 +34,9 @@ pub fn run(kind: Kind, trace: &Trace, options: &Options) -> ExitCode {
     // SAFETY: asks for a signal when the parent is gone, and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let mut problems = Vec::new();
+    let points = (options.points > 0).then(|| Points::new(options.points, trace.events.len()));
     let outcome = Replay::start(kind, trace, options)
-        .and_then(|replay| replay.run(&mut problems))
+        .and_then(|replay| replay.run(points, &mut problems))
         .map_err(|error| problems.push(error.to_string()));
     for problem in &problems {
         println!("problem {}", problem.trim_end().replace('\n', "; "));
@@ -118,7 +120,7 @@ impl<'a> Replay<'a> {
         })
     }
 
-    fn run(mut self, problems: &mut Vec<String>) -> Result<Figures> {
+    fn run(mut self, mut points: Option<Points>, problems: &mut Vec<String>) -> Result<Figures> {
         // As in torch, whose context is current on the threads that allocate.
         let _guard = self.driver.device(DEVICE)?.enter()?;
         self.driver.time_calls(match self.simulator {
@@ -133,6 +135,9 @@ impl<'a> Replay<'a> {
                 println!("progress {done}");
             }
             self.step(done as u32 + 1, *event)?;
+            if let Some(points) = &mut points {
+                self.look(done as u64 + 1, points)?;
+            }
         }
         self.driver.time_calls(Timing::Off);
         let stats = self.process.stats(DEVICE, Some(self.kind))?;
@@ -189,6 +194,21 @@ impl<'a> Replay<'a> {
             Action::Allocate => self.work_on(number, block),
             Action::Free => Ok(()),
         }
+    }
+
+    /// Takes in how memory stands after so many events.
+    fn look(&self, event: u64, points: &mut Points) -> Result<()> {
+        let stats = self.process.stats(DEVICE, Some(self.kind))?;
+        let now = Point {
+            event,
+            requested: stats.requested,
+            allocated: stats.allocated,
+            reserved: stats.reserved,
+        };
+        if let Some(point) = points.add(now, event == self.trace.events.len() as u64) {
+            point.print();
+        }
+        Ok(())
     }
 
     /// Where work is to lag: gives the block's stream some that uses it.

@@ -1,6 +1,7 @@
 //! What a replay measured: told by one process to another, and printed as JSON. What a replay cannot
 //! know is not there, and null in JSON.
 
+use super::points::Point;
 use std::collections::BTreeMap;
 
 /// Numbers by name: bytes, counts, and times in the unit that the name ends with.
@@ -84,8 +85,7 @@ fn number(value: f64) -> String {
 pub enum News {
     Progress(usize),
     Problem(String),
-    /// The backend is not here, for this reason.
-    Skipped(String),
+    Point(Point),
     Done,
 }
 
@@ -95,7 +95,7 @@ pub fn hear(line: &str, figures: &mut Figures) -> Option<News> {
     match word {
         "progress" => rest.parse().ok().map(News::Progress),
         "problem" => Some(News::Problem(rest.to_owned())),
-        "skipped" => Some(News::Skipped(rest.to_owned())),
+        "point" => Point::parse(rest).map(News::Point),
         "done" => Some(News::Done),
         "figure" => {
             let (name, value) = rest.split_once(' ')?;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A call that takes longer is taken to wait. The driver's slowest, giving back gigabytes, take less.
+/// A call that has waited for longer is let through. The driver's slowest take less.
 const PATIENCE: Duration = Duration::from_millis(10);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
@@ -138,9 +138,13 @@ fn watch(shared: &Shared) {
     while !shared.is_over.load(Ordering::Acquire) {
         std::thread::sleep(LOOK_EVERY);
         let now = shared.in_call.load(Ordering::Acquire);
-        if now != seen {
+        if now == 0 || now != seen {
             (seen, since, work) = (now, Instant::now(), shared.caller.work());
-        } else if now != released && since.elapsed() >= PATIENCE && shared.caller.waits_since(work)
+        } else if !shared.caller.waits_since(work) {
+            since = Instant::now();
+        } else if now != released
+            && since.elapsed() >= PATIENCE
+            && now == shared.in_call.load(Ordering::Acquire)
         {
             // Nothing with a higher number is queued before that call returns.
             shared.gate.reach(now);
@@ -178,8 +182,8 @@ impl Caller {
     /// processor by others.
     fn waits_since(&self, work: u64) -> bool {
         match self.state() {
-            Some(('R', now)) => now > work,
-            _ => true,
+            Some(('S', _)) | None => true,
+            Some((_, now)) => now > work,
         }
     }
 }

@@ -1,207 +1,68 @@
 //! `hbmalloc replay`: recorded programs, replayed with their streams on the simulated driver or on a
-//! GPU, through every backend asked for; a process each, so that peaks and calls are its own.
+//! GPU, through every backend asked for and beside them through other allocators; a process each, so
+//! that peaks and calls are its own.
 
 mod backend;
+mod child;
 mod clock;
+mod compare;
 mod figures;
 mod lag;
+mod memory_file;
+mod options;
 mod outcome;
+mod peers;
+mod plot;
+mod points;
 
-use crate::json::quoted;
 use crate::machine::Machine;
 use crate::progress::Progress;
 use crate::trace::Trace;
-use figures::{Figures, News};
-use hbmalloc::config::table;
-use hbmalloc::error::Result;
+use figures::Figures;
 use hbmalloc::observe;
-use hbmalloc::process::Process;
 use hbmalloc::source::Kind;
+pub use options::Options;
 use outcome::Outcome;
+use peers::{Peer, Peers};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::Path;
+use std::process::ExitCode;
 
 /// Exit status of a replay that could not run, as opposed to one that found something wrong.
 const CANNOT_RUN: u8 = 2;
 
-#[derive(clap::Args)]
-pub struct Options {
-    /// Recorded programs: CSV with op,id,size,stream,t_us or RMM's log, plain or gzipped
-    #[arg(required = true, value_name = "TRACE")]
-    traces: Vec<PathBuf>,
-    /// Which backends, separated by commas
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = backend_name)]
-    backend: Vec<Kind>,
-    /// Replay so many times and print medians
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    repeat: u32,
-    /// Which way the pool leans: less driver time, or less memory held
-    #[arg(long, value_name = "balanced|tight")]
-    waste: Option<String>,
-    /// Let work on the device lag N events behind the allocations, instead of none
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    lag: u32,
-    /// Print one JSON object a line instead of the table
-    #[arg(long)]
-    json: bool,
-    /// Replay on one backend in this process and tell the parent
-    #[arg(long, value_name = "BACKEND", hide = true, value_parser = backend_name)]
-    child: Option<Kind>,
-}
-
-fn backend_name(name: &str) -> std::result::Result<Kind, String> {
-    Kind::from_name(name).ok_or_else(|| {
-        let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        format!("no such backend; there are {}", names.join(", "))
+pub fn run(options: &Options) -> ExitCode {
+    let outcome = match options.child {
+        Some(kind) => {
+            read(&options.traces[0]).map(|trace| backend::run(kind, &trace.recording, options))
+        }
+        None => replay_all(options),
+    };
+    outcome.unwrap_or_else(|reason| {
+        eprintln!("hbmalloc replay: {reason}");
+        ExitCode::from(CANNOT_RUN)
     })
 }
 
-impl Options {
-    /// Sets the library's options as asked for.
-    fn apply(&self, process: &Process) -> Result<()> {
-        match &self.waste {
-            Some(waste) => process.settings().set("waste", waste).map(|_| ()),
-            None => Ok(()),
-        }
-    }
-
-    /// The value of the option `waste`, where this version has it.
-    fn waste(&self) -> Option<String> {
-        let spec = table::find("waste")?;
-        Some(observe::process().settings().describe(spec.opt).0)
-    }
-
-    /// What the figures are of, in words.
-    fn describe(&self) -> String {
-        let mut text = match self.lag {
-            0 => "Work on the device is done when asked for".to_owned(),
-            lag => format!("Work on the device lags {lag} events behind"),
-        };
-        if let Some(waste) = self.waste() {
-            text.push_str(&format!("; waste {waste}"));
-        }
-        if self.repeat > 1 {
-            text.push_str(&format!("; medians of {} runs", self.repeat));
-        }
-        text + "."
-    }
-
-    /// The same as `"name":value` for JSON.
-    fn json(&self) -> String {
-        let waste = self.waste().map(|waste| quoted(&waste));
-        format!(
-            "\"lag\":{},\"waste\":{},\"repeat\":{}",
-            self.lag,
-            waste.as_deref().unwrap_or("null"),
-            self.repeat
-        )
-    }
-
-    fn backends(&self) -> Vec<Kind> {
-        if !self.backend.is_empty() {
-            return self.backend.clone();
-        }
-        match Kind::from_name("pool") {
-            Some(pool) => vec![pool],
-            None => vec![Kind::Async, Kind::Vmm],
-        }
-    }
+/// A recorded program and its file.
+struct Program<'a> {
+    path: &'a Path,
+    name: String,
+    recording: Trace,
 }
 
-pub fn run(options: &Options) -> ExitCode {
-    match options.child {
-        Some(kind) => match read(&options.traces[0]) {
-            Ok(trace) => backend::run(kind, &trace, options),
-            Err(reason) => cannot_run(&reason),
-        },
-        None => replay_all(options),
+fn read(path: &Path) -> Result<Program<'_>, String> {
+    let shown = path.display().to_string();
+    let file = File::open(path).map_err(|error| format!("{shown}: {error}"))?;
+    let recording = Trace::read(&shown, file).map_err(|error| error.to_string())?;
+    if recording.events.is_empty() {
+        return Err(format!("{shown}: no events"));
     }
-}
-
-fn cannot_run(reason: &str) -> ExitCode {
-    eprintln!("hbmalloc replay: {reason}");
-    ExitCode::from(CANNOT_RUN)
-}
-
-fn read(path: &Path) -> std::result::Result<Trace, String> {
-    let name = path.display().to_string();
-    let file = File::open(path).map_err(|error| format!("{name}: {error}"))?;
-    let trace = Trace::read(&name, file).map_err(|error| error.to_string())?;
-    match trace.events.is_empty() {
-        true => Err(format!("{name}: no events")),
-        false => Ok(trace),
-    }
-}
-
-fn replay_all(options: &Options) -> ExitCode {
-    let process = observe::process();
-    let machine = match options.apply(process).and_then(|()| Machine::find(process)) {
-        Ok(machine) => machine,
-        Err(error) => return cannot_run(&error.to_string()),
-    };
-    let traces = options.traces.iter().map(|path| Ok((path, read(path)?)));
-    let traces: std::result::Result<Vec<_>, String> = traces.collect();
-    let traces = match traces {
-        Ok(traces) => traces,
-        Err(reason) => return cannot_run(&reason),
-    };
-    if !options.json {
-        println!("{}\n{}\n", machine.describe(), options.describe());
-        println!("{}", outcome::header());
-    }
-    let mut failed = 0;
-    for (path, trace) in &traces {
-        for kind in options.backends() {
-            let outcome = replay(options, path, trace, kind, &machine);
-            for problem in &outcome.problems {
-                eprintln!("      {problem}");
-            }
-            failed += usize::from(!outcome.is_good());
-            match options.json {
-                true => println!("{}", outcome.json(&machine, &options.json())),
-                false => println!("{}", outcome.row()),
-            }
-        }
-    }
-    if !options.json {
-        println!("\n{}", outcome::reading(&machine, false));
-    }
-    ExitCode::from(u8::from(failed > 0))
-}
-
-/// Replays one trace on one backend, as often as asked for.
-fn replay(options: &Options, path: &Path, trace: &Trace, kind: Kind, machine: &Machine) -> Outcome {
-    let name = trace_name(path);
-    let mut outcome = Outcome {
-        trace: name.clone(),
-        backend: kind.name().to_owned(),
-        figures: None,
-        problems: Vec::new(),
-    };
-    let mut runs = Vec::new();
-    for number in 1..=options.repeat {
-        let round = match options.repeat {
-            1 => String::new(),
-            count => format!(" {number}/{count}"),
-        };
-        let what = format!("{name}, {}{round}", kind.name());
-        let mut progress = Progress::start(what, trace.events.len());
-        let told = child(options, path, kind, machine)
-            .and_then(|command| listen(command, &mut progress, &mut outcome.problems));
-        match told {
-            Err(error) => outcome.problems.push(format!("its process: {error}")),
-            Ok(figures) => runs.extend(figures),
-        }
-        let is_good = outcome.problems.is_empty();
-        progress.end(if is_good { "done" } else { "FAILED" });
-        if !is_good {
-            break;
-        }
-    }
-    outcome.figures = (!runs.is_empty()).then(|| Figures::median(&runs));
-    outcome
+    Ok(Program {
+        path,
+        name: trace_name(path),
+        recording,
+    })
 }
 
 /// `train` for `some/where/train.csv.gz`.
@@ -216,51 +77,192 @@ fn trace_name(path: &Path) -> String {
     }
 }
 
-fn child(
-    options: &Options,
-    path: &Path,
-    kind: Kind,
-    machine: &Machine,
-) -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["replay", "--child", kind.name()])
-        .args(["--lag", &options.lag.to_string()])
-        .args(options.waste.iter().flat_map(|waste| ["--waste", waste]))
-        .arg("--")
-        .arg(path);
-    if machine.is_fallback {
-        command.env("HBMALLOC_DRIVER", "sim");
-    }
-    Ok(command)
+/// Everything that is replayed, and on what.
+struct Plan<'a> {
+    options: &'a Options,
+    machine: Machine,
+    peers: Peers,
 }
 
-/// Runs a child and takes in what it tells.
-fn listen(
-    mut command: Command,
-    progress: &mut Progress,
-    problems: &mut Vec<String>,
-) -> std::io::Result<Option<Figures>> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let lines = child.stdout.take().map(BufReader::new);
-    let (mut figures, mut is_complete) = (Figures::default(), false);
-    for line in lines.into_iter().flat_map(BufRead::lines) {
-        match figures::hear(&line?, &mut figures) {
-            Some(News::Progress(done)) => progress.at(done),
-            Some(News::Problem(problem)) => problems.push(problem),
-            Some(News::Skipped(reason)) => problems.push(reason),
-            Some(News::Done) => is_complete = true,
-            None => {}
+fn replay_all(options: &Options) -> Result<ExitCode, String> {
+    let text = |error: hbmalloc::error::Error| error.to_string();
+    let process = observe::process();
+    options.apply(process).map_err(text)?;
+    let machine = Machine::find(process).map_err(text)?;
+    let programs: Result<Vec<_>, String> = options.traces.iter().map(|path| read(path)).collect();
+    let programs = programs?;
+    let peers = match options.wants_peers(machine.is_simulated) {
+        true => Peers::find(
+            process.driver().map_err(text)?.path(),
+            &machine,
+            options.lag,
+        ),
+        false => Peers::default(),
+    };
+    let plan = Plan {
+        options,
+        machine,
+        peers,
+    };
+    plan.begin();
+    let mut outcomes = Vec::new();
+    for program in &programs {
+        plan.replay(program, &mut outcomes)?;
+    }
+    plan.end(&programs, &outcomes)
+}
+
+impl Plan<'_> {
+    /// Prints what the figures are of, and what is left out.
+    fn begin(&self) {
+        if !self.options.json {
+            let (machine, options) = (self.machine.describe(), self.options.describe());
+            println!("{machine}\n{options}\n");
+        }
+        for (peer, reason) in &self.peers.skipped {
+            self.tell(&format!("skipped: {peer}: {reason}"));
+        }
+        if !self.options.json {
+            println!("{}", outcome::header());
         }
     }
-    let status = child.wait()?;
-    if problems.is_empty() && !(status.success() && is_complete) {
-        problems.push(format!("its process: {status}"));
+
+    /// Prints a line beside the figures.
+    fn tell(&self, line: &str) {
+        match self.options.json {
+            true => eprintln!("{line}"),
+            false => println!("{line}"),
+        }
     }
-    Ok(is_complete.then_some(figures))
+
+    fn replay(&self, program: &Program, outcomes: &mut Vec<Outcome>) -> Result<(), String> {
+        for kind in self.options.backends() {
+            outcomes.push(self.ours(program, kind));
+            self.print(outcomes);
+        }
+        if self.peers.programs.is_empty() {
+            return Ok(());
+        }
+        let events = peers::Events::of(&program.recording).map_err(|error| error.to_string())?;
+        for peer in &self.peers.programs {
+            outcomes.push(self.theirs(program, peer, &events));
+            self.print(outcomes);
+        }
+        Ok(())
+    }
+
+    /// Prints the last outcome.
+    fn print(&self, outcomes: &[Outcome]) {
+        let Some(outcome) = outcomes.last() else {
+            return;
+        };
+        for problem in &outcome.problems {
+            eprintln!("      {problem}");
+        }
+        match self.options.json {
+            true => println!("{}", outcome.json(&self.machine, &self.options.json())),
+            false => println!("{}", outcome.row()),
+        }
+    }
+
+    fn ours(&self, program: &Program, kind: Kind) -> Outcome {
+        let outcome = Outcome::new(&program.name, kind.name(), false);
+        self.repeated(program, outcome, || {
+            child::command(self.options, program.path, kind, &self.machine)
+        })
+    }
+
+    fn theirs(&self, program: &Program, peer: &Peer, events: &peers::Events) -> Outcome {
+        let outcome = Outcome::new(&program.name, peer.name, true);
+        self.repeated(program, outcome, || Ok(self.peers.command(peer, events)))
+    }
+
+    /// Replays as often as asked for and takes medians.
+    fn repeated(
+        &self,
+        program: &Program,
+        mut outcome: Outcome,
+        command: impl Fn() -> std::io::Result<std::process::Command>,
+    ) -> Outcome {
+        let mut runs = Vec::new();
+        for number in 1..=self.options.repeat {
+            let round = match self.options.repeat {
+                1 => String::new(),
+                count => format!(" {number}/{count}"),
+            };
+            let what = format!("{}, {}{round}", outcome.trace, outcome.backend);
+            let mut progress = Progress::start(what, program.recording.events.len());
+            let told = command()
+                .and_then(|command| child::listen(command, &mut progress, &mut outcome.problems));
+            match told {
+                Err(error) => outcome.problems.push(format!("its process: {error}")),
+                Ok(told) => runs.extend(told.map(|told| told.figures)),
+            }
+            let is_good = outcome.problems.is_empty();
+            progress.end(if is_good { "done" } else { "FAILED" });
+            if !is_good {
+                break;
+            }
+        }
+        outcome.figures = (!runs.is_empty()).then(|| Figures::median(&runs));
+        outcome
+    }
+
+    /// Says how to read it, compares and draws, as asked for.
+    fn end(&self, programs: &[Program], outcomes: &[Outcome]) -> Result<ExitCode, String> {
+        let has_peers = outcomes.iter().any(|outcome| outcome.is_peer);
+        if !self.options.json {
+            println!("\n{}", outcome::reading(&self.machine, has_peers));
+        }
+        if let Some(file) = &self.options.plot {
+            let panels = self.panels(programs)?;
+            plot::draw(file, &panels)?;
+            self.tell(&format!("{} is drawn.", file.display()));
+        }
+        let failed = outcomes.iter().filter(|outcome| !outcome.is_good()).count();
+        if !self.options.compare {
+            return Ok(ExitCode::from(u8::from(failed > 0)));
+        }
+        if !outcomes.iter().any(|one| one.is_peer && one.is_good()) {
+            return Err("--compare has nothing to compare with: no other allocator ran".to_owned());
+        }
+        let losses = compare::losses(outcomes);
+        for loss in &losses {
+            self.tell(&format!("loss: {loss}"));
+        }
+        if losses.is_empty() && failed == 0 {
+            self.tell("No loss.");
+        }
+        Ok(ExitCode::from(u8::from(failed + losses.len() > 0)))
+    }
+
+    /// Replays once more for the picture, so that the figures are not of runs that were looked at.
+    fn panels(&self, programs: &[Program]) -> Result<Vec<plot::Panel>, String> {
+        let mut panels = Vec::new();
+        for program in programs {
+            for kind in self.options.backends() {
+                let what = format!("{}, {}, drawing", program.name, kind.name());
+                let mut progress = Progress::start(what, program.recording.events.len());
+                let mut problems = Vec::new();
+                let told = child::command(self.options, program.path, kind, &self.machine)
+                    .and_then(|mut command| {
+                        command.args(["--points", &plot::POINTS.to_string()]);
+                        child::listen(command, &mut progress, &mut problems)
+                    });
+                let told = told.map_err(|error| error.to_string())?;
+                progress.end(if problems.is_empty() {
+                    "done"
+                } else {
+                    "FAILED"
+                });
+                panels.push(plot::Panel {
+                    title: format!("{}, {}", program.name, kind.name()),
+                    points: told.map(|told| told.points).unwrap_or_default(),
+                });
+            }
+        }
+        Ok(panels)
+    }
 }
 
 #[cfg(test)]

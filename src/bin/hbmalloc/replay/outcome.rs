@@ -8,12 +8,29 @@ pub struct Outcome {
     pub trace: String,
     /// The name of one of our backends, or of a peer.
     pub backend: String,
+    pub is_peer: bool,
     /// None where it did not come to its end.
     pub figures: Option<Figures>,
     pub problems: Vec<String>,
 }
 
 impl Outcome {
+    /// Before anything has been heard.
+    pub fn new(trace: &str, backend: &str, is_peer: bool) -> Outcome {
+        Outcome {
+            trace: trace.to_owned(),
+            backend: backend.to_owned(),
+            is_peer,
+            figures: None,
+            problems: Vec::new(),
+        }
+    }
+
+    /// One of its figures, where it is known.
+    pub fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.as_ref()?.get(name)
+    }
+
     /// Whether it ended and nothing was wrong.
     pub fn is_good(&self) -> bool {
         self.figures.is_some() && self.problems.is_empty()
@@ -36,14 +53,13 @@ impl Outcome {
 
     /// A row of the table.
     pub fn row(&self) -> String {
-        let figures = self.figures.clone().unwrap_or_default();
-        let cell = |name: &str, scale: f64, places: usize| match figures.get(name) {
+        let cell = |name: &str, scale: f64, places: usize| match self.figure(name) {
             Some(value) => format!("{:.places$}", value / scale),
             None => "-".to_owned(),
         };
         const MIB: f64 = (1 << 20) as f64;
         format!(
-            "{:12} {:11} {:>9} {:>9} {:>6} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}{}",
+            "{:12} {:16} {:>9} {:>8} {:>6} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8} {:>8}{}",
             self.trace,
             self.backend,
             cell("peak_requested", MIB, 1),
@@ -64,7 +80,7 @@ impl Outcome {
 /// The names of the columns.
 pub fn header() -> String {
     format!(
-        "{:12} {:11} {:>9} {:>9} {:>6} {:>9} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8}",
+        "{:12} {:16} {:>9} {:>8} {:>6} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8} {:>8}",
         "trace",
         "backend",
         "asked MiB",
