@@ -1,6 +1,7 @@
 //! `hbmalloc replay` as a user runs it, on the simulated driver with small traces.
 #![allow(missing_docs)]
 
+use hbmalloc::source::Kind;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -184,6 +185,39 @@ fn a_call_that_waits_for_lagging_work_is_let_through_and_counted() {
     assert!(output.status.success(), "{object}{}", text(&output.stderr));
     assert_eq!(value(&object, "forced_waits"), "5");
     assert_eq!(number(&object, "peak_reserved") as u64, 2 * MIB);
+}
+
+/// A real program's events, sizes scaled down, tensors handed from stream to stream.
+const RECORDING: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/src/bin/hbmalloc/demo/train.csv.gz"
+);
+
+#[test]
+fn a_real_program_runs_on_every_backend_with_and_without_a_lag() {
+    let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    // What waits for all work in every free is let through each time, which takes too long here.
+    let lagging: Vec<&str> = (names.iter().copied())
+        .filter(|name| !["device", "managed"].contains(name))
+        .collect();
+    for (names, lag) in [(names, "0"), (lagging, "30")] {
+        let output = replay(&[
+            "--json",
+            "--lag",
+            lag,
+            "--backend",
+            &names.join(","),
+            RECORDING,
+        ]);
+        let (lines, told) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{lines}{told}");
+        assert_eq!(lines.lines().count(), names.len());
+        for (object, name) in lines.lines().zip(names) {
+            assert_eq!(value(object, "backend"), format!("\"{name}\""));
+            assert!(object.ends_with("\"problems\":[]}"), "{object}");
+            assert!(number(object, "ratio") >= 1.0 && number(object, "host_ms") > 0.0);
+        }
+    }
 }
 
 #[test]

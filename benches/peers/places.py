@@ -45,6 +45,8 @@ def toolkits():
     if nvcc:
         yield os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))
     yield "/usr/local/cuda"
+    for folder in folders("triton"):
+        yield os.path.join(folder, "backends", "nvidia")
     yield sys.prefix
     yield os.path.join(sys.prefix, "targets", "x86_64-linux")
 

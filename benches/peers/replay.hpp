@@ -205,9 +205,9 @@ int main_with(int count, char **given, Body body) {
         body(Arguments{given[1], given[2], given[3]});
         return 0;
     } catch (const std::exception &error) {
-        std::string text = error.what();
-        std::replace(text.begin(), text.end(), '\n', ';');
-        tell("problem %.2000s", text.c_str());
+        // torch's go on with a trace of its own calls.
+        const std::string text = error.what();
+        tell("problem %s", text.substr(0, text.find('\n')).c_str());
         return 1;
     }
 }
