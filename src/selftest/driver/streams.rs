@@ -8,6 +8,7 @@ use super::guards::{
 };
 use super::steps::Steps;
 use super::transfers::read_back;
+use crate::gpu;
 use crate::selftest::{Case, Outcome};
 
 pub const CASES: &[Case] = cases![
@@ -18,7 +19,30 @@ pub const CASES: &[Case] = cases![
     "legacy stream waits for blocking streams" => legacy_waits,
     "blocking streams wait for the legacy stream" => blocking_wait,
     "context synchronize" => context_synchronize,
+    "stream: waits for a number of the host's" => number_wait,
 ];
+
+fn number_wait(steps: &mut Steps) -> Outcome {
+    let calls = steps.calls();
+    let stream = Stream::new(calls, NON_BLOCKING)?;
+    let (first, second) = (Event::new(calls)?, Event::new(calls)?);
+    let gate = gpu::Gate::create(steps.context().driver.device(0)?)?;
+    let held = gpu::Stream::from_raw(stream.raw());
+    gate.hold(held, 2)?;
+    steps.is("record", calls.record(&first, &stream), 0);
+    gate.hold(held, 4)?;
+    steps.is("record behind", calls.record(&second, &stream), 0);
+    gate.reach(1);
+    steps.is("not reached", calls.event_query(&first), 600);
+    gate.reach(3);
+    steps.is("reached", calls.event_synchronize(&first), 0);
+    steps.is("the next is not", calls.event_query(&second), 600);
+    steps.is("legacy goes on", calls.stream_query(&LEGACY), 0);
+    drop(gate);
+    steps.is("without the gate", calls.event_query(&second), 0);
+    steps.is("stream", calls.stream_query(&stream), 0);
+    Ok(())
+}
 
 fn query(steps: &mut Steps) -> Outcome {
     let calls = steps.calls();
