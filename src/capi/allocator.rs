@@ -270,10 +270,23 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
             let tag = recent.tag.or_else(tags::current);
             let id = Some(recent.id);
             let reused = process.reuse_pooled(recent.device, bytes as u64, stream, id, tag);
-            if let Some(address) = reused {
-                // SAFETY: checked for null above; the rest is the caller's promise.
-                return unsafe { write_out(OPERATION, out, address as *mut c_void) };
-            }
+            let address = match reused {
+                Some(address) => address,
+                None => process.allocate(Demand {
+                    kind: Kind::Pool,
+                    device: recent.device,
+                    bytes: bytes as u64,
+                    align: ALIGN,
+                    stream,
+                    owner: Owner::Block,
+                    last_use: LastUse::Streams(Vec::new()),
+                    allocator: id,
+                    location: None,
+                    tag,
+                })?,
+            };
+            // SAFETY: checked for null above; the rest is the caller's promise.
+            return unsafe { write_out(OPERATION, out, address as *mut c_void) };
         }
         let align = match alignment {
             0 => ALIGN,

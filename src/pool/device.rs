@@ -2,12 +2,13 @@
 
 use super::arena::Arena;
 use super::backing::Backing;
-use super::cache::{Cache, Counts};
+use super::cache::{Cache, Counts, Held};
 use super::counters::Counters;
 use super::heap::{Heap, HeapKey};
 use super::pending::Effort;
 use super::word::units;
 use crate::core::append_list::AppendList;
+use crate::core::gauge::Reading;
 use crate::core::radix::{Radix, UNIT};
 use crate::core::size::Align;
 use crate::core::space::{Given, Space};
@@ -15,7 +16,7 @@ use crate::core::sync::lock;
 use crate::error::Result;
 use crate::extent::DeviceState;
 use crate::gpu::Device;
-use crate::source::{Held, Kind};
+use crate::source::Kind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -110,7 +111,7 @@ impl DevicePool {
     }
 
     /// The source under the pool and what it gave, where memory does not come as chunks.
-    pub fn segments(&self) -> Option<(Kind, Held)> {
+    pub fn segments(&self) -> Option<(Kind, Reading)> {
         self.backing.held_in_segments()
     }
 
@@ -132,6 +133,9 @@ impl DevicePool {
             bytes: units(requested) * UNIT,
             align: align.max(UNIT_ALIGN),
         };
+        if let Some(address) = wanted.exchanged() {
+            return Ok(address);
+        }
         if let Some(given) = self.from_free(&wanted) {
             return Ok(given.address);
         }
@@ -164,6 +168,7 @@ impl DevicePool {
             return None;
         };
         cache.take_all(true, false, &mut held);
+        wanted.heap.exchange.take_all(&mut held);
         if held.is_empty() {
             return None;
         }
@@ -195,4 +200,17 @@ pub(super) struct Wanted<'a> {
     pub bytes: u64,
     /// At least the unit.
     pub align: Align,
+}
+
+impl Wanted<'_> {
+    /// A block that another thread has freed; the rest of its batch is this thread's from here on.
+    fn exchanged(&self) -> Option<u64> {
+        let cache = self.cache.filter(|_| self.align == UNIT_ALIGN)?;
+        let mut batch = self.heap.exchange.take(self.bytes / UNIT)?;
+        let block = batch.pop()?;
+        let refused = |held: &Held| !cache.keep(held.address, held.units);
+        let left: Vec<Held> = batch.into_iter().filter(refused).collect();
+        self.heap.return_blocks(&left);
+        Some(block.address)
+    }
 }

@@ -4,6 +4,7 @@
 use super::arena::{Arena, LARGE_UNITS};
 use super::cache::{Cache, Counts, Held};
 use super::device::DevicePool;
+use super::exchange::Exchange;
 use super::pending::Pending;
 use super::pools::thread_number;
 use super::settle::Progress;
@@ -55,6 +56,7 @@ pub struct Heap {
     counts: Mutex<Vec<Arc<Counts>>>,
     /// Counts of calls made where a thread has no cache any more.
     late: Mutex<Arc<Counts>>,
+    pub(super) exchange: Exchange,
     pub(super) pending: Mutex<Pending>,
     pub(super) progress: Mutex<Progress>,
     /// Set when its stream may be gone: it is named no more, and gets no new blocks.
@@ -85,6 +87,7 @@ impl Heap {
             idle_counts: Mutex::default(),
             counts: Mutex::default(),
             late: Mutex::default(),
+            exchange: Exchange::default(),
             pending: Mutex::default(),
             progress: Mutex::default(),
             retired: AtomicBool::new(false),
@@ -157,6 +160,7 @@ impl Heap {
                 cache.take_from(is_final, &mut held);
             }
         }
+        self.exchange.take_all(&mut held);
         self.return_blocks(&held);
         held.iter().map(|held| held.units * UNIT).sum()
     }

@@ -100,6 +100,20 @@ pub fn with_heap<R>(instance: u32, id: u16, act: impl FnOnce(&Cache) -> R) -> Op
         .flatten()
 }
 
+/// This thread's cache for `key`, if it has one.
+pub fn cache_for(instance: u32, key: &HeapKey) -> Option<Arc<Cache>> {
+    LOCAL
+        .try_with(|local| {
+            let local = local.try_borrow().ok()?;
+            match local.by_key.get(slot_of_key(key))? {
+                Some((of, have, cache)) if *of == instance && have == key => Some(cache.clone()),
+                _ => None,
+            }
+        })
+        .ok()
+        .flatten()
+}
+
 /// This thread's cache of `heap`, made if it has none; none where the thread is on its way out.
 pub fn cache_of(instance: u32, heap: &Arc<Heap>) -> Option<Arc<Cache>> {
     LOCAL

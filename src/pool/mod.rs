@@ -12,6 +12,7 @@ pub mod backing;
 mod cache;
 pub mod counters;
 mod device;
+mod exchange;
 mod growth;
 mod heap;
 mod local;

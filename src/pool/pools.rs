@@ -114,11 +114,7 @@ impl Pools {
                 .bytes(requested)
                 .detail(format!("{LARGEST} bytes is the most that the pool serves")));
         }
-        let heap = self.heap(pool, key)?;
-        let cache = local::cache_of(self.instance, &heap);
-        if let (Some(cache), None) = (&cache, key.graph) {
-            local::remember(self.instance, key, cache);
-        }
+        let (heap, cache) = self.heap_here(pool, key)?;
         let kept = match &cache {
             Some(cache) if align.get() <= UNIT => cache.take(units(requested)),
             _ => None,
@@ -141,6 +137,24 @@ impl Pools {
             }
         }
         Ok(address)
+    }
+
+    /// The heap of `key` and the calling thread's cache of it, without a lock from the second time on.
+    fn heap_here(
+        &self,
+        pool: &Arc<DevicePool>,
+        key: &HeapKey,
+    ) -> Result<(Arc<Heap>, Option<Arc<Cache>>)> {
+        let known = local::cache_for(self.instance, key);
+        if let Some(cache) = known.filter(|cache| !cache.heap().is_retired()) {
+            return Ok((cache.heap().clone(), Some(cache)));
+        }
+        let heap = self.heap(pool, key)?;
+        let cache = local::cache_of(self.instance, &heap);
+        if let Some(cache) = &cache {
+            local::remember(self.instance, key, cache);
+        }
+        Ok((heap, cache))
     }
 
     fn heap(&self, pool: &Arc<DevicePool>, key: &HeapKey) -> Result<Arc<Heap>> {
@@ -342,9 +356,13 @@ impl Pools {
 #[cold]
 fn overflow(cache: &Cache, freed: Held) {
     let mut held = vec![freed];
-    match freed.units <= BINNED_UNITS {
-        true => cache.take_half(freed.units, &mut held),
-        false => cache.take_parked_all(&mut held),
+    if freed.units > BINNED_UNITS {
+        cache.take_parked_all(&mut held);
+        cache.heap().return_blocks(&held);
+        return;
     }
-    cache.heap().return_blocks(&held);
+    cache.take_half(freed.units, &mut held);
+    if let Some(held) = cache.heap().exchange.put(freed.units, held) {
+        cache.heap().return_blocks(&held);
+    }
 }
