@@ -1,0 +1,216 @@
+"""Placement by tag, limits, and captures told of through the C interface, seen from the driver's side.
+
+Needs no torch. With HBMALLOC_DRIVER=sim it runs on the simulated driver.
+"""
+
+import ctypes
+import os
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
+
+import gpucase
+from gpucase import case, check, raises
+
+MIB = 1 << 20
+BLOCK = 64 * MIB
+PREFERRED_TYPE, PREFERRED_ID, ACCESSED_BY, LAST_PREFETCH = 5, 6, 3, 4
+DEVICE, HOST, HOST_NUMA = 1, 2, 3
+CPU, NOBODY = -1, -2
+HOST_NUMA_ID, CONCURRENT_MANAGED = 134, 89
+#: What the stream-ordered pool may take beyond the limit for a moment, and contexts at any time.
+SLACK = 256 * MIB
+
+
+class Driver:
+    """The driver that the library uses, with a context and a stream of its own."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(path)
+        self.context, self.stream = c_void_p(), c_void_p()
+        self.call("cuInit", 0)
+        self.call("cuDevicePrimaryCtxRetain", byref(self.context), 0)
+        self.call("cuCtxSetCurrent", self.context)
+        self.call("cuStreamCreate", byref(self.stream), 1)
+
+    def call(self, name, *arguments):
+        code = getattr(self.library, name)(*arguments)
+        check(code == 0, "%s answered %d" % (name, code))
+
+    def attribute(self, which):
+        value = c_int(-99)
+        self.call("cuDeviceGetAttribute", byref(value), which, 0)
+        return value.value
+
+    def range_attribute(self, block, which):
+        value = c_int(-99)
+        self.call("cuMemRangeGetAttribute", byref(value), c_size_t(4), which, c_uint64(block), c_size_t(BLOCK))
+        return value.value
+
+    def free(self):
+        free, total = c_size_t(), c_size_t()
+        self.call("cuMemGetInfo_v2", byref(free), byref(total))
+        return free.value
+
+    def fill(self, block, byte):
+        self.call("cuMemsetD8Async", c_uint64(block), ctypes.c_ubyte(byte), c_size_t(BLOCK), self.stream)
+
+    def check_filled(self, block, byte):
+        self.call("cuStreamSynchronize", self.stream)
+        seen = (ctypes.c_ubyte * BLOCK)()
+        self.call("cuMemcpyDtoH_v2", seen, c_uint64(block), c_size_t(BLOCK))
+        check(bytes(seen) == bytes([byte]) * BLOCK, "the block does not hold what was written")
+
+
+class Entries:
+    """The entry points of one backend."""
+
+    def __init__(self, library, backend, stream):
+        self.stream = stream
+        self.malloc, self.free = library[backend + "_malloc"], library[backend + "_free"]
+        self.malloc.restype, self.malloc.argtypes = c_void_p, [c_size_t, c_int, c_void_p]
+        self.free.restype, self.free.argtypes = None, [c_void_p, c_size_t, c_int, c_void_p]
+
+    def give(self, size=BLOCK):
+        return self.malloc(size, 0, self.stream)
+
+    def take(self, block):
+        self.free(block, 0, 0, self.stream)
+
+
+def last_error(hbmalloc):
+    return hbmalloc._library.library().hbm_last_error().decode()
+
+
+def placements(hbmalloc, driver, entries):
+    node = max(driver.attribute(HOST_NUMA_ID), 0)
+    concurrent = driver.attribute(CONCURRENT_MANAGED)
+    # A machine with one node tells the host as such, others the node.
+    wanted = {
+        "device": [(DEVICE, 0)] if concurrent else [(0, NOBODY)],
+        "host": [(HOST, CPU), (HOST_NUMA, node), (HOST, 0)],
+        "none": [(0, NOBODY), (0, 0)],
+    }
+    for placement, places in wanted.items():
+        with case("managed memory placed: %s" % placement), hbmalloc.tag("tag of " + placement, placement=placement):
+            block = entries["managed"].give()
+            check(block, last_error(hbmalloc))
+            driver.call("cuStreamSynchronize", driver.stream)
+            place = (driver.range_attribute(block, PREFERRED_TYPE), driver.range_attribute(block, PREFERRED_ID))
+            by, prefetched = (driver.range_attribute(block, which) for which in (ACCESSED_BY, LAST_PREFETCH))
+            print("    %s: preferred %s, accessed by %d, prefetched to %d" % (placement, place, by, prefetched))
+            check(place in places, "it prefers %s, not one of %s" % (place, places))
+            check(by == {"device": CPU, "host": 0 if concurrent else NOBODY, "none": NOBODY}[placement], by)
+            check(prefetched == (0 if placement == "device" and concurrent else NOBODY), prefetched)
+            driver.fill(block, 5)
+            driver.check_filled(block, 5)
+            entries["managed"].take(block)
+    with case("virtual memory placed on the host"), hbmalloc.tag("tag of host"):
+        before = driver.free()
+        block = entries["vmm"].give()
+        check(block, last_error(hbmalloc))
+        check(before - driver.free() < BLOCK, "it takes memory of the device")
+        driver.fill(block, 6)
+        driver.check_filled(block, 6)
+        entries["vmm"].take(block)
+    for backend in ("device", "async"):
+        with case("%s memory cannot be placed on the host" % backend), hbmalloc.tag("tag of host"):
+            check(not entries[backend].give(), "it was allocated")
+            for word in ("tag of host", backend, "managed", "vmm"):
+                check(word in last_error(hbmalloc), last_error(hbmalloc))
+
+
+def limits(hbmalloc, driver, backend, entry):
+    hbmalloc.trim()
+    before, held = driver.free(), hbmalloc.stats(0)["reserved"]
+    limit = held + 4 * BLOCK
+    hbmalloc.set_limit(limit, device=0)
+    blocks = []
+    while len(blocks) < 8:
+        block = entry.give()
+        if not block:
+            break
+        blocks.append(block)
+    check(1 <= len(blocks) <= 4, "%d blocks of 64 MiB under a limit of 256" % len(blocks))
+    check(str(limit) in last_error(hbmalloc), last_error(hbmalloc))
+    check(hbmalloc.stats(0)["reserved"] <= limit, hbmalloc.stats(0))
+    check(before - driver.free() <= 4 * BLOCK + SLACK, "the driver gave %d bytes" % (before - driver.free()))
+    hbmalloc.set_limit(held + BLOCK, device=0)
+    check(not entry.give(), "a lowered limit was passed")
+    for block in blocks:
+        entry.take(block)
+    check(_again(entry), "nothing can be had after all was freed: %s" % last_error(hbmalloc))
+    hbmalloc.set_limit(None)
+    hbmalloc.trim()
+    check(hbmalloc.stats(0)["reserved"] <= held, hbmalloc.stats(0))
+
+
+def _again(entry):
+    block = entry.give(BLOCK // 2)
+    if block:
+        entry.take(block)
+    return block
+
+
+def captures(hbmalloc, driver, entry):
+    library = hbmalloc._library.library()
+    pool = (0, c_uint64(77), c_uint64(1))
+    before = hbmalloc.stats(0)["reserved"]
+    check(library.hbm_graph_begin(*pool) == 0, last_error(hbmalloc))
+    driver.call("cuStreamBeginCapture_v2", driver.stream, 0)
+    block = entry.give()
+    check(block, last_error(hbmalloc))
+    driver.fill(block, 7)
+    entry.take(block)
+    graph, executable = c_void_p(), c_void_p()
+    driver.call("cuStreamEndCapture", driver.stream, byref(graph))
+    check(library.hbm_graph_end(*pool) == 0, last_error(hbmalloc))
+    driver.call("cuGraphInstantiateWithFlags", byref(executable), graph, c_uint64(0))
+    hbmalloc.trim()
+    other = entry.give()
+    check(other and other != block, "memory of the graph was given out")
+    driver.fill(other, 8)
+    driver.call("cuGraphLaunch", executable, driver.stream)
+    driver.check_filled(other, 8)
+    driver.check_filled(block, 7)
+    entry.take(other)
+    driver.call("cuGraphExecDestroy", executable)
+    driver.call("cuGraphDestroy", graph)
+    check(library.hbm_graph_release(*pool) == 0, last_error(hbmalloc))
+    check(library.hbm_graph_release(*pool) == 1, "a second release was accepted")
+    hbmalloc.trim()
+    check(hbmalloc.stats(0)["reserved"] <= before, hbmalloc.stats(0))
+
+
+def main():
+    import hbmalloc
+
+    path = "libcuda.so.1"
+    if os.environ.get("HBMALLOC_DRIVER") == "sim":
+        path = os.path.join(os.path.dirname(hbmalloc.get_library_path()), "libhbmalloc_sim.so")
+    try:
+        ctypes.CDLL(path)
+    except OSError as error:
+        gpucase.line("SKIP", "tags and limits", error)
+        return
+    library = ctypes.CDLL(hbmalloc.get_library_path())
+    library.hbm_torch_set_hooked(1)  # so that the entry points behave as under install()
+    check(hbmalloc.device_count() > 0, "no device")
+    driver = Driver(path)
+    backends = gpucase.BACKENDS + (("pool",) if "pool" in hbmalloc.BACKENDS else ())
+    entries = {backend: Entries(library, backend, driver.stream) for backend in backends}
+    placements(hbmalloc, driver, entries)
+    for backend, entry in entries.items():
+        with case("a limit, %s" % backend):
+            limits(hbmalloc, driver, backend, entry)
+    for backend in ("vmm",) + backends[4:]:
+        with case("a capture told of, %s" % backend):
+            captures(hbmalloc, driver, entries[backend])
+    with case("a limit beyond reason"), raises(ValueError, "limit"):
+        hbmalloc.set_limit(-1)
+    with case("nothing left"):
+        now = hbmalloc.stats(0)
+        check(now["allocated"] == 0 and now["warnings"] == 0, now)
+    gpucase.finish()
+
+
+if __name__ == "__main__":
+    main()
