@@ -220,6 +220,22 @@ fn a_real_program_runs_on_every_backend_with_and_without_a_lag() {
     }
 }
 
+/// The simulated driver lies beside the command, wherever a shell found that.
+#[test]
+fn the_command_works_by_its_bare_name() {
+    let folder = Folder::new("bare");
+    let trace = folder.file("small.csv", &format!("{COLUMNS}{SMALL}"));
+    let built = std::path::Path::new(env!("CARGO_BIN_EXE_hbmalloc"));
+    let mut command = Command::new("hbmalloc");
+    command
+        .args(["replay", &trace])
+        .env("PATH", built.parent().unwrap())
+        .env("HBMALLOC_DRIVER", "sim")
+        .current_dir(&folder.0);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
 #[test]
 fn the_table_names_the_machine_and_says_that_it_is_simulated() {
     let folder = Folder::new("table");

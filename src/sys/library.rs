@@ -109,7 +109,12 @@ fn origin(address: usize) -> Option<(usize, PathBuf)> {
 
 /// The file from which the code at `address` was loaded, if it is code of one.
 pub fn file_of(address: usize) -> Option<PathBuf> {
-    let (_, path) = origin(address)?;
+    let (_, mut path) = origin(address)?;
+    // Of the program itself the loader knows what it was called by: where a shell found it by its
+    // bare name, that says not where.
+    if path.components().count() == 1 {
+        path = PathBuf::from("/proc/self/exe");
+    }
     Some(std::fs::canonicalize(&path).unwrap_or(path))
 }
 
