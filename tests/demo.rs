@@ -1,9 +1,14 @@
 //! `hbmalloc demo` as a user runs it, on the simulated driver and with few events.
 #![allow(missing_docs)]
 
+use hbmalloc::source::Kind;
 use std::process::{Command, Output};
 
-const BACKENDS: [&str; 4] = ["device", "managed", "async", "vmm"];
+const KINDS: usize = Kind::ALL.len();
+
+fn backends() -> [&'static str; KINDS] {
+    Kind::ALL.map(Kind::name)
+}
 
 fn demo(arguments: &[&str], sim: Option<&str>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hbmalloc"));
@@ -35,7 +40,7 @@ fn the_table_has_a_row_a_backend_and_says_that_it_is_simulated() {
     let output = demo(&["--events", "400"], None);
     let (table, told) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{table}{told}");
-    for backend in BACKENDS {
+    for backend in backends() {
         let row = table
             .lines()
             .find(|line| line.starts_with(backend) && line.ends_with(" ok"));
@@ -54,9 +59,9 @@ fn peaks_of_hbmalloc_and_of_the_simulator_agree() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let lines = text(&output.stdout);
     let objects: Vec<&str> = lines.lines().collect();
-    assert_eq!(objects.len(), BACKENDS.len(), "{lines}");
+    assert_eq!(objects.len(), KINDS, "{lines}");
     let checksum = |object: &str| object.split("\"crc32\":\"").nth(1).unwrap()[..8].to_owned();
-    for (object, backend) in objects.iter().zip(BACKENDS) {
+    for (object, backend) in objects.iter().zip(backends()) {
         assert!(
             object.starts_with(&format!("{{\"backend\":\"{backend}\"")),
             "{object}"
@@ -83,7 +88,7 @@ fn a_call_that_fails_is_reported_for_its_backend_only() {
         .lines()
         .filter(|line| line.contains("\"ok\":false"))
         .collect();
-    assert_eq!((lines.lines().count(), bad.len()), (4, 1), "{lines}");
+    assert_eq!((lines.lines().count(), bad.len()), (KINDS, 1), "{lines}");
     assert!(
         bad[0].contains("\"backend\":\"device\"") && bad[0].contains("cuMemAlloc"),
         "{lines}"
@@ -95,13 +100,13 @@ fn a_byte_that_changed_is_found_on_every_backend() {
     let output = demo(&["--events", "300", "--damage", "5"], None);
     assert_eq!(output.status.code(), Some(1));
     let (table, told) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(table.matches("WRONG").count(), 4, "{table}");
+    assert_eq!(table.matches("WRONG").count(), KINDS, "{table}");
     assert_eq!(
         told.matches("byte 3 is not what was written").count(),
-        4,
+        KINDS,
         "{told}"
     );
-    assert_eq!(told.matches("the checksum is").count(), 4, "{told}");
+    assert_eq!(told.matches("the checksum is").count(), KINDS, "{told}");
 }
 
 #[test]
@@ -209,7 +214,7 @@ fn a_demo_that_is_stopped_leaves_no_process() {
         .unwrap();
     let mut told = BufReader::new(demo.stderr.take().unwrap());
     let mut line = String::new();
-    while !line.starts_with("[1/4]") {
+    while !line.starts_with(&format!("[1/{KINDS}]")) {
         line.clear();
         assert_ne!(told.read_line(&mut line).unwrap(), 0, "it ended by itself");
     }

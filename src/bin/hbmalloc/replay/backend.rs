@@ -26,9 +26,6 @@ const DEVICE: i32 = 0;
 const NEWS: Duration = Duration::from_millis(100);
 const LOOK_EVERY: usize = 256;
 
-/// Peaks of what is asked for are exact within this for every stream beyond the first.
-const PEAK_SLACK: u64 = 1 << 20;
-
 /// Replays `trace` on the backend `kind`.
 pub fn run(kind: Kind, trace: &Trace, options: &Options) -> ExitCode {
     // SAFETY: asks for a signal when the parent is gone, and touches no memory.
@@ -284,8 +281,7 @@ impl<'a> Replay<'a> {
 
     fn check_counts(&self, stats: &Stats, problems: &mut Vec<String>) {
         let (peak, asked) = (self.trace.peak().0, stats.peak_requested);
-        let slack = PEAK_SLACK * self.streams.len() as u64;
-        if asked.abs_diff(peak) > slack {
+        if asked.abs_diff(peak) > crate::trace::slack(self.kind, self.trace) {
             problems.push(format!(
                 "{asked} bytes were counted as asked for at a time, {peak} were"
             ));
