@@ -2,6 +2,7 @@
 //! tests and fuzzers can run them.
 #![forbid(unsafe_code)]
 
+pub mod address_index;
 pub mod append_list;
 pub mod gate;
 pub mod gauge;

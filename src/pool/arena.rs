@@ -4,7 +4,7 @@
 
 use super::heap::GraphId;
 use crate::core::size::Align;
-use crate::core::space::{Color, Space};
+use crate::core::space::{Color, Fit, Space};
 use crate::core::sync::lock;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,8 +35,12 @@ impl Arena {
         graph: Option<GraphId>,
         granularity: Align,
     ) -> Arena {
+        let fit = match is_large {
+            true => Fit::Lowest,
+            false => Fit::Best,
+        };
         Arena {
-            space: Mutex::new(Space::new(granularity)),
+            space: Mutex::new(Space::new(granularity, fit)),
             tag,
             is_large,
             graph,

@@ -8,7 +8,7 @@ use super::counters::add;
 use super::device::{DevicePool, Wanted};
 use super::pending::Effort;
 use super::policy::{self, Candidate, Stretch};
-use crate::core::space::{Color, Given, Space, Window};
+use crate::core::space::{Color, Epoch, Given, Space, Window};
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::deferral::Behind;
@@ -69,16 +69,17 @@ impl DevicePool {
             return self.add_segment(wanted);
         }
         let (arena, color) = wanted.heap.arena(wanted.bytes);
-        let mut window = self.plan(wanted)?;
+        let window = self.plan(wanted)?;
         if window.missing.is_empty() {
             let space = lock(&arena.space);
             return Ok(self.complete(space, window, Vec::new(), color));
         }
+        wanted.heap.look_at_progress();
         let arenas = lock(&self.arenas).clone();
         let candidates = self.candidates(&arenas, wanted);
-        let chunk = self.chunk_bytes(arena, window.missing_bytes());
-        let (stretches, extra) = policy::assemble(&window.missing, window.room, candidates, chunk);
-        lock(&arena.space).extend(&mut window, extra);
+        let chunk = self.chunk_bytes(wanted.bytes, window.missing_bytes());
+        let credit = self.credit(wanted.bytes);
+        let stretches = policy::assemble(&window.missing, candidates, chunk, credit);
         tracing::debug!(
             "{} bytes: {} of {} missing are moved there, {} made, in chunks of up to {chunk}",
             wanted.bytes,
@@ -92,14 +93,18 @@ impl DevicePool {
         self.back(wanted, &arenas, window, stretches)
     }
 
-    fn chunk_bytes(&self, arena: &Arena, missing: u64) -> u64 {
-        policy::chunk_bytes(
-            missing,
-            self.state.extents.pooled().now,
-            lock(&arena.space).free_pieces() as u64,
-            self.is_tight(),
-            self.backing.granularity(),
-        )
+    fn chunk_bytes(&self, bytes: u64, missing: u64) -> u64 {
+        let reserved = self.state.extents.pooled().now + missing;
+        let granularity = self.backing.granularity();
+        policy::Lean::of(self.is_tight()).chunk_bytes(bytes, reserved, granularity)
+    }
+
+    /// How many more bytes the pool may hold before it takes the trouble to move memory.
+    fn credit(&self, bytes: u64) -> u64 {
+        let sums = self.total();
+        let most = sums.peak_allocated.max(sums.allocated + bytes);
+        let may = policy::Lean::of(self.is_tight()).may_hold(most);
+        may.saturating_sub(self.state.extents.pooled().now)
     }
 
     /// Sets addresses aside for a block, in a new range where none are left.
@@ -146,13 +151,15 @@ impl DevicePool {
                 continue;
             }
             let places = lock(&arena.space).free_places();
-            let mut last = (Color::NEUTRAL, true);
+            let mut last = (Color::NEUTRAL, true, Epoch::MAX);
             for place in places {
                 if place.color != last.0 {
-                    last = (place.color, self.comes_before(arena, place.color, wanted));
+                    let (before, done) = self.comes_before(arena, place.color, wanted);
+                    last = (place.color, before, done);
                 }
                 if last.1 {
                     found.push(Candidate {
+                        is_done: place.epoch <= last.2,
                         arena: index,
                         address: place.address,
                         bytes: place.bytes,
@@ -164,21 +171,29 @@ impl DevicePool {
         found
     }
 
-    fn comes_before(&self, arena: &Arena, color: Color, wanted: &Wanted) -> bool {
+    /// Whether the work of a colour comes before that of the request's heap, and until when it is done.
+    fn comes_before(&self, arena: &Arena, color: Color, wanted: &Wanted) -> (bool, Epoch) {
         if color == Color::NEUTRAL {
-            return true;
+            return (true, Epoch::MAX);
         }
         // A replay is in nobody's order but that of its launch.
         if wanted.heap.key.graph.is_some() && arena.graph() != wanted.heap.key.graph {
-            return false;
+            return (false, 0);
         }
         let heaps = lock(&self.heaps);
         let heap = (arena.heap_of(color)).and_then(|id| heaps.iter().find(|heap| heap.id == id));
-        heap.is_some_and(|heap| {
-            !heap.is_retired()
-                && heap.key.stream == wanted.heap.key.stream
-                && heap.key.thread == wanted.heap.key.thread
-        })
+        let Some(heap) = heap else {
+            return (false, 0);
+        };
+        let comes_before = !heap.is_retired()
+            && heap.key.stream == wanted.heap.key.stream
+            && heap.key.thread == wanted.heap.key.thread;
+        // What a graph's replays may write to is never done.
+        let done = match heap.key.graph {
+            None => heap.done_until(),
+            Some(_) => 0,
+        };
+        (comes_before, done)
     }
 
     /// Backs a window; on failure, what could be backed is free memory and the rest as before.
@@ -230,6 +245,7 @@ impl DevicePool {
         stretch.moved = (taken.iter().filter(|(_, is_ours)| *is_ours))
             .map(|(place, _)| *place)
             .collect();
+        self.release(arenas, &stretch.released);
         let outcome = self.fill(stretch, places);
         match outcome {
             Ok(()) => moved.append(&mut stretch.moved),
@@ -240,6 +256,23 @@ impl DevicePool {
             }
         }
         outcome
+    }
+
+    /// Gives chunks back that no work uses. One that is in use again, or cannot go now, stays.
+    fn release(&self, arenas: &[Arc<Arena>], chunks: &[Candidate]) {
+        for chunk in chunks {
+            let space = &arenas[chunk.arena].space;
+            if !lock(space).take_place(chunk.address) {
+                continue;
+            }
+            let gone = self
+                .backing
+                .give_back(&self.state, &[(chunk.address, chunk.bytes)]);
+            match gone {
+                Ok(_) => lock(space).place_gone(chunk.address),
+                Err(_) => lock(space).give_back_place(chunk.address),
+            }
+        }
     }
 
     /// Makes the new chunks of a stretch, then moves the others there, which seldom fails.

@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub struct Progress {
     /// Asked for, and not seen done yet.
     asked: Option<(Epoch, Fence)>,
+    /// Work given until then was seen done.
+    done_until: Epoch,
 }
 
 impl Progress {
@@ -36,6 +38,7 @@ impl Progress {
             }
         };
         if fence.is_done()? {
+            self.done_until = epoch;
             return Ok(Some(epoch));
         }
         self.asked = Some((epoch, fence));
@@ -44,6 +47,21 @@ impl Progress {
 }
 
 impl Heap {
+    /// The epoch until which its stream's work was last seen done.
+    pub(super) fn done_until(&self) -> Epoch {
+        lock(&self.progress).done_until
+    }
+
+    /// Asks how far its stream has come.
+    pub(super) fn look_at_progress(&self) {
+        let device = self.pool.device();
+        // What is not known now is asked for again.
+        let _ = device.outside_captures(|| {
+            let _guard = device.enter()?;
+            lock(&self.progress).look(self)
+        });
+    }
+
     fn settle_until(&self, epoch: Epoch) {
         for (arena, color) in self.arenas() {
             // A replay may write there again until the graph is gone.

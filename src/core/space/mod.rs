@@ -6,6 +6,7 @@
 //! used again at once. Memory that no work uses any more has none ([`Color::NEUTRAL`]) and serves
 //! everybody. Neighbours of one colour are one piece.
 
+mod free;
 mod pieces;
 mod places;
 mod window;
@@ -13,12 +14,13 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+pub use free::Fit;
 pub use places::FreePlace;
 pub use window::Window;
 
 use super::radix::UNIT;
 use super::size::Align;
-use super::size_index::SizeIndex;
+use free::FreeIndex;
 use pieces::{NONE, Pieces, State};
 use std::collections::BTreeMap;
 
@@ -48,7 +50,8 @@ pub struct Space {
     granularity: Align,
     pieces: Pieces,
     /// Free pieces by size in units, an index for each colour.
-    free: Vec<SizeIndex>,
+    free: Vec<FreeIndex>,
+    fit: Fit,
     /// Holes by address.
     holes: BTreeMap<u64, u32>,
     /// Places taken, by address, and what they were.
@@ -61,11 +64,12 @@ pub struct Space {
 
 impl Space {
     /// A space without addresses whose places are multiples of `granularity`.
-    pub fn new(granularity: Align) -> Space {
+    pub fn new(granularity: Align, fit: Fit) -> Space {
         Space {
             granularity,
             pieces: Pieces::default(),
             free: Vec::new(),
+            fit,
             holes: BTreeMap::new(),
             limbo: BTreeMap::new(),
             places: BTreeMap::new(),
@@ -122,11 +126,16 @@ impl Space {
         Some(self.use_part(piece, address, bytes))
     }
 
-    /// The free piece that fits `bytes` best among those of the colour and those of nobody.
+    /// The free piece to take `bytes` from, among those of the colour and those of nobody.
     fn fitting(&self, bytes: u64, color: Color) -> Option<u32> {
         let find = |color: Color| {
             let found = self.free.get(color.0 as usize)?.find(bytes / UNIT)?;
-            Some((self.pieces.get(found).bytes, found))
+            let piece = self.pieces.get(found);
+            let rank = match self.fit {
+                Fit::Best => piece.bytes,
+                Fit::Lowest => piece.address,
+            };
+            Some((rank, found))
         };
         let own = find(color);
         let neutral = match color {
@@ -217,7 +226,7 @@ impl Space {
 
     /// The colours that have free memory, and the largest piece of each in bytes.
     pub fn colors(&self) -> Vec<(Color, u64)> {
-        let largest = |(color, index): (usize, &SizeIndex)| {
+        let largest = |(color, index): (usize, &FreeIndex)| {
             Some((Color(color as u16), index.largest()? * UNIT))
         };
         self.free.iter().enumerate().filter_map(largest).collect()
@@ -252,9 +261,10 @@ impl Space {
             State::Free { color, .. } => {
                 let color = color.0 as usize;
                 if self.free.len() <= color {
-                    self.free.resize_with(color + 1, SizeIndex::default);
+                    let fit = self.fit;
+                    self.free.resize_with(color + 1, || FreeIndex::new(fit));
                 }
-                self.free[color].insert(piece, node.bytes / UNIT);
+                self.free[color].insert(piece, node.address, node.bytes / UNIT);
             }
             State::Hole => {
                 self.holes.insert(node.address, piece);
@@ -266,7 +276,7 @@ impl Space {
     fn unlist(&mut self, piece: u32) {
         let node = self.pieces.get(piece);
         match node.state {
-            State::Free { color, .. } => self.free[color.0 as usize].remove(piece),
+            State::Free { color, .. } => self.free[color.0 as usize].remove(piece, node.address),
             State::Hole => {
                 self.holes.remove(&node.address);
             }

@@ -8,7 +8,11 @@ const RANGE: u64 = 64 * GRANULE;
 const BASE: u64 = 1 << 30;
 
 fn space() -> Space {
-    let mut space = Space::new(Align::new(GRANULE).unwrap());
+    space_that_fits(Fit::Best)
+}
+
+fn space_that_fits(fit: Fit) -> Space {
+    let mut space = Space::new(Align::new(GRANULE).unwrap(), fit);
     space.add_range(BASE, RANGE);
     space
 }
@@ -132,8 +136,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn blocks_never_overlap_and_nothing_is_lost(steps in proptest::collection::vec(step(), 1..120)) {
-        let mut space = space();
+    fn blocks_never_overlap_and_nothing_is_lost(steps in proptest::collection::vec(step(), 1..120), by_size in any::<bool>()) {
+        let mut space = space_that_fits(if by_size { Fit::Best } else { Fit::Lowest });
         let mut live: Vec<(Given, u64, Color)> = Vec::new();
         let mut epoch = 0;
         for step in steps {

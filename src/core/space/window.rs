@@ -37,9 +37,20 @@ impl Window {
 #[derive(Clone, Copy)]
 struct Candidate {
     missing: u64,
-    run_bytes: u64,
+    /// In how many pieces it is missing.
+    holes: u64,
     address: u64,
     first: u32,
+}
+
+/// What backing one more hole costs, in bytes backed: 30 us for a chunk of its own, 0.35 us for a MiB
+/// (one H200, driver 580).
+const HOLE_COST: u64 = 86 << 20;
+
+impl Candidate {
+    fn cost(&self) -> u64 {
+        self.missing + self.holes * HOLE_COST
+    }
 }
 
 impl Space {
@@ -53,7 +64,7 @@ impl Space {
                 continue;
             }
             for candidate in self.candidates(&run, bytes, align) {
-                let rank = |c: &Candidate| (c.missing, c.run_bytes, c.address);
+                let rank = |c: &Candidate| (c.cost(), c.address);
                 if best.is_none_or(|best| rank(&candidate) < rank(&best)) {
                     best = Some(candidate);
                 }
@@ -110,22 +121,16 @@ impl Space {
                 let fits =
                     address >= begin && address.checked_add(bytes).is_some_and(|last| last <= end);
                 if fits {
-                    let (first, missing) = self.missing_in(&run[from..], address, bytes);
-                    found.push(Candidate {
-                        missing,
-                        run_bytes: end - begin,
-                        address,
-                        first,
-                    });
+                    found.push(self.missing_in(&run[from..], address, bytes));
                 }
             }
         }
         found
     }
 
-    /// The piece of a run that `address` lies in, and the bytes that nothing backs from there on.
-    fn missing_in(&self, run: &[u32], address: u64, bytes: u64) -> (u32, u64) {
-        let (mut first, mut missing) = (NONE, 0);
+    /// What `bytes` at `address` in a run would take.
+    fn missing_in(&self, run: &[u32], address: u64, bytes: u64) -> Candidate {
+        let (mut first, mut missing, mut holes) = (NONE, 0, 0);
         for number in run {
             let piece = self.pieces.get(*number);
             if piece.end() <= address {
@@ -140,9 +145,15 @@ impl Space {
             if piece.state == State::Hole {
                 let (begin, end) = self.whole_granules(address, bytes);
                 missing += end.min(piece.end()) - begin.max(piece.address);
+                holes += 1;
             }
         }
-        (first, missing)
+        Candidate {
+            missing,
+            holes,
+            address,
+            first,
+        }
     }
 
     fn whole_granules(&self, address: u64, bytes: u64) -> (u64, u64) {

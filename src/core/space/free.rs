@@ -1,0 +1,63 @@
+//! Which free piece a block is cut from.
+
+use crate::core::address_index::AddressIndex;
+use crate::core::size_index::SizeIndex;
+
+/// How a space chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// The piece that is least too large, in a fixed number of steps.
+    Best,
+    /// The lowest address.
+    Lowest,
+}
+
+/// The free pieces of one colour.
+pub(super) enum FreeIndex {
+    BySize(SizeIndex),
+    ByAddress(AddressIndex),
+}
+
+impl FreeIndex {
+    pub fn new(fit: Fit) -> FreeIndex {
+        match fit {
+            Fit::Best => FreeIndex::BySize(SizeIndex::default()),
+            Fit::Lowest => FreeIndex::ByAddress(AddressIndex::default()),
+        }
+    }
+
+    pub fn insert(&mut self, piece: u32, address: u64, units: u64) {
+        match self {
+            FreeIndex::BySize(index) => index.insert(piece, units),
+            FreeIndex::ByAddress(index) => index.insert(piece, address, units),
+        }
+    }
+
+    pub fn remove(&mut self, piece: u32, address: u64) {
+        match self {
+            FreeIndex::BySize(index) => index.remove(piece),
+            FreeIndex::ByAddress(index) => index.remove(address),
+        }
+    }
+
+    pub fn find(&self, units: u64) -> Option<u32> {
+        match self {
+            FreeIndex::BySize(index) => index.find(units),
+            FreeIndex::ByAddress(index) => index.find(units),
+        }
+    }
+
+    pub fn at_least(&self, units: u64) -> Vec<u32> {
+        match self {
+            FreeIndex::BySize(index) => index.at_least(units),
+            FreeIndex::ByAddress(index) => index.at_least(units),
+        }
+    }
+
+    pub fn largest(&self) -> Option<u64> {
+        match self {
+            FreeIndex::BySize(index) => index.largest(),
+            FreeIndex::ByAddress(index) => index.largest(),
+        }
+    }
+}
