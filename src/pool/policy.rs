@@ -93,7 +93,12 @@ impl Lean {
     /// as long as it lives: the sum is least where c is the root of bytes times a constant, as in
     /// Harris's formula for the size of an order (1913). The constant is a part of the pool, so that
     /// what lies idle is judged by what there is.
+    ///
+    /// A block larger than the whole pool was is taken to be what the pool is for.
     pub fn chunk_bytes(self, bytes: u64, reserved: u64, granularity: Align) -> u64 {
+        if bytes > reserved / 2 {
+            return MOST;
+        }
         let root = (bytes as f64 * (reserved / self.weight) as f64).sqrt() as u64;
         let most = (reserved / self.part).max(self.floor);
         granularity
@@ -215,7 +220,8 @@ mod tests {
         let chunk =
             |bytes, reserved, tight| Lean::of(tight).chunk_bytes(bytes, reserved, granularity);
         assert_eq!(chunk(4096, 8 << 30, false), 2 * MIB);
-        assert_eq!(chunk(64 * MIB, 64 * MIB, false), 4 * MIB);
+        assert_eq!(chunk(64 * MIB, 64 * MIB, false), MOST);
+        assert_eq!(chunk(64 * MIB, 256 * MIB, false), 8 * MIB);
         assert_eq!(chunk(64 * MIB, 8 << 30, false), 32 * MIB);
         assert_eq!(chunk(64 * MIB, 8 << 30, true), 4 * MIB);
         assert_eq!(chunk(1 << 40, 1 << 50, false), MOST);

@@ -54,6 +54,14 @@ impl FreeIndex {
         }
     }
 
+    /// Pieces among which is the one that `units` at `address` lie in, if that is listed.
+    pub fn around(&self, address: u64, units: u64) -> Vec<u32> {
+        match self {
+            FreeIndex::BySize(index) => index.at_least(units),
+            FreeIndex::ByAddress(index) => index.around(address).into_iter().collect(),
+        }
+    }
+
     pub fn largest(&self) -> Option<u64> {
         match self {
             FreeIndex::BySize(index) => index.largest(),

@@ -76,12 +76,12 @@ impl Space {
     }
 
     fn free_piece_around(&self, address: u64, bytes: u64) -> Option<u32> {
-        let least = bytes / UNIT;
         let around = |number: &u32| {
             let piece = self.pieces.get(*number);
             piece.address <= address && address + bytes <= piece.end()
         };
-        (self.free.iter()).find_map(|index| index.at_least(least).into_iter().find(around))
+        let candidates = (self.free.iter()).flat_map(|index| index.around(address, bytes / UNIT));
+        candidates.into_iter().find(around)
     }
 
     /// Nothing backs the addresses of a place that was taken any more.
