@@ -16,9 +16,9 @@ const ADDRESS_BITS: u32 = 48;
 
 /// Bits of an address that pick an entry, from the lowest level up.
 const LEAF_BITS: u32 = 4;
-const LOW_BITS: u32 = 12;
+const LOW_BITS: u32 = 10;
 const MIDDLE_BITS: u32 = 12;
-const TOP_BITS: u32 = 11;
+const TOP_BITS: u32 = 13;
 const UNIT_BITS: u32 = UNIT.trailing_zeros();
 const _: () = assert!(UNIT_BITS + LEAF_BITS + LOW_BITS + MIDDLE_BITS + TOP_BITS == ADDRESS_BITS);
 

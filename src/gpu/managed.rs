@@ -35,15 +35,11 @@ impl Device {
         self.advise(address, bytes, SET_PREFERRED_LOCATION, self.as_location())
     }
 
-    /// Advises that the range should live in host memory, near this device where that is known.
+    /// Advises that the range should live in host memory.
     pub fn prefer_host(&self, address: u64, bytes: u64) -> Result<()> {
-        let node = MemLocation {
-            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA,
-            id: self.nearest_host_node()?,
-        };
-        // A machine without NUMA, or a driver that knows no nodes here, still knows the host.
-        self.advise(address, bytes, SET_PREFERRED_LOCATION, node)
-            .or_else(|_| self.advise(address, bytes, SET_PREFERRED_LOCATION, HOST))
+        // Not a node of the host: a card that is not coherent takes that advice and does not keep it
+        // (seen on an H200, driver 580).
+        self.advise(address, bytes, SET_PREFERRED_LOCATION, HOST)
     }
 
     /// Advises that this device will reach the range, so that its mapping is kept.

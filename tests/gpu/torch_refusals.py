@@ -30,6 +30,7 @@ def under_install():
     compiled(torch)
     with case("work goes on"):
         x = torch.randn(512, 512, device="cuda")
+        x @ x  # cuBLAS cannot be started during a capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             y = x @ x
