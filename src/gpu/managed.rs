@@ -11,6 +11,8 @@ const ATTACH_GLOBAL: c_uint = 1;
 const SET_PREFERRED_LOCATION: c_int = 3;
 const SET_ACCESSED_BY: c_int = 5;
 
+const PAGEABLE_MEMORY_ACCESS: c_int = 88;
+
 const HOST: MemLocation = MemLocation {
     type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST,
     id: 0,
@@ -35,11 +37,20 @@ impl Device {
         self.advise(address, bytes, SET_PREFERRED_LOCATION, self.as_location())
     }
 
-    /// Advises that the range should live in host memory.
+    /// Advises that the range should live in host memory, on a coherent machine near this device.
     pub fn prefer_host(&self, address: u64, bytes: u64) -> Result<()> {
-        // Not a node of the host: a card that is not coherent takes that advice and does not keep it
-        // (seen on an H200, driver 580).
-        self.advise(address, bytes, SET_PREFERRED_LOCATION, HOST)
+        let host = |location| self.advise(address, bytes, SET_PREFERRED_LOCATION, location);
+        // A card that is not coherent takes the advice of a node and does not keep it (seen on an
+        // H200, driver 580).
+        if self.attribute(PAGEABLE_MEMORY_ACCESS)? == 0 {
+            return host(HOST);
+        }
+        let node = MemLocation {
+            type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA,
+            id: self.nearest_host_node()?,
+        };
+        // A machine without NUMA, or a driver that knows no nodes here, still knows the host.
+        host(node).or_else(|_| host(HOST))
     }
 
     /// Advises that this device will reach the range, so that its mapping is kept.
