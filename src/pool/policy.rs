@@ -94,9 +94,9 @@ impl Lean {
     /// Harris's formula for the size of an order (1913). The constant is a part of the pool, so that
     /// what lies idle is judged by what there is.
     ///
-    /// A block larger than the whole pool was is taken to be what the pool is for.
+    /// A block as large as the whole pool was is taken to be what the pool is for.
     pub fn chunk_bytes(self, bytes: u64, reserved: u64, granularity: Align) -> u64 {
-        if bytes > reserved / 2 {
+        if bytes >= reserved / 2 {
             return MOST;
         }
         let root = (bytes as f64 * (reserved / self.weight) as f64).sqrt() as u64;

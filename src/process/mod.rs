@@ -25,6 +25,7 @@ use crate::gpu::driver::version_text;
 use crate::pool::Pools;
 use crate::registry::Registry;
 use crate::source::Kind;
+use crate::sys::linux;
 use graphs::GraphPools;
 use limits::Limits;
 use once_cell::sync::OnceCell;
@@ -132,6 +133,8 @@ impl Process {
             let (sim, origin) = self.settings.describe(Opt::Sim);
             let by_call = (origin == crate::config::Origin::Call).then_some(sim.as_str());
             lifetime::watch_forks();
+            // Where threads run already the system takes milliseconds for this; here it is not noticed.
+            linux::has_barrier_on_all_threads();
             let driver = Driver::load(&choice, by_call, self.warnings.clone())
                 .inspect_err(|_| lifetime::nothing_at_stake())?;
             lifetime::watch_exit();
