@@ -14,8 +14,11 @@ pub const BINNED_UNITS: u64 = 64;
 const BIN_SLOTS: usize = 32;
 /// A bin keeps at most so many bytes.
 const BIN_BYTES: u64 = 128 << 10;
-/// Larger blocks wait in one short list for a request of just their size.
+/// Larger blocks wait in one short list for a request of just their size; ...
 const PARKED: usize = 8;
+/// ... of those that share an arena only the last, since what waits is not where the next block would
+/// best go.
+const PARKED_LARGE: usize = 1;
 
 /// Freed blocks of one size, last in first out.
 struct Bin {
@@ -187,7 +190,11 @@ impl Cache {
             return true;
         }
         let count = self.parked_count.load(Relaxed) as usize;
-        if count >= PARKED {
+        let room = match units < super::arena::LARGE_UNITS {
+            true => PARKED,
+            false => PARKED_LARGE,
+        };
+        if count >= room {
             return false;
         }
         self.parked[count].0.store(address, Relaxed);

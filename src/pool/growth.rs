@@ -69,7 +69,7 @@ impl DevicePool {
             return self.add_segment(wanted);
         }
         let (arena, color) = wanted.heap.arena(wanted.bytes);
-        let window = self.plan(wanted)?;
+        let mut window = self.plan(wanted)?;
         if window.missing.is_empty() {
             let space = lock(&arena.space);
             return Ok(self.complete(space, window, Vec::new(), color));
@@ -77,9 +77,14 @@ impl DevicePool {
         wanted.heap.look_at_progress();
         let arenas = lock(&self.arenas).clone();
         let candidates = self.candidates(&arenas, wanted);
-        let chunk = self.chunk_bytes(wanted.bytes, window.missing_bytes());
-        let credit = self.credit(wanted.bytes);
-        let stretches = policy::assemble(&window.missing, candidates, chunk, credit);
+        let lean = policy::Lean::of(self.is_tight());
+        let most = self.most_in_use(wanted.bytes);
+        let chunk = lean.chunk_bytes(wanted.bytes, most, self.backing.granularity());
+        let held = self.state.extents.pooled().now;
+        let credit = lean.may_hold(most).saturating_sub(held);
+        let (stretches, extra) =
+            policy::assemble(&window.missing, window.room, candidates, chunk, credit);
+        lock(&arena.space).extend(&mut window, extra);
         tracing::debug!(
             "{} bytes: {} of {} missing are moved there, {} made, in chunks of up to {chunk}",
             wanted.bytes,
@@ -93,18 +98,10 @@ impl DevicePool {
         self.back(wanted, &arenas, window, stretches)
     }
 
-    fn chunk_bytes(&self, bytes: u64, missing: u64) -> u64 {
-        let reserved = self.state.extents.pooled().now + missing;
-        let granularity = self.backing.granularity();
-        policy::Lean::of(self.is_tight()).chunk_bytes(bytes, reserved, granularity)
-    }
-
-    /// How many more bytes the pool may hold before it takes the trouble to move memory.
-    fn credit(&self, bytes: u64) -> u64 {
+    /// The most bytes that were in use at a time, a new block included.
+    fn most_in_use(&self, bytes: u64) -> u64 {
         let sums = self.total();
-        let most = sums.peak_allocated.max(sums.allocated + bytes);
-        let may = policy::Lean::of(self.is_tight()).may_hold(most);
-        may.saturating_sub(self.state.extents.pooled().now)
+        sums.peak_allocated.max(sums.allocated + bytes)
     }
 
     /// Sets addresses aside for a block, in a new range where none are left.
