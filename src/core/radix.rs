@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn what_is_no_address_of_a_block_has_no_entry() {
         let radix = Radix::default();
-        for address in [0, 1, 511, 512, 1 << 48, u64::MAX & !511] {
+        for address in [0, 1, 511, 512, 1 << 48, !511] {
             assert!(radix.get(address).is_none(), "{address:#x}");
         }
         assert!(radix.entry((1 << 48) - UNIT).claim(7));

@@ -136,11 +136,11 @@ impl DevicePool {
         if let Some(address) = wanted.exchanged() {
             return Ok(address);
         }
-        if let Some(given) = self.from_free(&wanted) {
+        if let Some(given) = self.take_free(&wanted) {
             return Ok(given.address);
         }
         if heap.settle_pending(Effort::Record)? > 0 {
-            if let Some(given) = self.from_free(&wanted) {
+            if let Some(given) = self.take_free(&wanted) {
                 return Ok(given.address);
             }
         }
@@ -148,7 +148,7 @@ impl DevicePool {
     }
 
     /// A block out of memory that is free for the heap, what its own thread keeps included.
-    pub(super) fn from_free(&self, wanted: &Wanted) -> Option<Given> {
+    pub(super) fn take_free(&self, wanted: &Wanted) -> Option<Given> {
         let (arena, color) = wanted.heap.arena(wanted.bytes);
         let mut held = Vec::new();
         // What is kept back of large blocks would only break free memory up.
@@ -164,9 +164,7 @@ impl DevicePool {
         if let Some(given) = space.allocate(wanted.bytes, wanted.align, color) {
             return Some(self.note(space, given));
         }
-        let Some(cache) = wanted.cache.filter(|_| !arena.is_large) else {
-            return None;
-        };
+        let cache = wanted.cache.filter(|_| !arena.is_large)?;
         cache.take_all(true, false, &mut held);
         wanted.heap.exchange.take_all(&mut held);
         if held.is_empty() {

@@ -15,16 +15,16 @@ use crate::extent::deferral::Behind;
 use std::sync::Arc;
 
 impl DevicePool {
-    /// Memory for what [`DevicePool::from_free`] has none for.
+    /// Memory for what [`DevicePool::take_free`] has none for.
     pub(super) fn grow(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
         let _turn = lock(&self.growth);
         self.state.deferral.drain();
         // Somebody else may have grown meanwhile.
-        if let Some(given) = self.from_free(wanted) {
+        if let Some(given) = self.take_free(wanted) {
             return Ok(given);
         }
         if self.gather(wanted) > 0 {
-            if let Some(given) = self.from_free(wanted) {
+            if let Some(given) = self.take_free(wanted) {
                 return Ok(given);
             }
         }
@@ -36,7 +36,7 @@ impl DevicePool {
                 _ => break,
             }
             if self.relieve(relief) {
-                outcome = match self.from_free(wanted) {
+                outcome = match self.take_free(wanted) {
                     Some(given) => Ok(given),
                     None => self.extend(wanted),
                 };

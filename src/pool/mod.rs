@@ -2,9 +2,9 @@
 //! it is needed instead of asking for more.
 //!
 //! A request goes down these steps, each dearer than the one before: a block of just this size that the
-//! thread freed before ([`cache`]); memory that is free in the stream's order ([`device`]); memory
-//! of other streams whose work is done ([`settle`]); free chunks moved to where they are needed, new
-//! chunks, and, when the device has no more, whatever can be waited for and given back ([`growth`]).
+//! thread freed before (`cache.rs`); memory that is free in the stream's order (`device.rs`); memory
+//! of other streams whose work is done (`settle.rs`); free chunks moved to where they are needed, new
+//! chunks, and, when the device has no more, whatever can be waited for and given back (`growth.rs`).
 #![forbid(unsafe_code)]
 
 mod arena;

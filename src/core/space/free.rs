@@ -14,14 +14,14 @@ pub enum Fit {
 
 /// The free pieces of one colour.
 pub(super) enum FreeIndex {
-    BySize(SizeIndex),
+    BySize(Box<SizeIndex>),
     ByAddress(AddressIndex),
 }
 
 impl FreeIndex {
     pub fn new(fit: Fit) -> FreeIndex {
         match fit {
-            Fit::Best => FreeIndex::BySize(SizeIndex::default()),
+            Fit::Best => FreeIndex::BySize(Box::default()),
             Fit::Lowest => FreeIndex::ByAddress(AddressIndex::default()),
         }
     }
