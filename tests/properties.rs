@@ -82,7 +82,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => prop_oneof![Just(0), Just(1 << 40), Just(u64::MAX)],
     ];
     prop_oneof![
-        8 => (0..4usize, bytes, 0..STREAMS + 1, 0..4usize, any::<bool>(), any::<bool>()).prop_map(
+        8 => (0..Kind::ALL.len(), bytes, 0..STREAMS + 1, 0..4usize, any::<bool>(), any::<bool>()).prop_map(
             |(kind, bytes, stream, use_known, segment, on_host)| Step::Allocate {
                 kind, bytes, stream, use_known, segment, on_host,
             }
@@ -387,9 +387,13 @@ impl Run {
 
     fn release_pool(&mut self, id: u64) {
         self.release_all();
-        self.process.graph_release(pool(id)).unwrap();
-        if let Some(users) = self.pools.get_mut(&id) {
-            *users = users.saturating_sub(1);
+        let released = self.process.graph_release(pool(id));
+        match self.pools.get_mut(&id).filter(|users| **users > 0) {
+            Some(users) => {
+                released.unwrap();
+                *users -= 1;
+            }
+            None => assert!(released.is_err(), "a graph that is not there was released"),
         }
     }
 
@@ -401,6 +405,8 @@ impl Run {
             .audit()
             .map_err(TestCaseError::fail)?;
         let counters = self.sim.counters();
+        let chunks = counters.chunk_bytes + counters.host_chunk_bytes;
+        let reserved = |kind| self.process.stats(0, Some(kind)).unwrap().reserved;
         for kind in Kind::ALL {
             let stats = self.process.stats(0, Some(kind)).unwrap();
             let of_kind = || self.live.values().filter(|live| live.kind == kind);
@@ -417,7 +423,9 @@ impl Run {
                 Kind::Device => counters.device_bytes,
                 Kind::Managed => counters.managed_bytes,
                 Kind::Async => counters.async_reserved_bytes,
-                Kind::Vmm => counters.chunk_bytes + counters.host_chunk_bytes,
+                // Chunks are those of the vmm source and of the pool together.
+                Kind::Vmm => chunks - reserved(Kind::Pool),
+                Kind::Pool => chunks - reserved(Kind::Vmm),
             };
             prop_assert_eq!(stats.reserved, held, "{:?}", kind);
         }
