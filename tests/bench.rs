@@ -270,8 +270,10 @@ fn a_program_that_does_not_compile_is_skipped_with_the_reason() {
 #[test]
 fn every_source_travels_in_the_command() {
     let folder = repository().join("benches/peers");
-    let embedded = std::fs::read_to_string(repository().join("src/bin/hbmalloc/bench/programs.rs"));
-    let embedded = embedded.unwrap();
+    let embedded = ["bench/programs.rs", "replay/peers.rs"].map(|file| {
+        std::fs::read_to_string(repository().join("src/bin/hbmalloc").join(file)).unwrap()
+    });
+    let embedded = embedded.concat();
     for entry in std::fs::read_dir(folder).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let is_source = [".cpp", ".hpp", ".c"].iter().any(|end| name.ends_with(end));
