@@ -144,6 +144,26 @@ impl Device {
         Ok(capturing)
     }
 
+    /// A number of the capture that `stream`, which must be live, is part of, which no other capture
+    /// of the process has had; 0 where it is part of none or of one that is broken. Needs the
+    /// device's context current.
+    pub fn capture_number(&self, stream: Stream) -> Result<u64> {
+        let (mut status, mut number): (c_int, u64) = (0, 0);
+        let none = std::ptr::null_mut();
+        // SAFETY: two valid out-pointers; the driver leaves out what is asked for by null.
+        self.check(unsafe {
+            self.cuda().stream_capture_info(
+                stream.raw(),
+                &mut status,
+                &mut number,
+                none,
+                none.cast(),
+                none.cast(),
+            )
+        })?;
+        Ok(number)
+    }
+
     /// Whether a capture is open on this device, as far as hooks told or streams met show. A capture
     /// told of whose stream no longer captures failed without an end, and is given up.
     pub fn capture_open(&self) -> bool {

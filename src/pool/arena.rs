@@ -20,9 +20,9 @@ pub struct Arena {
     pub tag: u16,
     /// Whether it is for large blocks.
     pub is_large: bool,
-    /// The graph whose replays may write to it.
+    /// The graphs whose replays may write to it.
     graph: Option<GraphId>,
-    /// Set when the graph is gone.
+    /// Set when they are gone.
     released: AtomicBool,
     /// The heap of each colour; colour 0 is nobody's.
     heaps: Mutex<Vec<u16>>,
@@ -44,7 +44,7 @@ impl Arena {
             tag,
             is_large,
             graph,
-            released: AtomicBool::new(false),
+            released: AtomicBool::new(graph == Some(GraphId::Segments)),
             heaps: Mutex::default(),
         }
     }

@@ -16,9 +16,19 @@ use crate::gpu::Stream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// A captured graph's private pool, as its owner numbers it.
+/// The graphs whose replays may write to memory, in whatever order these are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct GraphId(pub u64, pub u64);
+pub enum GraphId {
+    /// Those that share a private pool, as its owner numbers it: replayed in the order of their
+    /// captures.
+    Pool(u64, u64),
+    /// That of a capture, by the driver's number, whose end nobody tells.
+    Untold(u64),
+    /// Any: of segments, which whoever divides them up keeps as long as a graph needs them. What is
+    /// freed here is used by no graph, but nothing that work may still use may come here, since a
+    /// replay is in no stream's order.
+    Segments,
+}
 
 /// What tells heaps apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -307,17 +307,12 @@ impl Pools {
 
     /// The graph is gone: its memory may serve others once its blocks are freed.
     pub fn release_graph(&self, device: i32, graph: GraphId) {
-        let mut pools: Vec<Arc<DevicePool>> = Vec::new();
-        lock(&self.heaps).retain(|key, heap| {
-            let is_gone = key.device == device && key.graph == Some(graph);
-            if is_gone {
-                pools.push(heap.pool.clone());
-                heap.retire();
-            }
-            !is_gone
-        });
-        for pool in pools {
-            pool.release_graph(graph);
+        let is_its = |key: &HeapKey| key.device == device && key.graph == Some(graph);
+        lock(&self.heaps).retain(|key, _| !is_its(key));
+        // Those too whose streams have gone before the graph.
+        for heap in self.all_heaps().iter().filter(|heap| is_its(&heap.key)) {
+            heap.retire();
+            heap.pool.release_graph(graph);
         }
     }
 

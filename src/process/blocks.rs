@@ -140,12 +140,7 @@ impl Process {
                 Some(kept) => give_back(&kept, LastUse::Anywhere),
             },
             GraphUse::Unknown => {
-                self.warnings.warn(Warning::CaptureKept, || {
-                    format!(
-                        "a block of {} bytes freed after a stream capture is kept for good, since nothing tells when its graph is gone; hbmalloc.torch.install() sets the hooks that do, and C programs call hbm_graph_begin",
-                        kept.block.bytes
-                    )
-                });
+                self.warn_of_kept(kept.block.bytes);
                 Ok(())
             }
         }
@@ -267,6 +262,14 @@ impl Process {
             requested: request.bytes,
             ..kept.block
         })
+    }
+
+    pub(super) fn warn_of_kept(&self, bytes: u64) {
+        self.warnings.warn(Warning::CaptureKept, || {
+            format!(
+                "a block of {bytes} bytes allocated in a stream capture is kept for good, since nothing tells when its graph is gone; hbmalloc.torch.install() sets the hooks that do, and C programs call hbm_graph_begin"
+            )
+        });
     }
 
     fn reject(&self, address: u64) -> Error {

@@ -5,6 +5,7 @@ use super::blocks::Demand;
 use super::{DeviceEntry, Process, lifetime, tags};
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
+use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::pool::{Freed, GraphId, HeapKey, thread_number};
 use crate::registry::{AllocatorId, GraphPool, GraphUse};
@@ -13,9 +14,6 @@ use std::sync::atomic::Ordering;
 
 /// How many tags an error names, those that hold most.
 const TOLD_TAGS: usize = 3;
-
-/// Where blocks go that were allocated in a capture whose end nobody tells.
-const UNKNOWN_GRAPH: GraphId = GraphId(u64::MAX, u64::MAX);
 
 fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
     HeapKey {
@@ -26,6 +24,10 @@ fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
         allocator: demand.allocator.map_or(0, AllocatorId::get),
         graph,
     }
+}
+
+fn pooled_graph(pool: GraphPool) -> GraphId {
+    GraphId::Pool(pool.id.0, pool.id.1)
 }
 
 #[inline]
@@ -67,22 +69,13 @@ impl Process {
         let device = self.device(demand.device)?;
         let slow = self.slow.load(Ordering::Relaxed);
         let capturing = slow != 0 && device.is_capturing(demand.stream)?;
-        let captures = device.state().device.captures();
         if !capturing && slow > 1 {
-            captures.abandon_hidden();
+            device.state().device.captures().abandon_hidden();
             self.graphs_settle(demand.device)?;
         }
         let graph = match capturing {
             false => None,
-            true => Some(
-                match self
-                    .graphs
-                    .of_capture(demand.device, demand.stream, captures)
-                {
-                    GraphUse::Pool(pool) => GraphId(pool.id.0, pool.id.1),
-                    GraphUse::None | GraphUse::Unknown => UNKNOWN_GRAPH,
-                },
-            ),
+            true => Some(self.graph_of(device, demand)?),
         };
         let is_unordered = matches!(demand.last_use, LastUse::Unknown | LastUse::Anywhere);
         let key = key(demand, graph);
@@ -94,6 +87,26 @@ impl Process {
             })
             .map_err(|error| self.explain(device, error))
             .inspect_err(|error| device.counters(Kind::Pool).failed(error))
+    }
+
+    /// The graphs that may write to what is allocated on a capturing stream.
+    fn graph_of(&self, device: &DeviceEntry, demand: &Demand) -> Result<GraphId> {
+        if demand.owner == Owner::Segment {
+            return Ok(GraphId::Segments);
+        }
+        let gpu = &device.state().device;
+        let captures = gpu.captures();
+        match self
+            .graphs
+            .of_capture(demand.device, demand.stream, captures)
+        {
+            GraphUse::Pool(pool) => Ok(pooled_graph(pool)),
+            GraphUse::None | GraphUse::Unknown => {
+                self.warn_of_kept(demand.bytes);
+                let _guard = gpu.enter()?;
+                gpu.capture_number(demand.stream).map(GraphId::Untold)
+            }
+        }
     }
 
     /// Adds to the error that memory has run out what the pool holds, and for whom.
@@ -131,8 +144,7 @@ impl Process {
 
     pub(super) fn release_pooled(&self, gone: &[GraphPool]) {
         for pool in gone {
-            self.pools
-                .release_graph(pool.device, GraphId(pool.id.0, pool.id.1));
+            self.pools.release_graph(pool.device, pooled_graph(*pool));
         }
     }
 

@@ -206,6 +206,8 @@ driver_functions! {
 
     /// Whether a stream is capturing.
     stream_is_capturing = "cuStreamIsCapturing"(stream: Handle, status: *mut c_int);
+    /// Whether a stream is capturing, and a number that no other capture of the process has had.
+    stream_capture_info = "cuStreamGetCaptureInfo_v2"(stream: Handle, status: *mut c_int, id: *mut u64, graph: *mut Handle, nodes: *mut *const Handle, count: *mut usize);
     /// A number that no other stream of the process has had.
     stream_id = "cuStreamGetId"(stream: Handle, id: *mut u64);
     /// Waits for a stream.

@@ -1,7 +1,7 @@
 //! Memory of captured graphs: mapped until the last graph of its pool is gone, because a replay
 //! writes where its capture did.
 
-use super::{House, MIB};
+use super::{House, MAPPED, MIB};
 use crate::error::{self, Status, Warning};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
@@ -37,6 +37,18 @@ fn in_capture<T>(
         .map_err(|stop| stop.at("the capture's end"))?;
     house.process.graph_end(pool)?;
     outcome
+}
+
+/// Runs `body` for each kind whose memory the table of extents shows, each in a process of its own.
+fn on_each_mapped(body: fn(&House, Kind) -> Outcome) -> Outcome {
+    for kind in MAPPED {
+        let house = House::plain()?;
+        if house.has(kind)? {
+            body(&house, kind).map_err(|stop| stop.at(kind.name()))?;
+            house.finish().map_err(|stop| stop.at(kind.name()))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a replay would do.
@@ -85,27 +97,30 @@ pub fn graph_memory() -> Outcome {
 
 /// Within a pool a freed block serves its own stream again, and no other.
 pub fn reuse() -> Outcome {
-    let house = House::plain()?;
+    on_each_mapped(reuse_of)
+}
+
+fn reuse_of(house: &House, kind: Kind) -> Outcome {
     let (stream, other) = (house.machine.stream()?, house.machine.stream()?);
-    let first = in_capture(&house, pool(1), stream.stream(), || {
-        let first = house.allocate(Kind::Vmm, BYTES, stream.stream())?;
+    let first = in_capture(house, pool(1), stream.stream(), || {
+        let first = house.allocate(kind, BYTES, stream.stream())?;
         house.free(first)?;
-        let again = house.allocate(Kind::Vmm, BYTES - 5, stream.stream())?;
+        let again = house.allocate(kind, BYTES - 5, stream.stream())?;
         ensure_eq!(again, first, "the block of the same stream");
         house.free(again)?;
-        let small = house.allocate(Kind::Vmm, 5, stream.stream())?;
+        let small = house.allocate(kind, 5, stream.stream())?;
         ensure!(small != first, "a large block serves a small request");
         house.free(small)?;
         Ok(first)
     })?;
-    let elsewhere = in_capture(&house, pool(1), other.stream(), || {
-        let elsewhere = house.allocate(Kind::Vmm, BYTES, other.stream())?;
+    let elsewhere = in_capture(house, pool(1), other.stream(), || {
+        let elsewhere = house.allocate(kind, BYTES, other.stream())?;
         ensure!(elsewhere != first, "the block of another stream");
         Ok(elsewhere)
     })?;
     // Another pool's graphs are replayed at other times.
-    let apart = in_capture(&house, pool(2), stream.stream(), || {
-        house.allocate(Kind::Vmm, BYTES, stream.stream())
+    let apart = in_capture(house, pool(2), stream.stream(), || {
+        house.allocate(kind, BYTES, stream.stream())
     })?;
     ensure!(apart != first, "the block of another pool");
     house.free(elsewhere)?;
@@ -113,16 +128,19 @@ pub fn reuse() -> Outcome {
     for id in [1, 1, 2] {
         house.process.graph_release(pool(id))?;
     }
-    house.finish()
+    Ok(())
 }
 
 /// With two captures into one pool, the last release counts.
 pub fn shared_pool() -> Outcome {
-    let house = House::plain()?;
+    on_each_mapped(shared_pool_of)
+}
+
+fn shared_pool_of(house: &House, kind: Kind) -> Outcome {
     let stream = house.machine.stream()?;
     let capture = || {
-        in_capture(&house, pool(1), stream.stream(), || {
-            house.allocate(Kind::Vmm, BYTES, stream.stream())
+        in_capture(house, pool(1), stream.stream(), || {
+            house.allocate(kind, BYTES, stream.stream())
         })
     };
     let (first, second) = (capture()?, capture()?);
@@ -135,10 +153,10 @@ pub fn shared_pool() -> Outcome {
             house.is_mapped(address)?,
             "unmapped while a graph of the pool lives"
         );
-        write(&house, address, stream.stream())?;
+        write(house, address, stream.stream())?;
     }
     house.process.graph_release(pool(1))?;
-    house.finish()
+    Ok(())
 }
 
 /// Releases and ends that no capture began for are refused, and change nothing.
@@ -192,15 +210,40 @@ pub fn freed_after_release() -> Outcome {
     house.finish()
 }
 
+/// The stream of a capture may go before its graph.
+pub fn stream_gone_before() -> Outcome {
+    let house = House::plain()?;
+    for kind in house.kinds()? {
+        let stream = house.machine.stream()?;
+        let block = in_capture(&house, pool(1), stream.stream(), || {
+            house.allocate(kind, BYTES, stream.stream())
+        })?;
+        house.free(block)?;
+        house.process.forget_stream(0, stream.stream())?;
+        drop(stream);
+        house.process.trim_all()?;
+        let held = house.process.stats(0, None)?.reserved;
+        ensure!(held >= BYTES, "{kind:?} gave a graph's memory back");
+        house.process.graph_release(pool(1))?;
+        house.process.trim_all()?;
+        let held = house.process.stats(0, None)?.reserved;
+        ensure_eq!(held, 0, "reserved by {kind:?}");
+    }
+    house.finish()
+}
+
 /// Segments are torch's to keep: freed, they go, whatever captured them.
 pub fn segments() -> Outcome {
-    let house = House::plain()?;
+    on_each_mapped(segments_of)
+}
+
+fn segments_of(house: &House, kind: Kind) -> Outcome {
     let stream = house.machine.stream()?;
-    let segment = in_capture(&house, pool(1), stream.stream(), || {
+    let segment = in_capture(house, pool(1), stream.stream(), || {
         let demand = Demand {
             owner: Owner::Segment,
             last_use: crate::source::LastUse::Anywhere,
-            ..house.demand(Kind::Vmm, 20 * MIB, stream.stream())
+            ..house.demand(kind, 20 * MIB, stream.stream())
         };
         Ok(house.process.allocate(demand)?)
     })?;
@@ -208,7 +251,7 @@ pub fn segments() -> Outcome {
     house.process.trim_all()?;
     ensure!(!house.is_mapped(segment)?, "a freed segment stays");
     house.process.graph_release(pool(1))?;
-    house.finish()
+    Ok(())
 }
 
 /// A capture that no hook told of: nobody will say when its graph is gone, so its blocks are kept.
@@ -236,6 +279,48 @@ pub fn unknown_capture() -> Outcome {
     house.finish()
 }
 
+/// The same of the pool: what a capture that nobody told of has freed may serve that capture again,
+/// and neither another nor work outside, since its graph may be replayed at any time.
+pub fn unknown_captures_apart() -> Outcome {
+    let house = House::plain()?;
+    if !house.has(Kind::Pool)? {
+        return Err(Stop::skip("no virtual memory management"));
+    }
+    let stream = house.machine.stream()?;
+    let untold = |body: &dyn Fn() -> Result<u64, Stop>| -> Result<u64, Stop> {
+        house
+            .machine
+            .begin_capture(stream.stream(), CAPTURE_RELAXED)?;
+        let outcome = body();
+        house.machine.end_capture(stream.stream())?;
+        outcome
+    };
+    let allocate = || house.allocate(Kind::Pool, BYTES, stream.stream());
+    let first = untold(&|| {
+        let block = allocate()?;
+        house.free(block)?;
+        ensure_eq!(allocate()?, block, "the block within its capture");
+        house.free(block)?;
+        Ok(block)
+    })?;
+    let second = untold(&allocate)?;
+    ensure!(second != first, "a block of another capture");
+    let outside = allocate()?;
+    ensure!(outside != first, "a block of a capture");
+    house.free(second)?;
+    house.free(outside)?;
+    house.process.trim_all()?;
+    for block in [first, second] {
+        ensure!(house.is_mapped(block)?, "unmapped while its graph may live");
+        write(&house, block, stream.stream())?;
+    }
+    ensure!(!house.is_mapped(outside)?, "trim left what no graph uses");
+    let warned = house.process.warnings().count(Warning::CaptureKept);
+    ensure_eq!(warned, 3, "warnings");
+    ensure_eq!(house.process.live_blocks(), 0, "blocks");
+    Ok(())
+}
+
 /// Blocks from before the capture, freed in it, wait for its end.
 pub fn free_in_capture() -> Outcome {
     let house = House::plain()?;
@@ -245,11 +330,11 @@ pub fn free_in_capture() -> Outcome {
         in_capture(&house, pool(1), capturing.stream(), || {
             house.free(block)?;
             ensure_eq!(house.process.trim_all()?, 0, "trimmed in a capture");
-            ensure_eq!(
-                house.process.stats(0, None)?.pending_frees,
-                1,
-                "frees of {kind:?} waiting"
-            );
+            // The pool has a block at once that only its own stream used.
+            let waiting = u64::from(kind != Kind::Pool);
+            let stats = house.process.stats(0, None)?;
+            ensure_eq!(stats.pending_frees, waiting, "frees of {kind:?} waiting");
+            ensure!(stats.reserved >= BYTES, "{kind:?} gave it back: {stats:?}");
             Ok(())
         })?;
         house.process.graph_release(pool(1))?;
@@ -266,7 +351,10 @@ pub fn free_in_capture() -> Outcome {
 /// A capture that fails: torch tells of no end and, since there is no graph, of no release. Memory
 /// comes back all the same, the failed capture's own too.
 pub fn failed_capture() -> Outcome {
-    let house = House::plain()?;
+    on_each_mapped(failed_capture_of)
+}
+
+fn failed_capture_of(house: &House, kind: Kind) -> Outcome {
     let (own, capturing) = (house.machine.stream()?, house.machine.stream()?);
     for (id, shown) in [(1, true), (2, false)] {
         house.process.graph_begin(pool(id))?;
@@ -274,35 +362,38 @@ pub fn failed_capture() -> Outcome {
             .machine
             .begin_capture(capturing.stream(), CAPTURE_GLOBAL)?;
         if shown {
-            let block = house.allocate(Kind::Vmm, BYTES, capturing.stream())?;
+            let block = house.allocate(kind, BYTES, capturing.stream())?;
             house.free(block)?;
         }
         house.machine.end_capture(capturing.stream())?;
         // Here torch raises, and calls neither end nor release.
-        let block = house.allocate(Kind::Vmm, BYTES, own.stream())?;
+        let block = house.allocate(kind, BYTES, own.stream())?;
         house.free(block)?;
         house.process.trim_all()?;
-        let stats = house.process.stats(0, Some(Kind::Vmm))?;
+        let stats = house.process.stats(0, Some(kind))?;
         ensure_eq!(
             (stats.pending_frees, stats.reserved),
             (0, 0),
             "shown: {shown}"
         );
     }
-    house.finish()
+    Ok(())
 }
 
 /// A capture taken for failed, because its thread allocated beside it before anything in it, that ends
 /// well after all: its release must not take the place of the other graph's in the pool.
 pub fn capture_given_up_too_soon() -> Outcome {
-    let house = House::plain()?;
+    on_each_mapped(capture_given_up_too_soon_of)
+}
+
+fn capture_given_up_too_soon_of(house: &House, kind: Kind) -> Outcome {
     let (capturing, beside) = (house.machine.stream()?, house.machine.stream()?);
-    let block = in_capture(&house, pool(1), capturing.stream(), || {
-        house.allocate(Kind::Vmm, BYTES, capturing.stream())
+    let block = in_capture(house, pool(1), capturing.stream(), || {
+        house.allocate(kind, BYTES, capturing.stream())
     })?;
     house.free(block)?;
     house.process.graph_begin(pool(1))?;
-    let other = house.allocate(Kind::Vmm, BYTES, beside.stream())?;
+    let other = house.allocate(kind, BYTES, beside.stream())?;
     house.process.trim_all()?;
     house
         .machine
@@ -314,27 +405,30 @@ pub fn capture_given_up_too_soon() -> Outcome {
     ensure!(house.is_mapped(block)?, "the first graph lost its memory");
     house.process.graph_release(pool(1))?;
     house.free(other)?;
-    house.finish()
+    Ok(())
 }
 
 /// Two captures at once on one device, each on its own thread and stream: a block goes with the
 /// capture of its stream, whoever allocates it.
 pub fn two_captures() -> Outcome {
-    let house = House::plain()?;
+    on_each_mapped(two_captures_of)
+}
+
+fn two_captures_of(house: &House, kind: Kind) -> Outcome {
     let (one, two) = (house.machine.stream()?, house.machine.stream()?);
     let first = std::thread::scope(|scope| {
         let begin = || -> Result<u64, Stop> {
             house.process.graph_begin(pool(1))?;
             house.machine.begin_capture(one.stream(), CAPTURE_RELAXED)?;
-            house.allocate(Kind::Vmm, BYTES, one.stream())
+            house.allocate(kind, BYTES, one.stream())
         };
         let joined = scope.spawn(begin).join();
         joined.unwrap_or_else(|_| Err("the thread panicked".to_owned().into()))
     })?;
-    let second = in_capture(&house, pool(2), two.stream(), || {
-        let second = house.allocate(Kind::Vmm, BYTES, two.stream())?;
+    let second = in_capture(house, pool(2), two.stream(), || {
+        let second = house.allocate(kind, BYTES, two.stream())?;
         // This thread helps with the other capture, as torch's backward does.
-        let helped = house.allocate(Kind::Vmm, BYTES, one.stream())?;
+        let helped = house.allocate(kind, BYTES, one.stream())?;
         house.free(helped)?;
         Ok(second)
     })?;
@@ -343,9 +437,13 @@ pub fn two_captures() -> Outcome {
     house.machine.end_capture(one.stream())?;
     house.process.graph_end(pool(1))?;
     house.process.trim_all()?;
-    let held = house.process.stats(0, Some(Kind::Vmm))?.reserved;
-    ensure_eq!(held, 2 * BYTES, "held for the capture that is not released");
+    let held = house.process.stats(0, Some(kind))?.reserved;
+    ensure!(
+        held >= 2 * BYTES && house.is_mapped(first)?,
+        "{held} held for the capture that is not released"
+    );
+    ensure!(!house.is_mapped(second)?, "held for one that is released");
     house.free(first)?;
     house.process.graph_release(pool(1))?;
-    house.finish()
+    Ok(())
 }

@@ -20,6 +20,9 @@ use crate::source::{ALIGN, Kind, LastUse};
 
 const MIB: u64 = 1 << 20;
 
+/// The kinds whose memory the table of extents shows, place by place.
+const MAPPED: [Kind; 2] = [Kind::Vmm, Kind::Pool];
+
 macro_rules! cases {
     ($($file:ident::$case:ident,)*) => {
         &[$(Case {
@@ -56,8 +59,10 @@ pub const SUITE: Suite = Suite {
         graphs::shared_pool,
         graphs::release_unknown,
         graphs::freed_after_release,
+        graphs::stream_gone_before,
         graphs::segments,
         graphs::unknown_capture,
+        graphs::unknown_captures_apart,
         graphs::free_in_capture,
         graphs::failed_capture,
         graphs::capture_given_up_too_soon,
@@ -157,7 +162,14 @@ impl House {
         Ok(kinds)
     }
 
-    /// Whether physical memory lies behind an address of the vmm source.
+    /// Those of some kinds that can be had.
+    pub fn those_of(&self, kinds: &[Kind]) -> Result<Vec<Kind>, Stop> {
+        let mut had = self.kinds()?;
+        had.retain(|kind| kinds.contains(kind));
+        Ok(had)
+    }
+
+    /// Whether physical memory lies behind an address of one of [`MAPPED`].
     pub fn is_mapped(&self, address: u64) -> Result<bool, Stop> {
         let extents = &self.process.device(0)?.state().extents;
         let mut list = extents.list().into_iter();

@@ -119,7 +119,11 @@ pub fn bad_requests() -> Outcome {
             ..house.demand(kind, MIB, stream)
         };
         match (kind, house.process.allocate(large)) {
-            (Kind::Vmm, outcome) => house.free(outcome?)?,
+            (Kind::Vmm | Kind::Pool, outcome) => {
+                let address = outcome?;
+                ensure_eq!(address % 4096, 0, "{address:#x} of {kind:?}");
+                house.free(address)?;
+            }
             (_, outcome) => expect(outcome, Status::InvalidArgument)?,
         }
     }

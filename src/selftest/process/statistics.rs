@@ -206,7 +206,7 @@ pub fn out_of_memory_text() -> Outcome {
     let house = House::open("devices=1,memory=64MiB", &[])?;
     house.sim()?;
     let live = house.allocate(Kind::Vmm, 16 * MIB, Stream::LEGACY)?;
-    for kind in [Kind::Device, Kind::Async, Kind::Vmm] {
+    for kind in [Kind::Device, Kind::Async, Kind::Vmm, Kind::Pool] {
         let refused = house
             .process
             .allocate(house.demand(kind, 60 * MIB, Stream::LEGACY));

@@ -1,6 +1,6 @@
 //! Streams that use blocks, are forgotten, and mean something else on each thread.
 
-use super::{House, MIB};
+use super::{House, MAPPED, MIB};
 use crate::gpu::Stream;
 use crate::gpu::stream::OwnedStream;
 use crate::process::Demand;
@@ -20,17 +20,14 @@ fn per_thread() -> Stream {
 pub fn record_stream() -> Outcome {
     let house = House::plain()?;
     let (own, other) = (house.machine.stream()?, house.machine.stream()?);
-    for kind in [Kind::Async, Kind::Vmm] {
-        if !house.has(kind)? {
-            continue;
-        }
+    for kind in house.those_of(&[Kind::Async, Kind::Vmm, Kind::Pool])? {
         let bytes = house.machine.busy_bytes();
         let block = house.allocate(kind, bytes, own.stream())?;
         let busy = house.machine.busy(other.stream(), block, bytes)?;
         house.process.record_stream(block, other.stream())?;
         house.free(block)?;
         ensure!(busy.is_running()?, "the free of {kind:?} waited");
-        if kind == Kind::Vmm {
+        if MAPPED.contains(&kind) {
             ensure!(house.is_mapped(block)?, "unmapped under running work");
         }
         let third = house.machine.stream()?;
@@ -106,8 +103,10 @@ pub fn forgotten_in_capture() -> Outcome {
     let house = House::plain()?;
     let capturing = house.machine.stream()?;
     for kind in house.kinds()? {
-        let own = house.machine.stream()?;
+        let (own, other) = (house.machine.stream()?, house.machine.stream()?);
         let block = house.allocate(kind, 3 * MIB, own.stream())?;
+        // The pool has a block at once that only its own stream used.
+        house.process.record_stream(block, other.stream())?;
         house
             .machine
             .begin_capture(capturing.stream(), CAPTURE_RELAXED)?;
@@ -123,6 +122,7 @@ pub fn forgotten_in_capture() -> Outcome {
             "frees of {kind:?} that wait"
         );
         forget(&house, own)?;
+        forget(&house, other)?;
         house.process.trim(0, 0)?;
         ensure_eq!(
             house.process.stats(0, None)?.pending_frees,
@@ -138,10 +138,7 @@ pub fn forgotten_in_capture() -> Outcome {
 pub fn per_thread_stream() -> Outcome {
     let house = House::plain()?;
     let bytes = house.machine.busy_bytes();
-    for kind in [Kind::Async, Kind::Vmm] {
-        if !house.has(kind)? {
-            continue;
-        }
+    for kind in house.those_of(&[Kind::Async, Kind::Vmm, Kind::Pool])? {
         let (give, take) = mpsc::channel();
         let (done, wait) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -162,7 +159,7 @@ pub fn per_thread_stream() -> Outcome {
             });
             let block = take.recv().map_err(|_| "no block".to_owned())?;
             let outcome = house.free(block);
-            if kind == Kind::Vmm {
+            if MAPPED.contains(&kind) {
                 ensure!(house.is_mapped(block)?, "unmapped under running work");
             }
             let _ = done.send(());
