@@ -57,7 +57,7 @@ impl DevicePool {
                 .any(|(other, _)| Arc::ptr_eq(other, arena));
             if shares && (heap.threads() > 1 || !Arc::ptr_eq(&heap, wanted.heap)) {
                 gathered += heap.flush(false);
-                gathered += heap.settle_pending(Effort::Record).unwrap_or(0) as u64;
+                gathered += self.or_later(heap.settle_pending(Effort::Record)) as u64;
             }
         }
         gathered + self.settle_others(wanted)

@@ -153,10 +153,11 @@ impl Heap {
         let is_time = lock(&self.pending).add(address, word, uses.clone());
         if is_time {
             // In a program that tells of no captures one may be open, which an order point breaks.
-            let _ = self.settle_pending(match uses {
+            let settled = self.settle_pending(match uses {
                 Uses::Streams(_) => Effort::Record,
                 Uses::Everything => Effort::Ask,
             });
+            self.pool.or_later(settled);
         }
     }
 

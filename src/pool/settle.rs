@@ -8,7 +8,7 @@ use super::heap::Heap;
 use super::pending::Effort;
 use crate::core::space::{Color, Epoch};
 use crate::core::sync::lock;
-use crate::error::{Result, Status};
+use crate::error::{Result, Status, Warning};
 use crate::gpu::Fence;
 use std::sync::Arc;
 
@@ -44,6 +44,12 @@ impl Progress {
         self.asked = Some((epoch, fence));
         Ok(None)
     }
+
+    /// All work given until `epoch` was waited for.
+    fn reached(&mut self, epoch: Epoch) {
+        self.asked = None;
+        self.done_until = self.done_until.max(epoch);
+    }
 }
 
 impl Heap {
@@ -55,11 +61,11 @@ impl Heap {
     /// Asks how far its stream has come.
     pub(super) fn look_at_progress(&self) {
         let device = self.pool.device();
-        // What is not known now is asked for again.
-        let _ = device.outside_captures(|| {
+        let looked = device.outside_captures(|| {
             let _guard = device.enter()?;
             lock(&self.progress).look(self)
         });
+        self.pool.or_later(looked.map(|_| ()));
     }
 
     fn settle_until(&self, epoch: Epoch) {
@@ -109,7 +115,20 @@ impl DevicePool {
             }
             Ok(settled)
         });
-        settled.unwrap_or(0)
+        self.or_later(settled)
+    }
+
+    /// What came of looking for memory that may go: where it failed nothing is lost, since it is
+    /// looked for again. A capture is no failure.
+    pub(super) fn or_later<T: Default>(&self, outcome: Result<T>) -> T {
+        outcome.unwrap_or_else(|error| {
+            if error.status() != Status::Capturing {
+                self.device().warnings().warn(Warning::GiveBack, || {
+                    format!("freed memory could not be looked at, it will be tried again: {error}")
+                });
+            }
+            T::default()
+        })
     }
 
     /// Waits until all work given to the device is done; everything free is then everybody's.
@@ -121,6 +140,7 @@ impl DevicePool {
         let epoch = self.next_epoch();
         Fence::order_point(self.device())?.wait()?;
         for heap in &heaps {
+            lock(&heap.progress).reached(epoch);
             heap.settle_until(epoch);
         }
         Ok(())
@@ -135,18 +155,19 @@ impl DevicePool {
             Relief::WhatIsDone => {
                 let heaps = self.heap_list();
                 for heap in &heaps {
-                    let _ = heap.settle_pending(Effort::Record);
+                    self.or_later(heap.settle_pending(Effort::Record));
                 }
                 self.settle(heaps.iter());
             }
             Relief::Everything => {
-                if self.settle_all().is_err() {
+                let settled = self.settle_all().map(|()| true);
+                if !self.or_later(settled) {
                     return false;
                 }
                 self.state.deferral.wait();
             }
         }
-        let given_back = self.give_back(u64::MAX).unwrap_or(0);
+        let given_back = self.or_later(self.give_back(u64::MAX));
         given_back > 0 || relief == Relief::Everything
     }
 
@@ -223,7 +244,8 @@ impl DevicePool {
             let mut space = lock(&arena.space);
             for (address, bytes) in space.take_empty_ranges() {
                 // What cannot be freed now serves on.
-                if self.state.extents.release(address).is_err() {
+                let released = self.state.extents.release(address).map(|()| true);
+                if !self.or_later(released) {
                     space.add_range(address, bytes);
                 }
             }

@@ -73,6 +73,7 @@ pub const CASES: &[Case] = &[
     on_process("process, managed", |context| all_of(context, Kind::Managed)),
     on_process("process, async", |context| all_of(context, Kind::Async)),
     on_process("process, vmm", |context| all_of(context, Kind::Vmm)),
+    on_process("process, pool", |context| all_of(context, Kind::Pool)),
 ];
 
 const fn on_process(name: &'static str, run: fn(&Context) -> Outcome) -> Case {

@@ -122,6 +122,7 @@ impl Arena {
             (Kind::Managed, device.managed_memory()?),
             (Kind::Async, device.memory_pools()?),
             (Kind::Vmm, device.vmm()?),
+            (Kind::Pool, device.vmm()?),
         ] {
             if probe.is_ok() {
                 kinds.push(kind);
