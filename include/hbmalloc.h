@@ -456,11 +456,18 @@ int32_t hbm_torch_serve_cache_info(void);
 // returns NULL on failure and never raises. X_free trusts the library's own record over size, device
 // and stream, and reports and ignores what is no block.
 
-// From the source that the option `backend` names.
+// From what the option `backend` names; segments, where that is the pool, from what the pool is over,
+// since who divides up segments keeps freed memory already.
 void *hbm_malloc(size_t size, int device, void *stream);
 void hbm_free(void *address, size_t size, int device, void *stream);
 void *hbm_segment_malloc(size_t size, int device, void *stream);
 void hbm_segment_free(void *address, size_t size, int device, void *stream);
+
+// From the caching pool.
+void *pool_malloc(size_t size, int device, void *stream);
+void pool_free(void *address, size_t size, int device, void *stream);
+void *pool_segment_malloc(size_t size, int device, void *stream);
+void pool_segment_free(void *address, size_t size, int device, void *stream);
 
 // From synchronous device memory.
 void *device_malloc(size_t size, int device, void *stream);

@@ -19,8 +19,12 @@ const FACES: [&str; 10] = [
 ];
 
 /// The expanded entry points of torch are declared by a macro, which cbindgen does not look into.
-const TORCH_SOURCES: [(&str, &str); 5] = [
-    ("hbm", "the source that the option `backend` names"),
+const TORCH_SOURCES: [(&str, &str); 6] = [
+    (
+        "hbm",
+        "what the option `backend` names; segments, where that is the pool, from what the pool is over,\n// since who divides up segments keeps freed memory already",
+    ),
+    ("pool", "the caching pool"),
     ("device", "synchronous device memory"),
     ("managed", "managed memory"),
     ("async", "the stream-ordered pool"),

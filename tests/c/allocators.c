@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 
-static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM};
+static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL};
 enum { KIND_COUNT = sizeof KINDS / sizeof KINDS[0] };
 
 static void every_kind_gives_and_takes_back(void) {
@@ -63,7 +63,7 @@ static void alignment_is_kept_or_refused(void) {
         for (size_t alignment = 1; alignment <= 256 * MIB; alignment *= 2) {
             void *block = NULL;
             int32_t status = hbm_allocator_allocate(allocator, 100, alignment, NULL, &block);
-            if (alignment > 256 && KINDS[k] != HBM_KIND_VMM) {
+            if (alignment > 256 && KINDS[k] != HBM_KIND_VMM && KINDS[k] != HBM_KIND_POOL) {
                 EXPECT(HBM_INVALID_ARGUMENT, status);
                 EXPECT_ERROR_TEXT("vmm");
                 CHECK(block == NULL);
@@ -71,6 +71,7 @@ static void alignment_is_kept_or_refused(void) {
             }
             EXPECT(HBM_OK, status);
             CHECK((uintptr_t)block % alignment == 0);
+            CHECK(KINDS[k] != HBM_KIND_POOL || (uintptr_t)block % 512 == 0);
             EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
         }
         void *block = NULL;
@@ -78,6 +79,7 @@ static void alignment_is_kept_or_refused(void) {
         EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_allocate(allocator, 100, 257, NULL, &block));
         EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_allocate(allocator, 100, SIZE_MAX, NULL, &block));
         CHECK(block == NULL);
+        EXPECT(HBM_OK, hbm_allocator_trim(allocator, 0, NULL));
         EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
     }
 }

@@ -8,8 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM};
-enum { KIND_COUNT = 4, HELD = 100 };
+static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL};
+enum { KIND_COUNT = sizeof KINDS / sizeof KINDS[0], HELD = 100 };
 
 static hbm_allocator_t *allocators[KIND_COUNT];
 static void *blocks[KIND_COUNT][HELD];
@@ -101,10 +101,13 @@ static void ended_under_busy_threads(void) {
     freed_by_a_handler_from_before_the_first_use();
 }
 
-static void free_block(void *block) { vmm_free(block, 1000, 0, NULL); }
+static void free_block(void *block) { hbm_free(block, 1000, 0, NULL); }
 
+/* Of virtual memory and of the pool in turn, whose caches belong to threads. */
 static void *allocate_for_a_key(void *key) {
-    CHECK(pthread_setspecific(*(pthread_key_t *)key, vmm_malloc(1000, 0, NULL)) == 0);
+    static int count;
+    void *block = count++ % 2 ? pool_malloc(1000, 0, NULL) : vmm_malloc(1000, 0, NULL);
+    CHECK(block != NULL && pthread_setspecific(*(pthread_key_t *)key, block) == 0);
     /* Leaves an error behind, whose text lives in storage of the thread. */
     CHECK(vmm_malloc(1000, 99, NULL) == NULL);
     return NULL;
@@ -118,7 +121,8 @@ static void freed_by_destructors_of_threads(void) {
         CHECK(pthread_create(&thread, NULL, allocate_for_a_key, &key) == 0);
         CHECK(pthread_join(thread, NULL) == 0);
     }
-    CHECK(stats_of(0, HBM_KIND_VMM).requested == 0);
+    CHECK(stats_of(0, HBM_KIND_VMM).requested == 0 && stats_of(0, HBM_KIND_VMM).deallocations == 4);
+    CHECK(stats_of(0, HBM_KIND_POOL).requested == 0 && stats_of(0, HBM_KIND_POOL).deallocations == 4);
     allocate_for_a_key(&key);
     CHECK(atexit(free_everything) == 0);
     allocate_everything();
@@ -134,8 +138,9 @@ static void work_is_still_queued(void) {
         fill(0, blocks[k][0], 1, 1000, stream);
         EXPECT(HBM_OK, hbm_allocator_record_stream(allocators[k], blocks[k][0], stream));
     }
-    EXPECT(HBM_OK, hbm_allocator_deallocate(allocators[2], blocks[2][0], NULL));
-    EXPECT(HBM_OK, hbm_allocator_deallocate(allocators[3], blocks[3][0], NULL));
+    for (int k = 2; k < KIND_COUNT; k++) {
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocators[k], blocks[k][0], NULL));
+    }
 }
 
 static void run(const char *name, void (*way)(void)) {

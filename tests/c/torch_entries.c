@@ -16,6 +16,7 @@ static const struct source SOURCES[] = {
     {HBM_KIND_MANAGED, managed_malloc, managed_segment_malloc, managed_free, managed_segment_free},
     {HBM_KIND_ASYNC, async_malloc, async_segment_malloc, async_free, async_segment_free},
     {HBM_KIND_VMM, vmm_malloc, vmm_segment_malloc, vmm_free, vmm_segment_free},
+    {HBM_KIND_POOL, pool_malloc, pool_segment_malloc, pool_free, pool_segment_free},
     /* The one that the option `backend` names, which main sets to vmm. */
     {HBM_KIND_VMM, hbm_malloc, hbm_segment_malloc, hbm_free, hbm_segment_free},
 };
@@ -51,7 +52,7 @@ static void segment_functions(void) {
     void *allocate_address = NULL, *release_address = NULL, *again = NULL;
     malloc_function allocate;
     free_function release;
-    for (int32_t kind = -1; kind <= HBM_KIND_VMM; kind++) {
+    for (int32_t kind = -1; kind <= HBM_KIND_POOL; kind++) {
         EXPECT(HBM_OK, hbm_torch_segment_functions(kind, "kv_cache", &allocate_address, &release_address));
         EXPECT(HBM_OK, hbm_torch_segment_functions(kind, "kv_cache", &again, &release_address));
         CHECK(allocate_address == again);
@@ -70,7 +71,7 @@ static void segment_functions(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(9, "t", &again, &release_address));
     /* There is a function for so many tags and no more. */
     int32_t status = HBM_OK;
-    int bound = 11;
+    int bound = 13;
     for (; bound < 1000 && status == HBM_OK; bound++) {
         char tag[16];
         snprintf(tag, sizeof tag, "tag%d", bound);

@@ -2,7 +2,7 @@
  * everything still works afterwards. */
 #include "driver.h"
 
-static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM};
+static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL};
 
 static void creating(void) {
     hbm_allocator_t *allocator = NULL;
@@ -12,7 +12,7 @@ static void creating(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, NULL));
     for (int32_t kind = -3; kind < 9; kind++) {
         descriptor.kind = kind;
-        if (kind < HBM_KIND_DEVICE || kind > HBM_KIND_VMM) {
+        if (kind < HBM_KIND_DEVICE || kind > HBM_KIND_POOL) {
             EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, &allocator));
             EXPECT_ERROR_TEXT("kind");
         }
@@ -78,7 +78,7 @@ static void sizes_of_structs(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, -1, NULL));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_stats(allocator, NULL));
     stats.struct_size = sizeof stats;
-    EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, 4, &stats));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, HBM_KIND_POOL + 1, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, -2, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(7, -1, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats_reset_peaks(7));
