@@ -22,13 +22,13 @@ fn pool(operation: &'static str, device: i32, id: (u64, u64)) -> Result<GraphPoo
 /// pool it may serve again in the order of its stream. Captures nobody tells of work too, but their
 /// blocks are kept for good. The order of calls:
 ///
-///     hbm_graph_begin(device, high, low);
-///     cuStreamBeginCapture(stream, mode);     on this thread
-///     ...                                     allocate, launch, deallocate
-///     cuStreamEndCapture(stream, &graph);
-///     hbm_graph_end(device, high, low);       also where the capture failed
-///     ...                                     instantiate, launch
-///     hbm_graph_release(device, high, low);   after its last launch, once for each capture
+///   hbm_graph_begin(device, high, low);
+///   cuStreamBeginCapture(stream, mode);     on this thread
+///   ...                                     allocate, launch, deallocate
+///   cuStreamEndCapture(stream, &graph);
+///   hbm_graph_end(device, high, low);       also where the capture failed
+///   ...                                     instantiate, launch
+///   hbm_graph_release(device, high, low);   after its last launch, once for each capture
 ///
 /// The id is the program's choice: the same one for graphs that are replayed one after the other in
 /// the order of their captures and may share memory, another one else. It is neither all zeros nor
