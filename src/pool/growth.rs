@@ -29,8 +29,8 @@ impl DevicePool {
             }
         }
         add(&self.counters.growths, 1);
-        let mut outcome = self.extend(wanted);
-        for relief in [Relief::WhatIsDone, Relief::Everything] {
+        let mut outcome = self.extend(wanted, self.state.limit.room());
+        for relief in [Relief::Thrift, Relief::WhatIsDone, Relief::Everything] {
             match &outcome {
                 Err(error) if error.status() == Status::OutOfMemory => {}
                 _ => break,
@@ -38,7 +38,7 @@ impl DevicePool {
             if self.relieve(relief) {
                 outcome = match self.take_free(wanted) {
                     Some(given) => Ok(given),
-                    None => self.extend(wanted),
+                    None => self.extend(wanted, 0),
                 };
             }
         }
@@ -63,8 +63,9 @@ impl DevicePool {
         gathered + self.settle_others(wanted)
     }
 
-    /// Puts a block's addresses together and backs them.
-    fn extend(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
+    /// Puts a block's addresses together and backs them. Beyond `credit` bytes nothing is made that can
+    /// be done without.
+    fn extend(self: &Arc<DevicePool>, wanted: &Wanted, credit: u64) -> Result<Given> {
         if !self.backing.is_movable() {
             return self.add_segment(wanted);
         }
@@ -81,7 +82,7 @@ impl DevicePool {
         let most = self.most_in_use(wanted.bytes);
         let chunk = lean.chunk_bytes(wanted.bytes, most, self.backing.granularity());
         let held = self.state.extents.pooled().now;
-        let credit = lean.may_hold(most).saturating_sub(held);
+        let credit = lean.may_hold(most).saturating_sub(held).min(credit);
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, chunk, credit);
         lock(&arena.space).extend(&mut window, extra);
@@ -367,6 +368,8 @@ fn push_places(places: &mut Vec<(u64, u64)>, mut address: u64, sizes: &[u64]) {
 /// How much is done to find memory when the device has no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Relief {
+    /// Free memory is put together first, and only what is missing made.
+    Thrift,
     /// Free chunks that no work uses go back to the device.
     WhatIsDone,
     /// All work is waited for first.

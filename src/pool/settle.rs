@@ -148,10 +148,14 @@ impl DevicePool {
 
     /// Makes room on the device; whether there is a point in trying again.
     pub(super) fn relieve(&self, relief: Relief) -> bool {
+        if relief == Relief::Thrift {
+            return true;
+        }
         for heap in self.heap_list() {
             heap.flush(false);
         }
         match relief {
+            Relief::Thrift => {}
             Relief::WhatIsDone => {
                 let heaps = self.heap_list();
                 for heap in &heaps {

@@ -208,11 +208,21 @@ impl DeviceEntry {
         if let Some(pool) = self.pool_in_use() {
             pool.trim(keep)?;
         }
+        self.trim_sources(keep)?;
+        self.state.device.drop_idle_events();
+        Ok(before.saturating_sub(self.held_by_all()))
+    }
+
+    /// Gives back what the sources cache, beside the pool; the bytes.
+    pub(super) fn trim_sources(&self, keep: u64) -> Result<u64> {
+        let limit = &self.state.limit;
+        let (held, used) = (self.held_by_all(), limit.used());
         for kind in Kind::SOURCES {
             self.source(kind).trim(keep)?;
         }
-        self.state.device.drop_idle_events();
-        Ok(before.saturating_sub(self.held_by_all()))
+        // The driver's pool gives back by itself whenever work is waited for; that was not counted yet.
+        let less = used.saturating_sub(limit.used());
+        Ok(held.saturating_sub(self.held_by_all()).max(less))
     }
 
     fn held_by_all(&self) -> u64 {

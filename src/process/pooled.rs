@@ -79,11 +79,18 @@ impl Process {
         };
         let is_unordered = matches!(demand.last_use, LastUse::Unknown | LastUse::Anywhere);
         let key = key(demand, graph);
-        device
-            .pool(&self.pools)
-            .and_then(|pool| {
-                self.pools
-                    .allocate(pool, &key, demand.bytes, demand.align, is_unordered)
+        let allocate = || {
+            let pool = device.pool(&self.pools)?;
+            self.pools
+                .allocate(pool, &key, demand.bytes, demand.align, is_unordered)
+        };
+        allocate()
+            .or_else(|error| match error.status() {
+                // What other sources cache makes room too.
+                Status::OutOfMemory if device.trim_sources(0).is_ok_and(|bytes| bytes > 0) => {
+                    allocate()
+                }
+                _ => Err(error),
             })
             .map_err(|error| self.explain(device, error))
             .inspect_err(|error| device.counters(Kind::Pool).failed(error))

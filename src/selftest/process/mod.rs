@@ -45,6 +45,7 @@ pub const SUITE: Suite = Suite {
         statistics::peaks_and_totals,
         statistics::failures,
         statistics::limit,
+        statistics::just_within,
         statistics::out_of_memory_text,
         statistics::trim,
         streams::record_stream,

@@ -201,6 +201,27 @@ pub fn limit() -> Outcome {
     house.finish()
 }
 
+/// A block is had where the limit, or the device, leaves room for just that block.
+pub fn just_within() -> Outcome {
+    let house = House::open("devices=2,memory=256MiB", &[])?;
+    house.sim()?;
+    for kind in house.those_of(&[Kind::Device, Kind::Vmm, Kind::Pool])? {
+        for bytes in [2 * MIB, 20 * MIB, 64 * MIB] {
+            house.process.set_limit(0, Size::Bytes(bytes))?;
+            let block = house.allocate(kind, bytes, Stream::LEGACY)?;
+            house.free(block)?;
+            house.process.trim(0, 0)?;
+            house.process.set_limit(0, Size::Bytes(0))?;
+            let most = house.allocate(kind, 256 * MIB - bytes, Stream::LEGACY)?;
+            let rest = house.allocate(kind, bytes, Stream::LEGACY)?;
+            house.free(most)?;
+            house.free(rest)?;
+            house.process.trim(0, 0)?;
+        }
+    }
+    house.finish()
+}
+
 /// The error says what is free, what this process holds and what waits.
 pub fn out_of_memory_text() -> Outcome {
     let house = House::open("devices=1,memory=64MiB", &[])?;
