@@ -48,7 +48,23 @@ typedef enum hbm_kind {
     HBM_KIND_ASYNC = 2,
     // Virtual memory management; at least one granule (2 MiB) a block.
     HBM_KIND_VMM = 3,
-    // The caching pool.
+    // The caching pool, which the option `backend` names unless it is set. It gets its memory from what
+    // the option `pool_source` names and keeps what is freed, for its own blocks, until hbm_trim or
+    // until memory is short. Blocks take multiples of 512 bytes and are aligned to 512; any other power
+    // of two on request.
+    //
+    // Streams: a freed block serves requests for its own stream again at once, with no driver call, as
+    // whatever uses it still comes before in that stream's order. Other streams get its memory once
+    // that work is done. Streams named besides, by hbm_allocator_record_stream or by a free on another
+    // stream than the block's own, hold it back until the work they have been given is done. No free
+    // waits; an allocation waits only where memory would otherwise have run out.
+    //
+    // Threads: any thread may allocate and free any block. A thread keeps some of what it frees for
+    // itself, by stream and tag, and then takes no lock; what it keeps goes to the others when it
+    // ends, by hbm_trim, and when memory is short.
+    //
+    // Captures: each allocation asks the driver whether its stream captures, which costs more than the
+    // rest of it; not in programs that promise by hbm_captures_told to tell of every capture.
     HBM_KIND_POOL = 4,
 } hbm_kind;
 
@@ -239,9 +255,10 @@ int32_t hbm_allocator_create(const struct hbm_allocator_desc_t *descriptor,
 // Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine.
 int32_t hbm_allocator_destroy(struct hbm_allocator_t *allocator);
 
-// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, and only vmm
-// gives more than 256), for use on `stream` (a CUstream or cudaStream_t of the device; NULL is the
-// legacy stream), and writes the address to `*out`. Any thread, with any context current or none.
+// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512,
+// and only the pool and vmm give more than 256), for use on `stream` (a CUstream or cudaStream_t of
+// the device; NULL is the legacy stream), and writes the address to `*out`. Any thread, with any
+// context current or none.
 //
 // Required: `out` must be valid for a write; `stream` must be a live stream of the device.
 int32_t hbm_allocator_allocate(struct hbm_allocator_t *allocator,
@@ -435,8 +452,8 @@ void hbm_torch_end_allocate_to_pool(int device, uint64_t id_high, uint64_t id_lo
 void hbm_torch_release_pool(int device, uint64_t id_high, uint64_t id_low);
 
 // Writes a pair of functions for one MemPool: segments come from `kind` (an hbm_kind, or -1 for
-// the option `backend`) and carry `tag` (1 to 255 bytes), or where it is NULL the tag of the thread
-// that allocates one. Makes no driver call.
+// the option `backend`, and where that names the pool, what the pool is over) and carry `tag` (1 to
+// 255 bytes), or where it is NULL the tag of the thread that allocates one. Makes no driver call.
 //
 // Required: `tag` must be NULL or a C string, both out-pointers valid for a write.
 int32_t hbm_torch_segment_functions(int32_t kind,

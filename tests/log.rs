@@ -24,7 +24,7 @@ fn at_info_one_line_tells_version_backend_driver_and_devices() {
     assert_eq!(lines.len(), 1, "{text}");
     for part in [
         env!("CARGO_PKG_VERSION"),
-        "backend async",
+        "backend pool",
         "driver 13.0",
         "2 device(s)",
     ] {
@@ -69,7 +69,7 @@ fn a_log_file_gets_the_lines_and_a_bad_one_a_warning() {
     assert_eq!(stderr(&output), "");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    assert!(text.contains("backend async"), "{text}");
+    assert!(text.contains("backend pool"), "{text}");
     let output = doctor(&[("HBMALLOC_LOG_FILE", "/nowhere/at/all")]);
     assert!(
         stderr(&output).contains("/nowhere/at/all"),

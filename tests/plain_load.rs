@@ -19,7 +19,8 @@ use std::ptr::null_mut;
 type Malloc = extern "C-unwind" fn(usize, c_int, *mut c_void) -> *mut c_void;
 type Free = extern "C" fn(*mut c_void, usize, c_int, *mut c_void);
 
-const SOURCES: [(&str, Malloc, Free); 4] = [
+const SOURCES: [(&str, Malloc, Free); 5] = [
+    ("pool", pool_malloc, pool_free),
     ("device", device_malloc, device_free),
     ("managed", managed_malloc, managed_free),
     ("async", async_malloc, async_free),
@@ -67,6 +68,7 @@ fn without_and_with_hooks() {
     for source in SOURCES {
         plain.a_free_waits_for_its_streams_only(source);
     }
+    plain.the_pool_gives_out_again_at_once_in_stream_order();
     assert_eq!(plain.sim.faults(), Vec::<String>::new());
     assert_eq!(process.stats(0, None).unwrap().reserved, 0);
 }
@@ -105,13 +107,28 @@ impl Plain {
             "{name}: recorded before an allocation"
         );
         assert_eq!(self.pending(), u64::from(!at_once), "{name}");
-        let next = malloc(BYTES, 0, third.stream().raw());
-        if !at_once {
-            assert!(next != block, "{name}: given out under running work");
-            assert!(busy.is_running().unwrap(), "{name}: an allocation waited");
+        for stream in [third.stream(), own.stream()] {
+            let next = malloc(BYTES, 0, stream.raw());
+            // The driver's pool may: it has the block's own stream wait on the device.
+            let on_device = name == "async" && stream == own.stream();
+            if !at_once {
+                assert!(
+                    next != block || on_device,
+                    "{name}: given out under running work"
+                );
+                assert!(busy.is_running().unwrap(), "{name}: an allocation waited");
+            }
+            free(next, BYTES, 0, stream.raw());
         }
         busy.end().unwrap();
-        free(next, BYTES, 0, third.stream().raw());
+        if name == "pool" {
+            // What was never used goes first.
+            let more: [_; 16] = std::array::from_fn(|_| malloc(BYTES, 0, own.stream().raw()));
+            assert!(more.contains(&block), "not reused though the work is done");
+            for block in more {
+                free(block, BYTES, 0, own.stream().raw());
+            }
+        }
         hbm_torch_reset();
         assert_eq!(self.pending(), 0, "{name}");
         free(block, BYTES, 0, null_mut());
@@ -165,6 +182,28 @@ impl Plain {
         hbm_torch_reset();
         assert_eq!(self.pending(), 0, "{name}");
         self.forget([own, recorded, other]);
+    }
+
+    /// The work that uses the block still runs, and nobody asks the driver about it.
+    fn the_pool_gives_out_again_at_once_in_stream_order(&self) {
+        let (own, other) = (self.stream(), self.stream());
+        let block = pool_malloc(BYTES, 0, own.stream().raw());
+        let busy = self
+            .machine
+            .busy(own.stream(), block as u64, BYTES as u64)
+            .unwrap();
+        let calls = self.sim.calls("*");
+        pool_free(block, BYTES, 0, own.stream().raw());
+        assert_eq!(pool_malloc(BYTES, 0, own.stream().raw()), block);
+        assert_eq!(self.sim.calls("*"), calls, "the driver was called");
+        pool_free(block, BYTES, 0, own.stream().raw());
+        let elsewhere = pool_malloc(BYTES, 0, other.stream().raw());
+        assert!(elsewhere != block, "given to another stream meanwhile");
+        assert!(busy.is_running().unwrap(), "something waited");
+        busy.end().unwrap();
+        pool_free(elsewhere, BYTES, 0, other.stream().raw());
+        hbm_torch_reset();
+        self.forget([own, other]);
     }
 
     fn forget<const N: usize>(&self, streams: [OwnedStream; N]) {

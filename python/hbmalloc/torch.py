@@ -1,7 +1,7 @@
 """PyTorch on hbmalloc: as the allocator of every CUDA tensor, or of one MemPool.
 
-    hbmalloc.torch.install("vmm")                        # before torch first uses CUDA
-    with hbmalloc.torch.memory_pool("vmm", tag="kv"):    # beside torch's own allocator
+    hbmalloc.torch.install()                             # before torch first uses CUDA
+    with hbmalloc.torch.memory_pool(tag="kv"):           # beside torch's own allocator
         cache = torch.empty(...)
 
 Nothing here starts CUDA but `memory_pool`, since a pool belongs to a device. What is
@@ -110,8 +110,8 @@ def allocator(backend=None):
     """A `torch.cuda.memory.CUDAPluggableAllocator` on `backend`, with every hook of torch's set.
 
     For programs that call `torch.cuda.memory.change_current_allocator` themselves;
-    `install` does it for the others. `backend` is "device", "managed", "async", "vmm",
-    or None for what the option `backend` names when memory is allocated.
+    `install` does it for the others. `backend` is "pool", "device", "managed", "async",
+    "vmm", or None for what the option `backend` names when memory is allocated.
     """
     torch = _torch()
     _library.backend_number(backend)
@@ -124,7 +124,9 @@ def allocator(backend=None):
 def install(backend=None, **options):
     """Makes hbmalloc the allocator of every CUDA tensor of this process, from here on.
 
-    Call it before torch first uses CUDA. `options` are rows of the options table
+    Call it before torch first uses CUDA. `backend` is None for what the option `backend`
+    names, which is the caching pool where nobody set it, or one of those that `allocator`
+    takes. `options` are rows of the options table
     (`install("managed", prefetch_threshold="64MiB")`); a bad one raises and nothing is
     changed. Calling it again with the same backend does nothing. Torch's questions about
     memory (`torch.cuda.memory_stats` and its like) are then answered from hbmalloc's counts.
@@ -179,8 +181,10 @@ def memory_pool(backend=None, tag=None):
     """A `torch.cuda.MemPool` whose segments come from hbmalloc, for programs that keep torch's allocator.
 
     Use it as a context manager, or with `torch.cuda.use_mem_pool`. Torch caches on top,
-    so its statistics, snapshots and graphs work as ever. `tag` names the memory in
-    hbmalloc's records. Starts CUDA.
+    so its statistics, snapshots and graphs work as ever. `backend` is None for what the
+    option `backend` names; where that is the caching pool, for what the pool is over, since
+    what torch gives back could not go to its own allocator from there. `tag` names the
+    memory in hbmalloc's records. Starts CUDA.
     """
     torch = _torch()
     with _lock:
@@ -193,7 +197,10 @@ def memory_pool(backend=None, tag=None):
         _warn_untested(torch)
         if not hasattr(torch.cuda, "MemPool"):
             raise RuntimeError("PyTorch %s has no torch.cuda.MemPool: use %s" % (torch.__version__, TESTED[0]))
-        key = (_backend(backend), tag)
+        name = _backend(backend)
+        if backend is None and name == "pool":
+            name = get_option("pool_source")
+        key = (name, tag)
         if key not in _pool_allocators:
             _pool_allocators[key] = _segment_allocator(torch, *key)
         torch.cuda.init()

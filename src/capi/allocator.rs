@@ -28,7 +28,23 @@ pub enum hbm_kind {
     HBM_KIND_ASYNC = 2,
     /// Virtual memory management; at least one granule (2 MiB) a block.
     HBM_KIND_VMM = 3,
-    /// The caching pool.
+    /// The caching pool, which the option `backend` names unless it is set. It gets its memory from what
+    /// the option `pool_source` names and keeps what is freed, for its own blocks, until hbm_trim or
+    /// until memory is short. Blocks take multiples of 512 bytes and are aligned to 512; any other power
+    /// of two on request.
+    ///
+    /// Streams: a freed block serves requests for its own stream again at once, with no driver call, as
+    /// whatever uses it still comes before in that stream's order. Other streams get its memory once
+    /// that work is done. Streams named besides, by hbm_allocator_record_stream or by a free on another
+    /// stream than the block's own, hold it back until the work they have been given is done. No free
+    /// waits; an allocation waits only where memory would otherwise have run out.
+    ///
+    /// Threads: any thread may allocate and free any block. A thread keeps some of what it frees for
+    /// itself, by stream and tag, and then takes no lock; what it keeps goes to the others when it
+    /// ends, by hbm_trim, and when memory is short.
+    ///
+    /// Captures: each allocation asks the driver whether its stream captures, which costs more than the
+    /// rest of it; not in programs that promise by hbm_captures_told to tell of every capture.
     HBM_KIND_POOL = 4,
 }
 
@@ -126,6 +142,9 @@ struct Recent {
     device: i32,
     tag: TagId,
 }
+
+/// The alignment of every block of the pool.
+const POOL_ALIGN: usize = crate::core::radix::UNIT as usize;
 
 static DESTROYED: AtomicU64 = AtomicU64::new(0);
 
@@ -245,9 +264,10 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
     })
 }
 
-/// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, and only vmm
-/// gives more than 256), for use on `stream` (a CUstream or cudaStream_t of the device; NULL is the
-/// legacy stream), and writes the address to `*out`. Any thread, with any context current or none.
+/// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512,
+/// and only the pool and vmm give more than 256), for use on `stream` (a CUstream or cudaStream_t of
+/// the device; NULL is the legacy stream), and writes the address to `*out`. Any thread, with any
+/// context current or none.
 ///
 /// # Safety
 /// `out` must be valid for a write; `stream` must be a live stream of the device.
@@ -264,7 +284,8 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
         if out.is_null() {
             return Err(Error::invalid(OPERATION, "the out-pointer is NULL"));
         }
-        if let (Some(recent), 0 | 256) = (recent(allocator), alignment) {
+        let is_usual = alignment <= POOL_ALIGN && (alignment == 0 || alignment.is_power_of_two());
+        if let (Some(recent), true) = (recent(allocator), is_usual) {
             let stream = Stream::from_raw(stream);
             let process = observe::process();
             let tag = recent.tag.or_else(tags::current);

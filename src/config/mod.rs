@@ -5,6 +5,7 @@ pub mod table;
 pub mod value;
 
 use crate::error::{Error, Result, Status};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use table::{Opt, Spec, TABLE, Value};
 use value::{Location, Placement, Size, Threshold};
@@ -43,6 +44,7 @@ struct Setting {
 /// The values in force.
 pub struct Settings {
     rows: RwLock<Vec<Setting>>,
+    version: AtomicU64,
     notices: Vec<String>,
 }
 
@@ -78,6 +80,7 @@ impl Settings {
         }
         Settings {
             rows: RwLock::new(rows),
+            version: AtomicU64::new(1),
             notices,
         }
     }
@@ -105,7 +108,14 @@ impl Settings {
         row.value = value;
         row.origin = Origin::Call;
         row.problem = None;
+        self.version.fetch_add(1, Ordering::Release);
         Ok(spec.opt)
+    }
+
+    /// A number above 0 that grows with every option set: what was read under the same one holds.
+    #[inline]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Whether [`Settings::set`] would succeed now; changes nothing.

@@ -7,7 +7,7 @@ use super::value::{self, Location, PlacementMap, Size, Threshold};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(usize)]
 pub enum Opt {
-    /// Which source `hbm_malloc` and `install()` use.
+    /// What `hbm_malloc` and `install()` take memory from.
     Backend,
     /// Which driver library is opened.
     Driver,
@@ -107,9 +107,9 @@ pub static TABLE: [Spec; 15] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
-        default: "async",
+        default: "pool",
         accepted: "pool, device, managed, async or vmm",
-        help: "The source that `hbm_malloc` and `install()` use when none is named.",
+        help: "What `hbm_malloc` and `install()` take memory from when nothing is named; `memory_pool()`, which caches by itself, takes for `pool` what that is over.",
         parse: |text| word(text, &BACKENDS),
     },
     Spec {

@@ -112,7 +112,7 @@ impl Pools {
         if requested > LARGEST {
             return Err(Error::new(Status::OutOfMemory, "allocate")
                 .bytes(requested)
-                .detail(format!("{LARGEST} bytes is the most that the pool serves")));
+                .advice(format!("The pool serves blocks of up to {LARGEST} bytes")));
         }
         let (heap, cache) = self.heap_here(pool, key)?;
         let kept = match &cache {

@@ -2,6 +2,7 @@
 //! blocks given out; and what fork and exit mean for them.
 
 mod blocks;
+mod choice;
 mod devices;
 mod graphs;
 mod lifetime;
@@ -19,13 +20,13 @@ pub use stats::Stats;
 
 use crate::config::Settings;
 use crate::config::table::Opt;
-use crate::error::{Error, Result, Status, Warning, Warnings};
+use crate::error::{Error, Result, Warning, Warnings};
 use crate::gpu::Driver;
 use crate::gpu::driver::version_text;
 use crate::pool::Pools;
 use crate::registry::Registry;
-use crate::source::Kind;
 use crate::sys::linux;
+use choice::Choice;
 use graphs::GraphPools;
 use limits::Limits;
 use once_cell::sync::OnceCell;
@@ -42,6 +43,7 @@ pub struct Process {
     graphs: GraphPools,
     limits: Limits,
     rejected_frees: AtomicU64,
+    choice: Choice,
     hooked: AtomicBool,
     captures_told: AtomicBool,
     pools: Pools,
@@ -80,6 +82,7 @@ impl Process {
             graphs: GraphPools::default(),
             limits: Limits::default(),
             rejected_frees: AtomicU64::new(0),
+            choice: Choice::default(),
             hooked: AtomicBool::new(false),
             captures_told: AtomicBool::new(false),
             pools: Pools::default(),
@@ -105,18 +108,6 @@ impl Process {
     /// Whether torch tells us of streams and captures.
     pub fn is_hooked(&self) -> bool {
         self.hooked.load(Ordering::Relaxed)
-    }
-
-    /// The source that the option `backend` names.
-    pub fn default_kind(&self) -> Result<Kind> {
-        lifetime::check_not_forked()?;
-        self.settings.check()?;
-        let name = self.settings.text(Opt::Backend);
-        Kind::from_name(&name).ok_or_else(|| {
-            Error::new(Status::Unsupported, "option backend")
-                .detail(format!("the backend '{name}' is not in this build"))
-                .advice("Use vmm or async")
-        })
     }
 
     /// The driver, opened at the first call. A failure is not kept: the next call tries again.

@@ -31,13 +31,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind, the default first.
     pub const ALL: [Kind; 5] = [
+        Kind::Pool,
         Kind::Device,
         Kind::Managed,
         Kind::Async,
         Kind::Vmm,
-        Kind::Pool,
     ];
 
     /// The kinds that have a source of their own.

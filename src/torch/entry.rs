@@ -68,7 +68,7 @@ macro_rules! entry_points {
 }
 
 entry_points! {
-    "the source that the option `backend` names", None, hbm_malloc, hbm_free, hbm_segment_malloc, hbm_segment_free;
+    "what the option `backend` names (segments, where that is the pool, from what it is over)", None, hbm_malloc, hbm_free, hbm_segment_malloc, hbm_segment_free;
     "synchronous device memory", Some(Kind::Device), device_malloc, device_free, device_segment_malloc, device_segment_free;
     "managed memory", Some(Kind::Managed), managed_malloc, managed_free, managed_segment_malloc, managed_segment_free;
     "the stream-ordered pool", Some(Kind::Async), async_malloc, async_free, async_segment_malloc, async_segment_free;

@@ -46,8 +46,16 @@ fn allocate_block(
     stream: *mut c_void,
 ) -> Result<*mut c_void> {
     let process = observe::process();
+    // torch asks for 0 bytes too, takes NULL for it and never frees that.
+    if size == 0 {
+        return Ok(std::ptr::null_mut());
+    }
+    let kind = match kind {
+        Some(kind) => kind,
+        None => process.default_kind()?,
+    };
     let tag = tags::current();
-    if kind == Some(Kind::Pool) {
+    if kind == Kind::Pool {
         let stream = Stream::from_raw(stream);
         if let Some(address) = process.reuse_pooled(device, size as u64, stream, None, tag) {
             return Ok(address as *mut c_void);
@@ -73,13 +81,20 @@ fn allocate_segment(
     stream: *mut c_void,
     tag: TagId,
 ) -> Result<*mut c_void> {
+    if size == 0 {
+        return Ok(std::ptr::null_mut());
+    }
+    let kind = match kind {
+        Some(kind) => kind,
+        None => observe::process().default_segment_kind()?,
+    };
     let last_use = LastUse::Anywhere;
     let tag = tag.or_else(tags::current);
     allocate(kind, size, device, stream, Owner::Segment, last_use, tag)
 }
 
 fn allocate(
-    kind: Option<Kind>,
+    kind: Kind,
     size: usize,
     device: i32,
     stream: *mut c_void,
@@ -87,16 +102,7 @@ fn allocate(
     last_use: LastUse,
     tag: TagId,
 ) -> Result<*mut c_void> {
-    // torch asks for 0 bytes too, takes NULL for it and never frees that.
-    if size == 0 {
-        return Ok(std::ptr::null_mut());
-    }
-    let process = observe::process();
-    let kind = match kind {
-        Some(kind) => kind,
-        None => process.default_kind()?,
-    };
-    let address = process.allocate(Demand {
+    let address = observe::process().allocate(Demand {
         kind,
         device,
         bytes: size as u64,

@@ -64,8 +64,8 @@ fn bind(kind: Option<Kind>, tag: TagId) -> Result<SegmentMalloc> {
 }
 
 /// Writes a pair of functions for one MemPool: segments come from `kind` (an hbm_kind, or -1 for
-/// the option `backend`) and carry `tag` (1 to 255 bytes), or where it is NULL the tag of the thread
-/// that allocates one. Makes no driver call.
+/// the option `backend`, and where that names the pool, what the pool is over) and carry `tag` (1 to
+/// 255 bytes), or where it is NULL the tag of the thread that allocates one. Makes no driver call.
 ///
 /// # Safety
 /// `tag` must be NULL or a C string, both out-pointers valid for a write.

@@ -90,7 +90,7 @@ static void options(void) {
         CHECK(strncmp(value, option.value, sizeof value - 1) == 0);
         if (strcmp(option.name, "backend") == 0) {
             CHECK(strcmp(option.value, "managed") == 0 && strcmp(option.origin, "call") == 0);
-            CHECK(strcmp(option.default_value, "async") == 0);
+            CHECK(strcmp(option.default_value, "pool") == 0);
             seen++;
         }
         if (strcmp(option.name, "driver") == 0) {

@@ -69,9 +69,9 @@ static void segment_functions(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(0, "t", NULL, &release_address));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(0, "t", &again, NULL));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_torch_segment_functions(9, "t", &again, &release_address));
-    /* There is a function for so many tags and no more. */
+    /* There are 64 pairs of functions: twelve here by kind and tag, one without a tag, and the "default" before. */
     int32_t status = HBM_OK;
-    int bound = 13;
+    int bound = 14;
     for (; bound < 1000 && status == HBM_OK; bound++) {
         char tag[16];
         snprintf(tag, sizeof tag, "tag%d", bound);
@@ -79,6 +79,24 @@ static void segment_functions(void) {
     }
     EXPECT(HBM_BUSY, status);
     CHECK(bound == 65);
+}
+
+/* Blocks come from the pool, segments from what it is over: their owner keeps freed ones himself. */
+static void the_pool_is_what_one_gets(void) {
+    void *block = hbm_malloc(1000, 0, NULL), *segment = hbm_segment_malloc(1000, 0, NULL);
+    CHECK(block != NULL && segment != NULL);
+    CHECK(stats_of(0, HBM_KIND_POOL).requested == 1000 && stats_of(0, HBM_KIND_VMM).requested == 1000);
+    hbm_segment_free(segment, 1000, 0, NULL);
+    hbm_free(block, 1000, 0, NULL);
+    void *allocate_address = NULL, *release_address = NULL;
+    malloc_function allocate;
+    EXPECT(HBM_OK, hbm_torch_segment_functions(-1, "default", &allocate_address, &release_address));
+    memcpy(&allocate, &allocate_address, sizeof allocate);
+    segment = allocate(1000, 0, NULL);
+    CHECK(segment != NULL && stats_of(0, HBM_KIND_VMM).requested == 1000);
+    vmm_segment_free(segment, 1000, 0, NULL);
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    CHECK(physical_bytes(0) == 0);
 }
 
 static void limits(void) {
@@ -156,9 +174,10 @@ static void without_torch_there_is_no_allocator_to_answer_for(void) {
 int main(void) {
     EXPECT(HBM_OK, hbm_option_set("log", "off"));
     without_torch_there_is_no_allocator_to_answer_for();
-    EXPECT(HBM_OK, hbm_option_set("backend", "vmm"));
     hbm_torch_init(2);
     CHECK(hbm_driver_used() == 0);
+    the_pool_is_what_one_gets();
+    EXPECT(HBM_OK, hbm_option_set("backend", "vmm"));
     for (int hooked = 0; hooked < 2; hooked++) {
         hbm_torch_set_hooked(hooked);
         for (int s = 0; s < SOURCE_COUNT; s++) {

@@ -10,7 +10,7 @@ def test_every_row_is_described(sim):
             assert option.help and option.accepted and option.origin, name
             assert hbmalloc.get_option(name) == option.value
         assert table["driver"].value == "sim" and "HBMALLOC_DRIVER" in table["driver"].origin
-        assert table["backend"].value == table["backend"].default == "async"
+        assert table["backend"].value == table["backend"].default == "pool"
     """)
 
 
@@ -37,7 +37,7 @@ def test_a_bad_value_names_value_and_what_is_accepted(sim):
                     assert word in str(error), error
             else:
                 raise SystemExit(5)
-        assert hbmalloc.get_option("backend") == "async"
+        assert hbmalloc.get_option("backend") == "pool"
     """)
 
 
@@ -55,6 +55,6 @@ def test_many_options_are_set_all_or_none(sim):
                 pass
             else:
                 raise SystemExit(5)
-            assert hbmalloc.get_option("backend") == "async"
+            assert hbmalloc.get_option("backend") == "pool"
             assert hbmalloc.get_option("managed_headroom") == "3GiB"
     """)

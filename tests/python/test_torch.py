@@ -17,7 +17,7 @@ EXPECT = """
 """
 
 
-@pytest.mark.parametrize("backend", ["device", "managed", "async", "vmm"])
+@pytest.mark.parametrize("backend", ["pool", "device", "managed", "async", "vmm"])
 def test_install_sets_every_hook_and_starts_nothing(fake, backend):
     fake(EXPECT + """
         hbmalloc.torch.install("%s")
@@ -39,6 +39,25 @@ def test_install_takes_the_option(fake):
         hbmalloc.torch.install()
         assert torch.cuda.memory.current.names == ("vmm_malloc", "vmm_free")
     """, HBMALLOC_BACKEND="vmm")
+
+
+def test_the_pool_is_what_one_gets(fake):
+    fake(EXPECT + """
+        hbmalloc.torch.install()
+        hbmalloc.torch.install("pool")
+        current = torch.cuda.memory.current
+        assert current.names == ("pool_malloc", "pool_free")
+        malloc, free = current._allocator.malloc, current._allocator.free
+        block = malloc(1000, 0, None)
+        free(block, 1000, 0, None)
+        assert malloc(600, 0, None) == block            # given out again at once on its stream
+        stats = hbmalloc.stats(0, "pool")
+        assert stats["requested"] == 600 and stats["allocated"] == 1024, stats
+        free(block, 600, 0, None)
+        assert hbmalloc.stats(0)["reserved"] > 0        # kept
+        torch.cuda.empty_cache()
+        assert hbmalloc.stats(0)["reserved"] == 0
+    """)
 
 
 def test_install_twice(fake):
@@ -63,7 +82,7 @@ def test_install_with_options(fake):
             hbmalloc.torch.install("vmm", prefetch_treshold="64MiB")
         with refused("vmm", kind=ValueError):
             hbmalloc.torch.install("vvm")
-        assert hbmalloc.get_option("managed_headroom") == "1GiB" and hbmalloc.get_option("backend") == "async"
+        assert hbmalloc.get_option("managed_headroom") == "1GiB" and hbmalloc.get_option("backend") == "pool"
         assert torch.cuda.memory.current is None and not hbmalloc.torch.is_installed()
         hbmalloc.torch.install("managed", prefetch_threshold="64MiB")
         assert hbmalloc.get_option("prefetch_threshold") == "64MiB"
@@ -172,7 +191,7 @@ def test_a_torch_that_lacks_a_hook(fake):
         torch._C.SETTERS.remove("set_record_stream_fn")
         with refused("set_record_stream_fn", "2.11"):
             hbmalloc.torch.install("vmm")
-        assert torch.cuda.memory.current is None and hbmalloc.get_option("backend") == "async"
+        assert torch.cuda.memory.current is None and hbmalloc.get_option("backend") == "pool"
     """)
 
 
@@ -193,6 +212,21 @@ def test_memory_pool(fake):
     """)
 
 
+def test_memory_pool_takes_what_the_pool_is_over(fake):
+    code = EXPECT + """
+        pool = hbmalloc.torch.memory_pool(tag="kv")
+        block = pool.allocator.malloc(2 << 20, 0, None)
+        assert hbmalloc.stats(0, "%s")["requested"] == 2 << 20
+        pool.allocator.free(block, 2 << 20, 0, None)
+        hbmalloc.trim(0)
+        cached = hbmalloc.torch.memory_pool("pool", tag="kv")      # by name also the pool itself
+        assert cached.allocator.malloc(2 << 20, 0, None) and hbmalloc.stats(0, "pool")["requested"] == 2 << 20
+    """
+    fake(code % "vmm")
+    fake(code % "device", HBMALLOC_POOL_SOURCE="device")
+    fake(code % "async", HBMALLOC_BACKEND="async")
+
+
 def test_memory_pool_after_install(fake):
     fake(EXPECT + """
         hbmalloc.torch.install("vmm")
@@ -208,6 +242,6 @@ def test_allocator(fake):
         assert sorted(made._allocator.hooks) == sorted(torch._C.SETTERS)
         torch.cuda.memory.change_current_allocator(made)
         block = made._allocator.malloc(4096, 0, None)
-        assert hbmalloc.stats(0, "async")["requested"] == 4096
+        assert hbmalloc.stats(0, "pool")["requested"] == 4096
         made._allocator.free(block, 4096, 0, None)
     """)

@@ -75,6 +75,29 @@ def test_the_statistics_follow_the_blocks(either):
     """)
 
 
+def test_the_statistics_of_the_pool(either):
+    either(PREPARE + """
+        install("pool")
+        kept, gone = malloc(3 * MIB), malloc(1000)
+        stats = torch.cuda.memory_stats(0)
+        assert stats["allocated_bytes.all.current"] == stats["allocated_bytes.all.peak"] == 3 * MIB + 1024
+        assert stats["requested_bytes.all.current"] == 3 * MIB + 1000
+        held = torch.cuda.memory_reserved(0)
+        free(gone)
+        # free in its stream's order: it waits for nothing, and stays with the pool
+        stats = torch.cuda.memory_stats(0)
+        assert stats["allocated_bytes.all.current"] == stats["active_bytes.all.current"] == 3 * MIB
+        assert torch.cuda.memory_reserved(0) == held == torch.cuda.max_memory_reserved(0)
+        torch.cuda.empty_cache()
+        assert 3 * MIB <= torch.cuda.memory_reserved(0) < held
+        free(kept)
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved(0) == torch.cuda.memory_allocated(0) == 0
+        stats = torch.cuda.memory_stats(0)
+        assert stats["reserved_bytes.all.allocated"] == stats["reserved_bytes.all.freed"] == held
+    """)
+
+
 def test_the_resets(either):
     either(PREPARE + """
         install()

@@ -88,14 +88,10 @@ impl Options {
         }
     }
 
-    /// The pool, which everything else exists for; the sources where this build has none.
     fn kinds(&self) -> Vec<Kind> {
-        if !self.kinds.is_empty() {
-            return self.kinds.clone();
-        }
-        match Kind::from_name("pool") {
-            Some(pool) => vec![pool],
-            None => vec![Kind::Async, Kind::Vmm],
+        match self.kinds.as_slice() {
+            [] => vec![Kind::Pool],
+            named => named.to_vec(),
         }
     }
 }

@@ -183,12 +183,13 @@ pub fn table(outcomes: &[Outcome]) -> String {
 
 /// What explains the figures, a line or two each.
 pub const READING: &str = "\
-How to read it: each row is the same program on another kind of memory. Calls and time are those of the
+How to read it: each row is the same program on another backend. Calls and time are those of the
 allocator, at what each call costs on an H200; a block is one allocation and its free. What hbmalloc
 says that it held must equal what the simulator counted, and what is read back what was written.
+  pool      the default: what is freed serves again without the driver, which is asked for what is missing
   device    as cudaMalloc: small blocks share 2 MiB of the card, others take whole 2 MiB: more on the card
   managed   advice and prefetch at every block; the simulator leaves this memory on the host: none on the card
-  async     the driver's pool, by far the cheapest; it takes 32 MiB at a time and keeps some of what is freed
+  async     the driver's pool: cheap calls, but for every block; it takes 32 MiB at a time and keeps some
   vmm       uncached: a mapping and whole 2 MiB chunks for every block, however small: dear in time and memory";
 
 /// The most frequent calls about memory, a line a backend.

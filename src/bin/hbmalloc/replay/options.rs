@@ -113,12 +113,9 @@ impl Options {
     }
 
     pub fn backends(&self) -> Vec<Kind> {
-        if !self.backend.is_empty() {
-            return self.backend.clone();
-        }
-        match Kind::from_name("pool") {
-            Some(pool) => vec![pool],
-            None => vec![Kind::Async, Kind::Vmm],
+        match self.backend.as_slice() {
+            [] => vec![Kind::Pool],
+            named => named.to_vec(),
         }
     }
 }
