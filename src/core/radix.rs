@@ -3,9 +3,10 @@
 //! loads and no lock, so that any thread can free any block.
 //!
 //! Only the beginnings of blocks have an entry, one for each [`UNIT`] of addresses that has ever been
-//! near one: a large block costs one small table, a gigabyte of small ones 24 MiB.
+//! near one: a large block costs 1.25 KiB of tables where none began nearby, a gigabyte of small ones
+//! 33 MiB. The lower tables are small because a block of many MiB makes new ones for itself.
 
-use std::sync::OnceLock;
+use once_cell::race::OnceBox;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Beginnings of blocks are multiples of this many bytes.
@@ -16,17 +17,17 @@ const ADDRESS_BITS: u32 = 48;
 
 /// Bits of an address that pick an entry, from the lowest level up.
 const LEAF_BITS: u32 = 4;
-const LOW_BITS: u32 = 10;
-const MIDDLE_BITS: u32 = 12;
-const TOP_BITS: u32 = 13;
+const LOW_BITS: u32 = 7;
+const MIDDLE_BITS: u32 = 14;
+const TOP_BITS: u32 = 14;
 const UNIT_BITS: u32 = UNIT.trailing_zeros();
 const _: () = assert!(UNIT_BITS + LEAF_BITS + LOW_BITS + MIDDLE_BITS + TOP_BITS == ADDRESS_BITS);
 
-type Table<T, const N: usize> = Box<[OnceLock<T>; N]>;
-type Low = Table<Box<Leaf>, { 1 << LOW_BITS }>;
+type Table<T, const N: usize> = [OnceBox<T>; N];
+type Leaf = [Entry; 1 << LEAF_BITS];
+type Low = Table<Leaf, { 1 << LOW_BITS }>;
 type Middle = Table<Low, { 1 << MIDDLE_BITS }>;
-
-struct Leaf([Entry; 1 << LEAF_BITS]);
+type Top = Table<Middle, { 1 << TOP_BITS }>;
 
 /// What is known of the block that begins at an address.
 #[derive(Default)]
@@ -73,12 +74,12 @@ impl Entry {
 
 /// The tree.
 pub struct Radix {
-    top: Table<Middle, { 1 << TOP_BITS }>,
+    top: Box<Top>,
 }
 
-fn table<T, const N: usize>() -> Table<T, N> {
+fn table<T, const N: usize>() -> Box<Table<T, N>> {
     // By way of a Vec: an array of this size must not pass over the stack.
-    let slots: Vec<OnceLock<T>> = (0..N).map(|_| OnceLock::new()).collect();
+    let slots: Vec<OnceBox<T>> = (0..N).map(|_| OnceBox::new()).collect();
     match slots.into_boxed_slice().try_into() {
         Ok(table) => table,
         Err(_) => unreachable!("the Vec has N slots"),
@@ -111,7 +112,7 @@ impl Radix {
         let middle = self.top[index(address, TOP_ABOVE, TOP_BITS)].get()?;
         let low = middle[index(address, MIDDLE_ABOVE, MIDDLE_BITS)].get()?;
         let leaf = low[index(address, LOW_ABOVE, LOW_BITS)].get()?;
-        Some(&leaf.0[index(address, LEAF_ABOVE, LEAF_BITS)])
+        Some(&leaf[index(address, LEAF_ABOVE, LEAF_BITS)])
     }
 
     /// The entry of an address, its tables made where they are missing. The address must be a
@@ -130,8 +131,8 @@ impl Radix {
         let middle = self.top[index(address, TOP_ABOVE, TOP_BITS)].get_or_init(table);
         let low = middle[index(address, MIDDLE_ABOVE, MIDDLE_BITS)].get_or_init(table);
         let leaf = low[index(address, LOW_ABOVE, LOW_BITS)]
-            .get_or_init(|| Box::new(Leaf(std::array::from_fn(|_| Entry::default()))));
-        &leaf.0[index(address, LEAF_ABOVE, LEAF_BITS)]
+            .get_or_init(|| Box::new(std::array::from_fn(|_| Entry::default())));
+        &leaf[index(address, LEAF_ABOVE, LEAF_BITS)]
     }
 }
 

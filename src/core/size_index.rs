@@ -153,20 +153,26 @@ impl SizeIndex {
 
     /// Every piece of at least `size`, largest classes first, in no order within a class.
     pub fn at_least(&self, size: u64) -> Vec<u32> {
-        let (class, sub) = class_of(size.max(1));
-        let lowest = class * SUB_CLASSES + sub;
+        let (lowest, lowest_sub) = class_of(size.max(1));
         let mut found = Vec::new();
-        for slot in (lowest..self.heads.len()).rev() {
-            if self.sub_filled[slot / SUB_CLASSES] & (1 << (slot % SUB_CLASSES)) == 0 {
-                continue;
+        let mut classes = self.filled & (u64::MAX << lowest);
+        while let Some(class) = classes.checked_ilog2() {
+            classes ^= 1 << class;
+            let class = class as usize;
+            let mut subs = self.sub_filled[class];
+            if class == lowest {
+                subs &= u64::MAX << lowest_sub;
             }
-            let mut number = self.heads[slot];
-            while number != NONE {
-                let links = self.links[number as usize];
-                if links.size >= size {
-                    found.push(number);
+            while let Some(sub) = subs.checked_ilog2() {
+                subs ^= 1 << sub;
+                let mut number = self.heads[class * SUB_CLASSES + sub as usize];
+                while number != NONE {
+                    let links = self.links[number as usize];
+                    if links.size >= size {
+                        found.push(number);
+                    }
+                    number = links.after;
                 }
-                number = links.after;
             }
         }
         found

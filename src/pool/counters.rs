@@ -11,6 +11,8 @@ pub struct Counters {
     pub stitches: AtomicU64,
     /// Chunks made.
     pub creates: AtomicU64,
+    /// Chunks given back so that others could be made.
+    pub releases: AtomicU64,
     /// Times that free memory of one stream became everybody's.
     pub owner_changes: AtomicU64,
     /// Requests that needed more than free memory.

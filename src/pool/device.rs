@@ -5,6 +5,7 @@ use super::backing::Backing;
 use super::cache::{Cache, Counts, Held};
 use super::counters::Counters;
 use super::heap::{Heap, HeapKey};
+use super::pace::Pace;
 use super::pending::Effort;
 use super::word::units;
 use crate::core::append_list::AppendList;
@@ -31,7 +32,7 @@ pub struct DevicePool {
     pub(super) arenas: Mutex<Vec<Arc<Arena>>>,
     pub(super) heaps: Mutex<Vec<Arc<Heap>>>,
     /// Held by who changes what backs addresses.
-    pub(super) growth: Mutex<()>,
+    pub(super) growth: Mutex<Pace>,
     epoch: AtomicU64,
     /// The counts of all threads on all heaps.
     pub(super) counts: AppendList<Arc<Counts>>,

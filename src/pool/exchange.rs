@@ -53,7 +53,8 @@ impl Exchange {
 
     /// Everything that waits.
     pub fn take_all(&self, into: &mut Vec<Held>) {
-        for shelf in &self.0 {
+        let filled = |shelf: &&Shelf| shelf.count.load(Ordering::Relaxed) > 0;
+        for shelf in self.0.iter().filter(filled) {
             let mut batches = lock(&shelf.batches);
             into.extend(batches.drain(..).flatten());
             shelf.count.store(0, Ordering::Relaxed);

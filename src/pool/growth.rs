@@ -6,6 +6,7 @@
 use super::arena::Arena;
 use super::counters::add;
 use super::device::{DevicePool, Wanted};
+use super::pace::{Account, Pace};
 use super::pending::Effort;
 use super::policy::{self, Candidate, Stretch};
 use crate::core::space::{Color, Epoch, Given, Space, Window};
@@ -13,11 +14,12 @@ use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::deferral::Behind;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 impl DevicePool {
     /// Memory for what [`DevicePool::take_free`] has none for.
     pub(super) fn grow(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
-        let _turn = lock(&self.growth);
+        let mut turn = lock(&self.growth);
         self.state.deferral.drain();
         // Somebody else may have grown meanwhile.
         if let Some(given) = self.take_free(wanted) {
@@ -29,7 +31,7 @@ impl DevicePool {
             }
         }
         add(&self.counters.growths, 1);
-        let mut outcome = self.extend(wanted, self.state.limit.room());
+        let mut outcome = self.extend(wanted, &mut turn, self.state.limit.room());
         for relief in [Relief::Thrift, Relief::WhatIsDone, Relief::Everything] {
             match &outcome {
                 Err(error) if error.status() == Status::OutOfMemory => {}
@@ -38,7 +40,7 @@ impl DevicePool {
             if self.relieve(relief) {
                 outcome = match self.take_free(wanted) {
                     Some(given) => Ok(given),
-                    None => self.extend(wanted, 0),
+                    None => self.extend(wanted, &mut turn, 0),
                 };
             }
         }
@@ -65,7 +67,12 @@ impl DevicePool {
 
     /// Puts a block's addresses together and backs them. Beyond `credit` bytes nothing is made that can
     /// be done without.
-    fn extend(self: &Arc<DevicePool>, wanted: &Wanted, credit: u64) -> Result<Given> {
+    fn extend(
+        self: &Arc<DevicePool>,
+        wanted: &Wanted,
+        pace: &mut Pace,
+        credit: u64,
+    ) -> Result<Given> {
         if !self.backing.is_movable() {
             return self.add_segment(wanted);
         }
@@ -77,12 +84,29 @@ impl DevicePool {
         }
         wanted.heap.look_at_progress();
         let arenas = lock(&self.arenas).clone();
-        let candidates = self.candidates(&arenas, wanted);
-        let lean = policy::Lean::of(self.is_tight());
-        let most = self.most_in_use(wanted.bytes);
-        let chunk = lean.chunk_bytes(wanted.bytes, most, self.backing.granularity());
+        let sums = self.total();
+        let most = sums.peak_allocated.max(sums.allocated + wanted.bytes);
         let held = self.state.extents.pooled().now;
-        let credit = lean.may_hold(most).saturating_sub(held).min(credit);
+        let is_tight = self.is_tight();
+        let lean = policy::Lean::of(is_tight);
+        let room = |pace| (lean.may_hold(most, pace).saturating_sub(held)).min(credit);
+        let mut candidates = Vec::new();
+        if window.missing_bytes() > room(*pace) {
+            candidates = self.candidates(&arenas, wanted);
+            let counters = &self.counters;
+            match is_tight {
+                true => *pace = Pace::default(),
+                false => pace.look(&Account {
+                    creates: counters.creates.load(Relaxed),
+                    moves: counters.stitches.load(Relaxed),
+                    releases: counters.releases.load(Relaxed),
+                    blocks: sums.taken,
+                    most,
+                }),
+            }
+        }
+        let credit = room(*pace);
+        let chunk = lean.chunk_bytes(wanted.bytes, most, self.backing.granularity(), *pace);
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, chunk, credit);
         lock(&arena.space).extend(&mut window, extra);
@@ -97,12 +121,6 @@ impl DevicePool {
             stretches.iter().map(Stretch::new_bytes).sum::<u64>(),
         );
         self.back(wanted, &arenas, window, stretches)
-    }
-
-    /// The most bytes that were in use at a time, a new block included.
-    fn most_in_use(&self, bytes: u64) -> u64 {
-        let sums = self.total();
-        sums.peak_allocated.max(sums.allocated + bytes)
     }
 
     /// Sets addresses aside for a block, in a new range where none are left.
@@ -267,7 +285,10 @@ impl DevicePool {
                 .backing
                 .give_back(&self.state, &[(chunk.address, chunk.bytes)]);
             match gone {
-                Ok(_) => lock(space).place_gone(chunk.address),
+                Ok(_) => {
+                    add(&self.counters.releases, 1);
+                    lock(space).place_gone(chunk.address);
+                }
                 Err(_) => lock(space).give_back_place(chunk.address),
             }
         }

@@ -16,6 +16,7 @@ mod exchange;
 mod growth;
 mod heap;
 mod local;
+mod pace;
 mod pending;
 mod policy;
 mod pools;

@@ -4,6 +4,7 @@
 //! driver 580). So few large chunks are cheap to put together; but a chunk can only move while it is
 //! free all over, so large ones leave more memory behind that nobody can use.
 
+use super::pace::Pace;
 use crate::core::size::Align;
 
 /// A free chunk that could be moved.
@@ -68,11 +69,11 @@ pub struct Lean {
 }
 
 const BALANCED: Lean = Lean {
-    slack: 20,
-    slack_bytes: 16 << 20,
+    slack: 12,
+    slack_bytes: 56 << 20,
     part: 256,
     least: 8 << 20,
-    pieces: 64,
+    pieces: 48,
 };
 const TIGHT: Lean = Lean {
     slack: 5,
@@ -104,20 +105,23 @@ impl Lean {
     /// ends of every gap between blocks one is held that cannot move, so what lies idle grows with their
     /// size, and counts as a share of the pool. A block as large as all others is taken to be what
     /// the pool is for.
-    pub fn chunk_bytes(self, bytes: u64, most: u64, granularity: Align) -> u64 {
+    pub fn chunk_bytes(self, bytes: u64, most: u64, granularity: Align, pace: Pace) -> u64 {
         if bytes >= most / 8 * 7 {
             return MOST;
         }
         let few = (bytes / self.pieces).min(most / LARGEST_PART);
-        let wanted = (most / self.part).max(self.least).max(few);
+        let share = (most / self.part).max(self.least);
+        let wanted = pace.stretch(share).max(few);
         granularity
             .round_down(wanted)
             .clamp(granularity.get(), MOST)
     }
 
-    /// How many bytes the pool may hold without a second thought when `most` were in use at a time.
-    pub fn may_hold(self, most: u64) -> u64 {
-        most + most / 1000 * self.slack + self.slack_bytes
+    /// How many bytes the pool may hold without a second thought when `most` were in use at a time: at
+    /// most half as much again, however long finding memory takes.
+    pub fn may_hold(self, most: u64, pace: Pace) -> u64 {
+        let slack = most / 1000 * self.slack + self.slack_bytes;
+        most + pace.stretch(slack).min(slack.max(most / 2))
     }
 }
 
@@ -248,7 +252,9 @@ mod tests {
     #[test]
     fn chunks_grow_with_the_block_and_the_pool() {
         let granularity = Align::new(2 * MIB).unwrap();
-        let chunk = |bytes, most, tight| Lean::of(tight).chunk_bytes(bytes, most, granularity);
+        let chunk = |bytes, most, tight| {
+            Lean::of(tight).chunk_bytes(bytes, most, granularity, Pace::default())
+        };
         assert_eq!(chunk(4096, 1 << 30, false), 8 * MIB);
         assert_eq!(chunk(64 * MIB, 64 * MIB, false), MOST);
         assert_eq!(chunk(64 * MIB, 8 << 30, false), 32 * MIB);
