@@ -353,7 +353,10 @@ impl Run {
         // The first thing in a capture is an allocation, or nobody could know of it.
         let before: Vec<u64> = self.live.keys().copied().collect();
         self.allocate(&Step::Allocate {
-            kind: Kind::Async as usize,
+            kind: Kind::ALL
+                .iter()
+                .position(|kind| *kind == Kind::Async)
+                .unwrap(),
             bytes: 4096,
             stream,
             use_known: 0,
