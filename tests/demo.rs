@@ -46,6 +46,9 @@ fn the_table_has_a_row_a_backend_and_says_that_it_is_simulated() {
             .find(|line| line.starts_with(backend) && line.ends_with(" ok"));
         assert!(row.is_some(), "{backend}: {table}");
     }
+    let first = table.lines().find(|line| line.ends_with(" ok")).unwrap();
+    assert!(first.starts_with("pool "), "{table}");
+    assert!(table.contains("The pool, the default, served"), "{table}");
     assert!(table.contains("How to read it"), "{table}");
     assert!(table.contains("All checks passed"), "{table}");
     assert!(told.contains("SIMULATED"), "{told}");

@@ -1,5 +1,5 @@
-//! `hbmalloc demo`: the library at work. On a machine with a GPU and PyTorch, a training run on every
-//! backend; anywhere else, a recorded PyTorch program replayed on the simulated driver, a process a
+//! `hbmalloc demo`: the library at work, the pool first and the other backends beside it. On a machine
+//! with a GPU and PyTorch, a training run on each; anywhere else, a recorded PyTorch program replayed on the simulated driver, a process a
 //! backend, with everything that can be checked checked.
 //!
 //! The recording is four steps of training a 12-layer transformer with AdamW beside a program that
@@ -157,6 +157,9 @@ fn show(trace: &Trace, outcomes: &[Outcome], expected: u32, failed: usize) {
         report::mib(trace.peak().0)
     );
     println!("{}", report::table(outcomes));
+    if let Some(text) = report::headline(outcomes) {
+        println!("{text}\n");
+    }
     println!("{}", report::READING);
     println!("Calls that each made, cuMem*:\n{}", report::calls(outcomes));
     if failed > 0 {

@@ -167,7 +167,7 @@ pub fn table(outcomes: &[Outcome]) -> String {
         line([
             outcome.kind.name(),
             &figures.calls.to_string(),
-            &format!("{:.1}", figures.driver_ns as f64 / 1e6),
+            &format!("{:.1}", milliseconds(figures)),
             &format!(
                 "{:.1}",
                 figures.driver_ns as f64 / 1e3 / figures.blocks.max(1) as f64
@@ -179,6 +179,40 @@ pub fn table(outcomes: &[Outcome]) -> String {
         ]);
     }
     text
+}
+
+/// What the default backend made of the program; None where it failed.
+pub fn headline(outcomes: &[Outcome]) -> Option<String> {
+    let figures_of = |kind| {
+        let outcome = outcomes.iter().find(|outcome| outcome.kind == kind)?;
+        outcome.figures.as_ref().filter(|_| outcome.is_good())
+    };
+    let pool = figures_of(Kind::Pool)?;
+    let mut text = format!(
+        "The pool, the default, served {} blocks with {} driver calls that take {:.1} ms",
+        pool.blocks,
+        pool.calls,
+        milliseconds(pool)
+    );
+    if let Some(device) = figures_of(Kind::Device) {
+        let _ = write!(
+            text,
+            " (plain memory: {} in {:.1} ms)",
+            device.calls,
+            milliseconds(device)
+        );
+    }
+    let _ = write!(
+        text,
+        ",\nand held {} MiB at most for {} asked for.",
+        mib(pool.held),
+        mib(pool.asked)
+    );
+    Some(text)
+}
+
+fn milliseconds(figures: &Figures) -> f64 {
+    figures.driver_ns as f64 / 1e6
 }
 
 /// What explains the figures, a line or two each.
