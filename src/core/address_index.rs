@@ -2,81 +2,131 @@
 //! addresses, and what is free at the end stays in one piece; for large blocks that leaves less
 //! between them than the best fit does.
 //!
-//! Pieces stand in rows of bounded length, each of which knows its largest: a search looks at the rows
-//! and then into one, a change moves no more than a row.
+//! Pieces stand in rows of bounded length. A search looks at the largest size of each row, which stand
+//! side by side, and then into one row; a change moves no more than a row. Sizes stand apart from
+//! addresses, so that looking through them touches few cache lines.
 
-/// A row is cut in two beyond this.
-const ROW: usize = 128;
+/// A row is cut in two when it is full.
+const ROW: usize = 64;
 
-#[derive(Clone, Copy)]
-struct Listed {
-    address: u64,
-    size: u64,
-    number: u32,
-}
-
-#[derive(Default)]
 struct Row {
+    len: usize,
     /// By address; never empty.
-    pieces: Vec<Listed>,
-    largest: u64,
+    addresses: [u64; ROW],
+    sizes: [u32; ROW],
+    numbers: [u32; ROW],
 }
 
 impl Row {
-    fn new(pieces: Vec<Listed>) -> Row {
-        let mut row = Row { pieces, largest: 0 };
-        row.look();
+    fn of(addresses: &[u64], sizes: &[u32], numbers: &[u32]) -> Box<Row> {
+        let len = addresses.len();
+        let mut row = Box::new(Row {
+            len,
+            addresses: [0; ROW],
+            sizes: [0; ROW],
+            numbers: [0; ROW],
+        });
+        row.addresses[..len].copy_from_slice(addresses);
+        row.sizes[..len].copy_from_slice(sizes);
+        row.numbers[..len].copy_from_slice(numbers);
         row
     }
 
-    fn look(&mut self) {
-        self.largest = self
-            .pieces
-            .iter()
-            .map(|piece| piece.size)
-            .max()
-            .unwrap_or(0);
+    fn insert(&mut self, at: usize, (address, size, number): (u64, u32, u32)) {
+        self.addresses.copy_within(at..self.len, at + 1);
+        self.sizes.copy_within(at..self.len, at + 1);
+        self.numbers.copy_within(at..self.len, at + 1);
+        self.addresses[at] = address;
+        self.sizes[at] = size;
+        self.numbers[at] = number;
+        self.len += 1;
     }
 
-    fn first_address(&self) -> u64 {
-        self.pieces.first().map_or(0, |piece| piece.address)
+    fn remove(&mut self, at: usize) -> u32 {
+        let size = self.sizes[at];
+        self.addresses.copy_within(at + 1..self.len, at);
+        self.sizes.copy_within(at + 1..self.len, at);
+        self.numbers.copy_within(at + 1..self.len, at);
+        self.len -= 1;
+        size
+    }
+
+    fn split(&mut self) -> Box<Row> {
+        let half = self.len / 2;
+        let rest = Row::of(
+            &self.addresses[half..self.len],
+            &self.sizes[half..self.len],
+            &self.numbers[half..self.len],
+        );
+        self.len = half;
+        rest
+    }
+
+    fn addresses(&self) -> &[u64] {
+        &self.addresses[..self.len]
+    }
+
+    fn sizes(&self) -> &[u32] {
+        &self.sizes[..self.len]
+    }
+
+    fn largest(&self) -> u32 {
+        self.sizes().iter().copied().max().unwrap_or(0)
     }
 }
 
 /// Pieces, by numbers that the caller gives, listed by address.
 #[derive(Default)]
 pub struct AddressIndex {
-    rows: Vec<Row>,
+    rows: Vec<Box<Row>>,
+    /// The first address of each row.
+    firsts: Vec<u64>,
+    /// The largest size in each row.
+    largest: Vec<u32>,
+}
+
+/// Sizes beyond what 32 bits hold are all alike: no request comes near.
+fn narrow(size: u64) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
 }
 
 impl AddressIndex {
     fn row_of(&self, address: u64) -> usize {
-        let after = self
-            .rows
-            .partition_point(|row| row.first_address() <= address);
+        let after = self.firsts.partition_point(|first| *first <= address);
         after.saturating_sub(1)
     }
 
-    /// Lists the piece `number` of `size` at `address`.
+    fn look(&mut self, index: usize) {
+        self.firsts[index] = self.rows[index].addresses[0];
+        self.largest[index] = self.rows[index].largest();
+    }
+
+    /// Lists the piece `number` of `size`, below 2 to the power 32, at `address`.
     pub fn insert(&mut self, number: u32, address: u64, size: u64) {
-        let listed = Listed {
-            address,
-            size,
-            number,
-        };
-        let index = self.row_of(address);
-        let Some(row) = self.rows.get_mut(index) else {
-            self.rows.push(Row::new(vec![listed]));
+        let listed = (address, narrow(size), number);
+        if self.rows.is_empty() {
+            self.add_row(0, Row::of(&[address], &[listed.1], &[number]));
             return;
-        };
-        let at = row.pieces.partition_point(|piece| piece.address < address);
-        row.pieces.insert(at, listed);
-        row.largest = row.largest.max(size);
-        if row.pieces.len() > ROW {
-            let rest = Row::new(row.pieces.split_off(ROW / 2));
-            row.look();
-            self.rows.insert(index + 1, rest);
         }
+        let mut index = self.row_of(address);
+        if self.rows[index].len == ROW {
+            let rest = self.rows[index].split();
+            self.look(index);
+            self.add_row(index + 1, rest);
+            index = self.row_of(address);
+        }
+        let row = &mut self.rows[index];
+        let at = row.addresses().partition_point(|other| *other < address);
+        row.insert(at, listed);
+        self.firsts[index] = row.addresses[0];
+        self.largest[index] = self.largest[index].max(listed.1);
+    }
+
+    fn add_row(&mut self, index: usize, row: Box<Row>) {
+        self.rows.insert(index, row);
+        self.firsts.insert(index, 0);
+        self.largest.insert(index, 0);
+        self.look(index);
     }
 
     /// Takes the piece at `address`, which is listed, off the list.
@@ -85,50 +135,57 @@ impl AddressIndex {
         let Some(row) = self.rows.get_mut(index) else {
             return;
         };
-        let Ok(at) = row
-            .pieces
-            .binary_search_by_key(&address, |piece| piece.address)
-        else {
+        let Ok(at) = row.addresses().binary_search(&address) else {
             return;
         };
-        let removed = row.pieces.remove(at);
-        if row.pieces.is_empty() {
+        let size = row.remove(at);
+        if row.len == 0 {
             self.rows.remove(index);
-        } else if removed.size == row.largest {
-            row.look();
+            self.firsts.remove(index);
+            self.largest.remove(index);
+            return;
+        }
+        self.firsts[index] = row.addresses[0];
+        if size == self.largest[index] {
+            self.largest[index] = row.largest();
         }
     }
 
     /// The piece of at least `size` with the lowest address.
     pub fn find(&self, size: u64) -> Option<u32> {
-        let row = self.rows.iter().find(|row| row.largest >= size)?;
-        let piece = row.pieces.iter().find(|piece| piece.size >= size)?;
-        Some(piece.number)
+        let size = narrow(size);
+        let index = self.largest.iter().position(|largest| *largest >= size)?;
+        let row = &self.rows[index];
+        let at = row.sizes().iter().position(|other| *other >= size)?;
+        Some(row.numbers[at])
     }
 
     /// Every piece of at least `size`, by address.
     pub fn at_least(&self, size: u64) -> Vec<u32> {
-        let rows = self.rows.iter().filter(|row| row.largest >= size);
-        let pieces = rows.flat_map(|row| &row.pieces);
-        let wanted = pieces.filter(|piece| piece.size >= size);
-        wanted.map(|piece| piece.number).collect()
+        let size = narrow(size);
+        let mut found = Vec::new();
+        for (row, _) in (self.rows.iter().zip(&self.largest)).filter(|(_, most)| **most >= size) {
+            let pieces = row.sizes().iter().zip(&row.numbers);
+            found.extend(pieces.filter(|(other, _)| **other >= size).map(|(_, n)| *n));
+        }
+        found
     }
 
     /// The piece that `address` lies in, if it is listed.
     pub fn around(&self, address: u64) -> Option<u32> {
         let row = self.rows.get(self.row_of(address))?;
-        let after = row.pieces.partition_point(|piece| piece.address <= address);
-        Some(row.pieces.get(after.checked_sub(1)?)?.number)
+        let after = row.addresses().partition_point(|other| *other <= address);
+        Some(row.numbers[after.checked_sub(1)?])
     }
 
     /// The largest size listed.
     pub fn largest(&self) -> Option<u64> {
-        self.rows.iter().map(|row| row.largest).max()
+        self.largest.iter().max().map(|size| u64::from(*size))
     }
 
     /// How many pieces are listed.
     pub fn len(&self) -> usize {
-        self.rows.iter().map(|row| row.pieces.len()).sum()
+        self.rows.iter().map(|row| row.len).sum()
     }
 
     /// Whether none is.

@@ -2,6 +2,7 @@
 //! or an atomic operation, and the counts of what it took and gave back. Only its thread goes in;
 //! whoever needs the memory shuts the gate and empties it.
 
+use super::arena::LARGE_UNITS;
 use super::heap::Heap;
 use crate::core::gate::Gate;
 use crate::core::radix::UNIT;
@@ -14,11 +15,9 @@ pub const BINNED_UNITS: u64 = 64;
 const BIN_SLOTS: usize = 32;
 /// A bin keeps at most so many bytes.
 const BIN_BYTES: u64 = 128 << 10;
-/// Larger blocks wait in one short list for a request of just their size; ...
+/// Larger blocks wait in one short list for a request of just their size. Of those that share an arena
+/// only the one given out last does: another one is not where the next block would best go.
 const PARKED: usize = 8;
-/// ... of those that share an arena only the last, since what waits is not where the next block would
-/// best go.
-const PARKED_LARGE: usize = 1;
 
 /// Freed blocks of one size, last in first out.
 struct Bin {
@@ -40,13 +39,56 @@ pub struct Held {
     pub units: u64,
 }
 
+/// A place for a freed block.
+#[derive(Default)]
+struct Parked {
+    address: AtomicU64,
+    /// 0 where there is none.
+    units: AtomicU64,
+}
+
+impl Parked {
+    /// Puts another block, or none (of no units), in the place of the one that is there.
+    fn swap(&self, address: u64, units: u64) -> Option<Held> {
+        let held = self.held();
+        self.address.store(address, Relaxed);
+        self.units.store(units, Relaxed);
+        held
+    }
+
+    fn held(&self) -> Option<Held> {
+        match self.units.load(Relaxed) {
+            0 => None,
+            units => Some(Held {
+                address: self.address.load(Relaxed),
+                units,
+            }),
+        }
+    }
+}
+
+/// What became of a freed block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The cache has it.
+    Yes,
+    /// The cache has it, and this one had to make way.
+    InsteadOf(Held),
+    /// There is no place for it, or the thread is shut out.
+    No,
+}
+
 /// The cache of a thread for a heap.
 pub struct Cache {
     heap: Arc<Heap>,
     gate: Gate,
     bins: Box<[Bin]>,
-    parked_count: AtomicU32,
-    parked: [(AtomicU64, AtomicU64); PARKED],
+    parked: [Parked; PARKED],
+    /// Whose turn it is to make way.
+    parked_turn: AtomicU32,
+    parked_large: Parked,
+    /// The address of the large block given out last.
+    last_large: AtomicU64,
     /// Counts of this thread on this heap.
     pub counts: Arc<Counts>,
 }
@@ -135,8 +177,10 @@ impl Cache {
             heap,
             gate: Gate::new(linux::has_barrier_on_all_threads()),
             bins: (0..BINNED_UNITS).map(bin).collect(),
-            parked_count: AtomicU32::new(0),
             parked: Default::default(),
+            parked_turn: AtomicU32::new(0),
+            parked_large: Parked::default(),
+            last_large: AtomicU64::new(0),
             counts,
         }
     }
@@ -161,46 +205,54 @@ impl Cache {
     }
 
     fn take_parked(&self, units: u64) -> Option<u64> {
-        let count = self.parked_count.load(Relaxed) as usize;
-        let index = (0..count.min(PARKED))
-            .rev()
-            .find(|index| self.parked[*index].1.load(Relaxed) == units)?;
-        let address = self.parked[index].0.load(Relaxed);
-        let last = &self.parked[count - 1];
-        self.parked[index].0.store(last.0.load(Relaxed), Relaxed);
-        self.parked[index].1.store(last.1.load(Relaxed), Relaxed);
-        self.parked_count.store(count as u32 - 1, Relaxed);
-        Some(address)
+        let mut places = match units < LARGE_UNITS {
+            true => self.parked.iter(),
+            false => std::slice::from_ref(&self.parked_large).iter(),
+        };
+        let place = places.find(|place| place.units.load(Relaxed) == units)?;
+        Some(place.swap(0, 0)?.address)
     }
 
-    /// Keeps a freed block; no where there is no room, or the thread is shut out.
+    /// A block was given out.
     #[inline]
-    pub fn keep(&self, address: u64, units: u64) -> bool {
+    pub fn gave_out(&self, address: u64, units: u64) {
+        if units >= LARGE_UNITS {
+            self.last_large.store(address, Relaxed);
+        }
+    }
+
+    /// Keeps a freed block.
+    #[inline]
+    pub fn keep(&self, address: u64, units: u64) -> Kept {
         let Some(_inside) = self.gate.enter() else {
-            return false;
+            return Kept::No;
         };
         if units <= BINNED_UNITS {
             let bin = &self.bins[units as usize - 1];
             let count = bin.count.load(Relaxed);
             if count >= bin_room(units) {
-                return false;
+                return Kept::No;
             }
             bin.slots[count as usize % BIN_SLOTS].store(address, Relaxed);
             bin.count.store(count + 1, Relaxed);
-            return true;
+            return Kept::Yes;
         }
-        let count = self.parked_count.load(Relaxed) as usize;
-        let room = match units < super::arena::LARGE_UNITS {
-            true => PARKED,
-            false => PARKED_LARGE,
+        let place = match units < LARGE_UNITS {
+            true => {
+                let turn = self.parked_turn.load(Relaxed) as usize;
+                self.parked_turn.store(turn as u32 + 1, Relaxed);
+                &self.parked[turn % PARKED]
+            }
+            false if self.last_large.load(Relaxed) == address => &self.parked_large,
+            false => return Kept::No,
         };
-        if count >= room {
-            return false;
-        }
-        self.parked[count].0.store(address, Relaxed);
-        self.parked[count].1.store(units, Relaxed);
-        self.parked_count.store(count as u32 + 1, Relaxed);
-        true
+        (place.swap(address, units)).map_or(Kept::Yes, Kept::InsteadOf)
+    }
+
+    /// The large block that waits for a request of just its size.
+    pub fn take_large(&self) -> Option<Held> {
+        let _inside = self.gate.enter()?;
+        self.parked_large.swap(0, 0)
     }
 
     /// Takes half of what a bin holds, to make room.
@@ -222,60 +274,31 @@ impl Cache {
         bin.count.store(kept as u32, Relaxed);
     }
 
-    /// Takes the blocks too large for a bin.
-    pub fn take_parked_all(&self, into: &mut Vec<Held>) {
+    /// Takes the small blocks that the thread keeps of this heap.
+    pub fn take_small(&self, into: &mut Vec<Held>) {
         if let Some(_inside) = self.gate.enter() {
-            self.empty_parked(|_| true, into);
+            self.empty_small(into);
         }
     }
 
-    /// Takes everything the thread keeps of this heap in small blocks, large ones, or both.
-    pub fn take_all(&self, small: bool, large: bool, into: &mut Vec<Held>) {
-        if let Some(_inside) = self.gate.enter() {
-            self.empty(small, large, into);
-        }
-    }
-
-    /// The same from another thread, one at a time. `is_final` closes the cache for good.
+    /// Takes everything from another thread, one at a time. `is_final` closes the cache for good.
     pub fn take_from(&self, is_final: bool, into: &mut Vec<Held>) {
         let shut = self.gate.shut(linux::barrier_on_all_threads);
-        self.empty(true, true, into);
+        self.empty_small(into);
+        into.extend(self.parked_large.swap(0, 0));
         if is_final {
             Gate::shut_for_good(shut);
         }
     }
 
-    fn empty(&self, small: bool, large: bool, into: &mut Vec<Held>) {
-        let is_wanted = |units: u64| match units < super::arena::LARGE_UNITS {
-            true => small,
-            false => large,
-        };
-        if small {
-            for (bin, units) in self.bins.iter().zip(1..) {
-                let count = bin.count.load(Relaxed) as usize;
-                let addresses = bin.slots[..count].iter().map(|slot| slot.load(Relaxed));
-                into.extend(addresses.map(|address| Held { address, units }));
-                bin.count.store(0, Relaxed);
-            }
+    fn empty_small(&self, into: &mut Vec<Held>) {
+        for (bin, units) in self.bins.iter().zip(1..) {
+            let count = bin.count.load(Relaxed) as usize;
+            let addresses = bin.slots[..count].iter().map(|slot| slot.load(Relaxed));
+            into.extend(addresses.map(|address| Held { address, units }));
+            bin.count.store(0, Relaxed);
         }
-        self.empty_parked(is_wanted, into);
-    }
-
-    fn empty_parked(&self, is_wanted: impl Fn(u64) -> bool, into: &mut Vec<Held>) {
-        let count = self.parked_count.load(Relaxed) as usize;
-        let mut kept = 0;
-        for slot in 0..count {
-            let (address, units) = &self.parked[slot];
-            let (address, units) = (address.load(Relaxed), units.load(Relaxed));
-            if is_wanted(units) {
-                into.push(Held { address, units });
-            } else {
-                self.parked[kept].0.store(address, Relaxed);
-                self.parked[kept].1.store(units, Relaxed);
-                kept += 1;
-            }
-        }
-        self.parked_count.store(kept as u32, Relaxed);
+        into.extend(self.parked.iter().filter_map(|place| place.swap(0, 0)));
     }
 
     /// Bytes that the cache holds; a moment's reading.
@@ -283,11 +306,10 @@ impl Cache {
         let binned: u64 = (self.bins.iter().zip(1..))
             .map(|(bin, units)| u64::from(bin.count.load(Relaxed)) * units * UNIT)
             .sum();
-        let parked = (self.parked_count.load(Relaxed) as usize).min(PARKED);
-        let parked = self.parked[..parked].iter();
+        let parked = self.parked.iter().chain([&self.parked_large]);
         binned
             + parked
-                .map(|(_, units)| units.load(Relaxed) * UNIT)
+                .map(|place| place.units.load(Relaxed) * UNIT)
                 .sum::<u64>()
     }
 }

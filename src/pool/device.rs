@@ -2,7 +2,7 @@
 
 use super::arena::Arena;
 use super::backing::Backing;
-use super::cache::{Cache, Counts, Held};
+use super::cache::{Cache, Counts, Held, Kept};
 use super::counters::Counters;
 use super::heap::{Heap, HeapKey};
 use super::pace::Pace;
@@ -151,29 +151,28 @@ impl DevicePool {
     /// A block out of memory that is free for the heap, what its own thread keeps included.
     pub(super) fn take_free(&self, wanted: &Wanted) -> Option<Given> {
         let (arena, color) = wanted.heap.arena(wanted.bytes);
-        let mut held = Vec::new();
-        // What is kept back of large blocks would only break free memory up.
-        if let (true, Some(cache)) = (arena.is_large, wanted.cache) {
-            cache.take_all(false, true, &mut held);
-        }
+        // A large block that is kept back would only break free memory up.
+        let kept = match arena.is_large {
+            true => wanted.cache.and_then(Cache::take_large),
+            false => None,
+        };
         let mut space = lock(&arena.space);
         let epoch = self.epoch();
-        for block in &held {
-            let piece = self.radix.entry(block.address).node();
-            space.free(piece, color, epoch);
+        if let Some(block) = kept {
+            space.free(self.radix.entry(block.address).node(), color, epoch);
         }
         if let Some(given) = space.allocate(wanted.bytes, wanted.align, color) {
             return Some(self.note(space, given));
         }
         let cache = wanted.cache.filter(|_| !arena.is_large)?;
-        cache.take_all(true, false, &mut held);
+        let mut held = Vec::new();
+        cache.take_small(&mut held);
         wanted.heap.exchange.take_all(&mut held);
         if held.is_empty() {
             return None;
         }
         for block in &held {
-            let piece = self.radix.entry(block.address).node();
-            space.free(piece, color, epoch);
+            space.free(self.radix.entry(block.address).node(), color, epoch);
         }
         let given = space.allocate(wanted.bytes, wanted.align, color)?;
         Some(self.note(space, given))
@@ -207,7 +206,7 @@ impl Wanted<'_> {
         let cache = self.cache.filter(|_| self.align == UNIT_ALIGN)?;
         let mut batch = self.heap.exchange.take(self.bytes / UNIT)?;
         let block = batch.pop()?;
-        let refused = |held: &Held| !cache.keep(held.address, held.units);
+        let refused = |held: &Held| cache.keep(held.address, held.units) != Kept::Yes;
         let left: Vec<Held> = batch.into_iter().filter(refused).collect();
         self.heap.return_blocks(&left);
         Some(block.address)

@@ -8,7 +8,6 @@ use super::exchange::Exchange;
 use super::pending::Pending;
 use super::pools::thread_number;
 use super::settle::Progress;
-use super::word::Word;
 use crate::core::radix::UNIT;
 use crate::core::space::Color;
 use crate::core::sync::lock;
@@ -221,8 +220,11 @@ impl Heap {
     }
 
     /// One freed block becomes free memory of the heap.
-    pub(super) fn return_block(&self, address: u64, word: Word) {
-        let units = word.bytes() / UNIT;
-        self.return_blocks(&[Held { address, units }]);
+    pub(super) fn return_block(&self, held: Held) {
+        let (arena, color) = self.arena(held.units * UNIT);
+        let entry = self.pool.radix().entry(held.address);
+        let epoch = self.pool.epoch();
+        let mut space = lock(&arena.space);
+        space.free(entry.node(), color, epoch);
     }
 }

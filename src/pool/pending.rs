@@ -1,8 +1,10 @@
 //! Freed blocks that other work than that of their own stream may still use. They wait in groups: one
 //! set of events covers every block freed since the last time somebody looked.
 
+use super::cache::Held;
 use super::heap::Heap;
 use super::word::Word;
+use crate::core::radix::UNIT;
 use crate::core::sync::lock;
 use crate::error::{Result, Status};
 use crate::gpu::{Device, Fence, Stream};
@@ -180,7 +182,10 @@ impl Heap {
             other => other?,
         };
         for (address, word) in &done {
-            self.return_block(*address, *word);
+            self.return_block(Held {
+                address: *address,
+                units: word.bytes() / UNIT,
+            });
         }
         Ok(done.len())
     }

@@ -1,6 +1,6 @@
 //! The pools of a process: one way in for every request and every free, whatever device they concern.
 
-use super::cache::{BINNED_UNITS, Cache, Held};
+use super::cache::{BINNED_UNITS, Cache, Held, Kept};
 use super::device::{DevicePool, Lean};
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local;
@@ -129,7 +129,10 @@ impl Pools {
         }
         let entry = self.radix.entry(address);
         match &cache {
-            Some(cache) => self.publish(cache, entry, word),
+            Some(cache) => {
+                cache.gave_out(address, units(requested));
+                self.publish(cache, entry, word);
+            }
             None => {
                 entry.set(word.0);
                 heap.late_counts().took(word.requested(), word.bytes());
@@ -206,9 +209,7 @@ impl Pools {
                 }
                 cache.counts.gave(word.requested(), word.bytes());
                 let units = word.bytes() / UNIT;
-                if !cache.keep(address, units) {
-                    overflow(cache, Held { address, units });
-                }
+                keep(cache, Held { address, units });
                 true
             }) == Some(true);
         match is_quick {
@@ -255,11 +256,9 @@ impl Pools {
         match (uses, cache) {
             (Some(uses), _) => heap.free_later(address, word, uses),
             (None, Some(cache)) if heap.key.thread == 0 => {
-                if !cache.keep(address, units) {
-                    overflow(&cache, Held { address, units });
-                }
+                keep(&cache, Held { address, units });
             }
-            (None, _) => heap.return_block(address, word),
+            (None, _) => heap.return_block(Held { address, units }),
         }
         Ok(Freed::Block)
     }
@@ -347,15 +346,24 @@ impl Pools {
     }
 }
 
-/// A cache has no room for a freed block: older ones of its kind make way.
+/// A thread's cache gets a freed block; what then has no room in it goes where others find it.
+#[inline]
+fn keep(cache: &Cache, freed: Held) {
+    match cache.keep(freed.address, freed.units) {
+        Kept::Yes => {}
+        Kept::InsteadOf(held) => cache.heap().return_block(held),
+        Kept::No => overflow(cache, freed),
+    }
+}
+
+/// The bin of a freed block is full: older blocks make way.
 #[cold]
 fn overflow(cache: &Cache, freed: Held) {
-    let mut held = vec![freed];
     if freed.units > BINNED_UNITS {
-        cache.take_parked_all(&mut held);
-        cache.heap().return_blocks(&held);
+        cache.heap().return_block(freed);
         return;
     }
+    let mut held = vec![freed];
     cache.take_half(freed.units, &mut held);
     if let Some(held) = cache.heap().exchange.put(freed.units, held) {
         cache.heap().return_blocks(&held);
