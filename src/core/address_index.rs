@@ -78,6 +78,7 @@ impl Row {
 /// Pieces, by numbers that the caller gives, listed by address.
 #[derive(Default)]
 pub struct AddressIndex {
+    #[expect(clippy::vec_box, reason = "rows of a KiB move when one is inserted")]
     rows: Vec<Box<Row>>,
     /// The first address of each row.
     firsts: Vec<u64>,
