@@ -6,6 +6,8 @@
 //! side by side, and then into one row; a change moves no more than a row. Sizes stand apart from
 //! addresses, so that looking through them touches few cache lines.
 
+use std::cell::Cell;
+
 /// A row is cut in two when it is full.
 const ROW: usize = 64;
 
@@ -84,6 +86,8 @@ pub struct AddressIndex {
     firsts: Vec<u64>,
     /// The largest size in each row.
     largest: Vec<u32>,
+    /// What was found last, which is likely to change next.
+    found: Cell<(usize, usize)>,
 }
 
 /// Sizes beyond what 32 bits hold are all alike: no request comes near.
@@ -130,15 +134,42 @@ impl AddressIndex {
         self.look(index);
     }
 
+    /// Where the piece at `address` is listed: its row, and its place there.
+    fn place_of(&self, address: u64) -> Option<(usize, usize)> {
+        let (index, at) = self.found.get();
+        let is_it = |row: &Row| row.addresses().get(at) == Some(&address);
+        if self.rows.get(index).is_some_and(|row| is_it(row)) {
+            return Some((index, at));
+        }
+        let index = self.row_of(address);
+        let at = self.rows.get(index)?.addresses().binary_search(&address);
+        Some((index, at.ok()?))
+    }
+
+    /// Lists a piece in the place of the one at `address`, between the same neighbours.
+    pub fn replace(&mut self, address: u64, number: u32, new_address: u64, size: u64) {
+        let Some((index, at)) = self.place_of(address) else {
+            return;
+        };
+        let (row, size) = (&mut self.rows[index], narrow(size));
+        let before = row.sizes[at];
+        row.addresses[at] = new_address;
+        row.sizes[at] = size;
+        row.numbers[at] = number;
+        self.firsts[index] = row.addresses[0];
+        if size >= self.largest[index] {
+            self.largest[index] = size;
+        } else if before == self.largest[index] {
+            self.largest[index] = row.largest();
+        }
+    }
+
     /// Takes the piece at `address`, which is listed, off the list.
     pub fn remove(&mut self, address: u64) {
-        let index = self.row_of(address);
-        let Some(row) = self.rows.get_mut(index) else {
+        let Some((index, at)) = self.place_of(address) else {
             return;
         };
-        let Ok(at) = row.addresses().binary_search(&address) else {
-            return;
-        };
+        let row = &mut self.rows[index];
         let size = row.remove(at);
         if row.len == 0 {
             self.rows.remove(index);
@@ -158,6 +189,7 @@ impl AddressIndex {
         let index = self.largest.iter().position(|largest| *largest >= size)?;
         let row = &self.rows[index];
         let at = row.sizes().iter().position(|other| *other >= size)?;
+        self.found.set((index, at));
         Some(row.numbers[at])
     }
 
@@ -210,6 +242,13 @@ mod tests {
             let mut model: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
             for (number, (address, size)) in steps.into_iter().enumerate() {
                 match model.remove(&address) {
+                    Some((_, number)) if size % 2 == 0 => {
+                        // Cut from the front, as far as its neighbours leave room.
+                        let to = model.range(address..).next().map_or(address + 3, |(next, _)| *next);
+                        let to = (address + to) / 2;
+                        index.replace(address, number + 1000, to, size + 60);
+                        model.insert(to, (size + 60, number + 1000));
+                    }
                     Some(_) => index.remove(address),
                     None => {
                         index.insert(number as u32, address, size);

@@ -159,7 +159,11 @@ impl DevicePool {
         let mut space = lock(&arena.space);
         let epoch = self.epoch();
         if let Some(block) = kept {
-            space.free(self.radix.entry(block.address).node(), color, epoch);
+            space.free(
+                self.radix.entry(block.address, block.units).node(),
+                color,
+                epoch,
+            );
         }
         if let Some(given) = space.allocate(wanted.bytes, wanted.align, color) {
             return Some(self.note(space, given));
@@ -172,7 +176,11 @@ impl DevicePool {
             return None;
         }
         for block in &held {
-            space.free(self.radix.entry(block.address).node(), color, epoch);
+            space.free(
+                self.radix.entry(block.address, block.units).node(),
+                color,
+                epoch,
+            );
         }
         let given = space.allocate(wanted.bytes, wanted.align, color)?;
         Some(self.note(space, given))
@@ -180,7 +188,8 @@ impl DevicePool {
 
     /// Remembers a block's piece for its free.
     pub(super) fn note(&self, space: MutexGuard<'_, Space>, given: Given) -> Given {
-        self.radix.entry(given.address).set_node(given.piece);
+        let units = space.bytes_of(given.piece) / UNIT;
+        self.radix.set_node(given.address, units, given.piece);
         drop(space);
         given
     }

@@ -213,7 +213,7 @@ impl Heap {
             let epoch = self.pool.epoch();
             let mut space = lock(&arena.space);
             for block in blocks {
-                let piece = self.pool.radix().entry(block.address).node();
+                let piece = self.pool.radix().entry(block.address, block.units).node();
                 space.free(piece, color, epoch);
             }
         }
@@ -222,7 +222,7 @@ impl Heap {
     /// One freed block becomes free memory of the heap.
     pub(super) fn return_block(&self, held: Held) {
         let (arena, color) = self.arena(held.units * UNIT);
-        let entry = self.pool.radix().entry(held.address);
+        let entry = self.pool.radix().entry(held.address, held.units);
         let epoch = self.pool.epoch();
         let mut space = lock(&arena.space);
         space.free(entry.node(), color, epoch);

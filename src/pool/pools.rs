@@ -84,8 +84,9 @@ impl Pools {
     #[inline]
     pub fn reuse(&self, key: &HeapKey, requested: u64) -> Option<u64> {
         local::with_key(self.instance, key, |cache| {
-            let address = cache.take(units(requested))?;
-            let entry = self.radix.get(address)?;
+            let units = units(requested);
+            let address = cache.take(units)?;
+            let entry = self.radix.entry(address, units);
             self.publish(cache, entry, Word::new(cache.heap().id, requested));
             Some(address)
         })
@@ -127,7 +128,7 @@ impl Pools {
         if is_unordered {
             word = word.unordered();
         }
-        let entry = self.radix.entry(address);
+        let entry = self.radix.entry(address, units(requested));
         match &cache {
             Some(cache) => {
                 cache.gave_out(address, units(requested));
@@ -191,7 +192,7 @@ impl Pools {
         allocator: Option<u64>,
         used_on: Option<Stream>,
     ) -> Result<Freed> {
-        let Some(entry) = self.radix.get(address) else {
+        let Some(entry) = self.radix.find(address) else {
             return Ok(Freed::Nothing);
         };
         let word = Word(entry.state());
@@ -266,7 +267,7 @@ impl Pools {
     /// Says that work already given to `stream` uses the block at `address`. None where there is no
     /// such block.
     pub fn record_stream(&self, address: u64, stream: Stream) -> Option<()> {
-        let entry = self.radix.get(address)?;
+        let entry = self.radix.find(address)?;
         let word = Word(entry.state());
         let heap = self.heap_of(word).filter(|_| word.is_live())?;
         if heap.is_own_stream(stream) || word.is_unordered() {
@@ -322,13 +323,13 @@ impl Pools {
 
     /// Which allocator gave out the live block at `address`; none where there is no such block.
     pub fn allocator_of(&self, address: u64) -> Option<u64> {
-        let word = Word(self.radix.get(address)?.state());
+        let word = Word(self.radix.find(address)?.state());
         Some(self.heap_of(word).filter(|_| word.is_live())?.key.allocator)
     }
 
     /// The number of the tag of the live block at `address`; none where there is no such block.
     pub fn tag_of(&self, address: u64) -> Option<u16> {
-        let word = Word(self.radix.get(address)?.state());
+        let word = Word(self.radix.find(address)?.state());
         Some(self.heap_of(word).filter(|_| word.is_live())?.key.tag)
     }
 
@@ -339,7 +340,7 @@ impl Pools {
             .flat_map(|heap| heap.arenas())
             .find_map(|(arena, _)| {
                 let (begin, _) = lock(&arena.space).used_around(address)?;
-                let word = Word(self.radix.get(begin)?.state());
+                let word = Word(self.radix.find(begin)?.state());
                 let inside = word.is_live() && address - begin < word.bytes();
                 inside.then(|| (begin, word.bytes()))
             })

@@ -40,6 +40,17 @@ impl FreeIndex {
         }
     }
 
+    /// Lists a piece in the place of one that it has come out of, or taken in.
+    pub fn replace(&mut self, old: (u32, u64), new: (u32, u64), units: u64) {
+        match self {
+            FreeIndex::BySize(index) => {
+                index.remove(old.0);
+                index.insert(new.0, units);
+            }
+            FreeIndex::ByAddress(index) => index.replace(old.1, new.0, new.1, units),
+        }
+    }
+
     pub fn find(&self, units: u64) -> Option<u32> {
         match self {
             FreeIndex::BySize(index) => index.find(units),

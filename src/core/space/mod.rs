@@ -151,8 +151,15 @@ impl Space {
     }
 
     fn use_part(&mut self, piece: u32, address: u64, bytes: u64) -> Given {
-        self.unlist(piece);
-        let piece = self.carve(piece, address, address + bytes);
+        let whole = *self.pieces.get(piece);
+        let piece = if whole.address == address && whole.bytes > bytes {
+            let rest = self.pieces.split(piece, address + bytes);
+            self.relist((piece, address), rest);
+            piece
+        } else {
+            self.unlist(piece);
+            self.carve(piece, address, address + bytes)
+        };
         self.pieces.get_mut(piece).state = State::Used;
         self.used += bytes;
         Given { address, piece }
@@ -240,19 +247,49 @@ impl Space {
     /// Joins an unlisted piece, free or a hole, with neighbours of its kind and lists it.
     fn join(&mut self, piece: u32) -> u32 {
         let node = *self.pieces.get(piece);
-        let mut first = piece;
-        if node.before != NONE && self.pieces.get(node.before).state.joins(node.state) {
-            self.unlist(node.before);
-            self.pieces.merge(node.before);
-            first = node.before;
+        let joins = |space: &Space, other: u32| {
+            other != NONE && space.pieces.get(other).state.joins(node.state)
+        };
+        let (before, after) = (node.before, node.after);
+        match (joins(self, before), joins(self, after)) {
+            (false, false) => {
+                self.list(piece);
+                piece
+            }
+            (false, true) => {
+                let listed = (after, self.pieces.get(after).address);
+                self.pieces.merge(piece);
+                self.relist(listed, piece);
+                piece
+            }
+            (true, is_between) => {
+                if is_between {
+                    self.unlist(after);
+                    self.pieces.merge(piece);
+                }
+                let listed = (before, self.pieces.get(before).address);
+                self.pieces.merge(before);
+                self.relist(listed, before);
+                before
+            }
         }
-        let after = self.pieces.get(first).after;
-        if after != NONE && self.pieces.get(after).state.joins(node.state) {
-            self.unlist(after);
-            self.pieces.merge(first);
+    }
+
+    /// Lists a piece in the place of one (its number, its address) of the same kind, which it has come
+    /// out of or taken in.
+    fn relist(&mut self, old: (u32, u64), piece: u32) {
+        let node = self.pieces.get(piece);
+        match node.state {
+            State::Free { color, .. } => {
+                let index = &mut self.free[color.0 as usize];
+                index.replace(old, (piece, node.address), node.bytes / UNIT);
+            }
+            State::Hole => {
+                self.holes.remove(&old.1);
+                self.holes.insert(node.address, piece);
+            }
+            State::Used | State::Limbo => {}
         }
-        self.list(first);
-        first
     }
 
     fn list(&mut self, piece: u32) {
