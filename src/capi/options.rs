@@ -54,6 +54,9 @@ pub unsafe extern "C" fn hbm_option_set(name: *const c_char, value: *const c_cha
         if opt == Opt::Limit {
             process.apply_limits();
         }
+        if opt == Opt::DriverTiming {
+            process.apply_driver_timing();
+        }
         Ok(())
     })
 }

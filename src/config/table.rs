@@ -37,6 +37,8 @@ pub enum Opt {
     Placement,
     /// What the pool is over.
     PoolSource,
+    /// Whether calls of the driver are timed.
+    DriverTiming,
 }
 
 /// A checked value of an option.
@@ -103,7 +105,7 @@ fn chunk(text: &str) -> Option<Value> {
 }
 
 /// The table, in the order of [`Opt`].
-pub static TABLE: [Spec; 15] = [
+pub static TABLE: [Spec; 16] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
@@ -227,6 +229,14 @@ pub static TABLE: [Spec; 15] = [
         accepted: "vmm, device or managed",
         help: "Where the pool gets its memory. Only over vmm does memory move between addresses; take device for programs that hand memory to other processes by cudaIpcGetMemHandle, managed for memory that host and device share.",
         parse: |text| word(text, &["vmm", "device", "managed"]),
+    },
+    Spec {
+        opt: Opt::DriverTiming,
+        name: "driver_timing",
+        default: "off",
+        accepted: "on or off",
+        help: "Whether `hbm_driver_stats` and `driver_stats()` tell how long calls of the driver take; a call then costs two looks at the clock more, about 50 ns. May be changed at any time.",
+        parse: |text| word(text, &["on", "off"]),
     },
 ];
 

@@ -53,9 +53,59 @@ impl Gauge {
     }
 }
 
+/// Memory held: its bytes, and in how many pieces.
+#[derive(Default)]
+pub struct Holding {
+    bytes: Gauge,
+    pieces: Gauge,
+}
+
+impl Holding {
+    /// One more piece is held.
+    pub fn add(&self, bytes: u64) {
+        self.bytes.add(bytes);
+        self.pieces.add(1);
+    }
+
+    /// One that was added is held no more.
+    pub fn sub(&self, bytes: u64) {
+        self.bytes.sub(bytes);
+        self.pieces.sub(1);
+    }
+
+    /// Its bytes.
+    pub fn read(&self) -> Reading {
+        self.bytes.read()
+    }
+
+    /// How many pieces there are.
+    pub fn pieces(&self) -> Reading {
+        self.pieces.read()
+    }
+
+    /// Starts the peaks again from what there is now.
+    pub fn reset_peak(&self) {
+        self.bytes.reset_peak();
+        self.pieces.reset_peak();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_are_counted_beside_their_bytes() {
+        let holding = Holding::default();
+        holding.add(5);
+        holding.add(7);
+        holding.sub(5);
+        let shown = |reading: Reading| (reading.now, reading.peak, reading.added);
+        assert_eq!(shown(holding.read()), (7, 12, 12));
+        assert_eq!(shown(holding.pieces()), (1, 2, 2));
+        holding.reset_peak();
+        assert_eq!((holding.read().peak, holding.pieces().peak), (7, 1));
+    }
 
     #[test]
     fn the_peak_stays() {

@@ -41,6 +41,7 @@ impl Extents {
                     room.keep_part(charged(run.spec, bytes));
                     self.physical.add(bytes);
                     self.part_of(run.owner).add(bytes);
+                    run.of_tag.add(bytes);
                     Arc::new(chunk)
                 }
             };
@@ -117,7 +118,9 @@ impl Extents {
             self.part_of(run.owner).sub(freed);
             self.limit.give(charged(run.spec, freed));
         }
-        extent.chunk = None;
+        if extent.chunk.take().is_some() && !extent.alias {
+            run.of_tag.sub(extent.bytes);
+        }
         if run.owner == Owner::Pool {
             run.extents.remove(&place);
         }

@@ -37,6 +37,7 @@ impl Extents {
             spec: spec.chunk,
             owner: Owner::Pool,
             tag: spec.tag,
+            of_tag: self.gauge_of(spec.tag),
         };
         table.runs.insert(address, run);
         tracing::debug!("{address:#x}: {} bytes of addresses reserved", spec.bytes);
@@ -85,7 +86,10 @@ impl Extents {
         let backings = chunks.into_iter().map(Backing::Moved).collect();
         self.fill(&mut table, to, bytes, backings)?;
         for place in from {
-            table.set_alias(*place, true);
+            table.set_alias(*place);
+        }
+        if let Some(run) = table.run_at(to) {
+            run.of_tag.add(bytes);
         }
         tracing::debug!("{to:#x}: {bytes} bytes of {} moved chunks", from.len());
         Ok(())
@@ -225,10 +229,14 @@ impl Table {
         Err(refused(operation, detail))
     }
 
-    fn set_alias(&mut self, place: u64, alias: bool) {
-        let extent = self.run_at(place).map(|run| run.extents.get_mut(&place));
-        if let Some(Some(extent)) = extent {
-            extent.alias = alias;
+    /// The chunk at a place has moved to another.
+    fn set_alias(&mut self, place: u64) {
+        let Some(run) = self.run_at(place) else {
+            return;
+        };
+        if let Some(extent) = run.extents.get_mut(&place).filter(|extent| !extent.alias) {
+            extent.alias = true;
+            run.of_tag.sub(extent.bytes);
         }
     }
 }

@@ -4,13 +4,13 @@
 //! device that joins as a peer misses no extent.
 
 use super::backing::Backing;
-use crate::core::gauge::{Gauge, Reading};
+use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::limit::Limit;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -59,6 +59,8 @@ pub(super) struct Run {
     pub(super) spec: ChunkSpec,
     pub(super) owner: Owner,
     pub(super) tag: TagId,
+    /// What is at home in ranges of the tag.
+    pub(super) of_tag: Arc<Gauge>,
 }
 
 /// What a range is to be.
@@ -122,8 +124,10 @@ pub struct Extents {
     /// Bytes of physical memory held.
     pub(super) physical: Gauge,
     /// The part of it behind ranges of pools, and the rest.
-    pub(super) pooled: Gauge,
-    pub(super) unpooled: Gauge,
+    pub(super) pooled: Holding,
+    pub(super) unpooled: Holding,
+    /// What is at home in ranges of each tag. Never locked while something else is asked for.
+    by_tag: Mutex<FxHashMap<TagId, Arc<Gauge>>>,
     /// The limit of the device.
     pub(super) limit: Arc<Limit>,
 }
@@ -134,8 +138,9 @@ impl Extents {
             device,
             table: Mutex::default(),
             physical: Gauge::default(),
-            pooled: Gauge::default(),
-            unpooled: Gauge::default(),
+            pooled: Holding::default(),
+            unpooled: Holding::default(),
+            by_tag: Mutex::default(),
             limit,
         }
     }
@@ -154,6 +159,7 @@ impl Extents {
             spec: spec.chunk,
             owner: spec.owner,
             tag: spec.tag,
+            of_tag: self.gauge_of(spec.tag),
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -278,19 +284,47 @@ impl Extents {
         self.pooled.read()
     }
 
+    /// The chunks that this is in.
+    pub fn pooled_chunks(&self) -> Reading {
+        self.pooled.pieces()
+    }
+
     /// The part of [`Extents::physical`] behind blocks and segments with ranges of their own.
     pub fn unpooled(&self) -> Reading {
         self.unpooled.read()
     }
 
+    /// The chunks that this is in.
+    pub fn unpooled_chunks(&self) -> Reading {
+        self.unpooled.pieces()
+    }
+
+    /// What backs memory of a tag: chunks that are at home in its ranges. A chunk that was given back
+    /// and is still mapped elsewhere for running work is counted for no tag.
+    pub fn of_tag(&self, tag: TagId) -> Reading {
+        let by_tag = lock(&self.by_tag);
+        by_tag
+            .get(&tag)
+            .map(|gauge| gauge.read())
+            .unwrap_or_default()
+    }
+
+    /// The gauge that ranges of a tag share.
+    pub(super) fn gauge_of(&self, tag: TagId) -> Arc<Gauge> {
+        lock(&self.by_tag).entry(tag).or_default().clone()
+    }
+
     /// Starts the peaks of these again.
     pub fn reset_peaks(&self) {
-        for gauge in [&self.physical, &self.pooled, &self.unpooled] {
+        self.physical.reset_peak();
+        self.pooled.reset_peak();
+        self.unpooled.reset_peak();
+        for gauge in lock(&self.by_tag).values() {
             gauge.reset_peak();
         }
     }
 
-    pub(super) fn part_of(&self, owner: Owner) -> &Gauge {
+    pub(super) fn part_of(&self, owner: Owner) -> &Holding {
         match owner {
             Owner::Pool => &self.pooled,
             Owner::Block | Owner::Segment => &self.unpooled,
@@ -343,6 +377,23 @@ impl Extents {
         let counted = self.physical().now;
         if held != counted {
             return Err(format!("{held} bytes in chunks, {counted} counted"));
+        }
+        self.audit_tags(&table)
+    }
+}
+
+impl Extents {
+    fn audit_tags(&self, table: &Table) -> std::result::Result<(), String> {
+        let mut at_home: FxHashMap<TagId, u64> = FxHashMap::default();
+        for run in table.runs.values() {
+            let homes = (run.extents.values()).filter(|e| e.chunk.is_some() && !e.alias);
+            *at_home.entry(run.tag).or_default() += homes.map(|e| e.bytes).sum::<u64>();
+        }
+        for (tag, gauge) in lock(&self.by_tag).iter() {
+            let (held, counted) = (at_home.remove(tag).unwrap_or(0), gauge.read().now);
+            if held != counted {
+                return Err(format!("{held} bytes under {tag:?}, {counted} counted"));
+            }
         }
         Ok(())
     }

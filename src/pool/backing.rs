@@ -1,7 +1,7 @@
 //! Where a pool's memory comes from: chunks that move between addresses, where the device has virtual
 //! memory management, or whole blocks of any other source.
 
-use crate::core::gauge::Gauge;
+use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
@@ -10,7 +10,7 @@ use crate::extent::DeviceState;
 use crate::extent::range::RangeSpec;
 use crate::extent::table::Owner;
 use crate::gpu::{ChunkSpec, Stream};
-use crate::source::{Block, Held, Kind, LastUse, Request, Source};
+use crate::source::{Block, Kind, LastUse, Request, Source};
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, Mutex};
 
@@ -27,10 +27,12 @@ pub enum Backing {
     Segments {
         /// The source.
         source: Arc<dyn Source>,
-        /// What it gave.
-        blocks: Mutex<FxHashMap<u64, Block>>,
-        /// Their bytes.
-        held: Gauge,
+        /// What it gave, and for which tag.
+        blocks: Mutex<FxHashMap<u64, (Block, u16)>>,
+        /// Their bytes and number.
+        held: Holding,
+        /// Their bytes by tag.
+        by_tag: Mutex<FxHashMap<u16, Gauge>>,
     },
 }
 
@@ -43,7 +45,8 @@ impl Backing {
         Backing::Segments {
             source,
             blocks: Mutex::default(),
-            held: Gauge::default(),
+            held: Holding::default(),
+            by_tag: Mutex::default(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Backing {
             source,
             blocks,
             held,
+            by_tag,
         } = self
         else {
             return Err(Error::new(Status::Internal, "allocate a segment"));
@@ -98,15 +102,35 @@ impl Backing {
             tag: TagId::from_number(tag),
         })?;
         held.add(block.bytes);
-        lock(blocks).insert(block.address, block);
+        lock(by_tag).entry(tag).or_default().add(block.bytes);
+        lock(blocks).insert(block.address, (block, tag));
         Ok(block.address)
     }
 
     /// The kind of the source, and what it gave, where it is not chunks.
-    pub(super) fn held_in_segments(&self) -> Option<(Kind, Held)> {
+    pub(super) fn held_in_segments(&self) -> Option<(Kind, &Holding)> {
         match self {
             Backing::Chunks { .. } => None,
-            Backing::Segments { source, held, .. } => Some((source.kind(), held.read())),
+            Backing::Segments { source, held, .. } => Some((source.kind(), held)),
+        }
+    }
+
+    /// What the source gave for a tag.
+    pub(super) fn held_for_tag(&self, tag: u16) -> Reading {
+        match self {
+            Backing::Chunks { .. } => Reading::default(),
+            Backing::Segments { by_tag, .. } => {
+                let held = lock(by_tag).get(&tag).map(Gauge::read);
+                held.unwrap_or_default()
+            }
+        }
+    }
+
+    /// Starts the peaks of what the source gave again.
+    pub(super) fn reset_peaks(&self) {
+        if let Backing::Segments { held, by_tag, .. } = self {
+            held.reset_peak();
+            lock(by_tag).values().for_each(Gauge::reset_peak);
         }
     }
 
@@ -114,9 +138,9 @@ impl Backing {
     pub(super) fn length(&self, address: u64) -> u64 {
         match self {
             Backing::Chunks { .. } => 0,
-            Backing::Segments { blocks, .. } => {
-                lock(blocks).get(&address).map_or(0, |block| block.bytes)
-            }
+            Backing::Segments { blocks, .. } => lock(blocks)
+                .get(&address)
+                .map_or(0, |(block, _)| block.bytes),
         }
     }
 
@@ -131,12 +155,15 @@ impl Backing {
                 source,
                 blocks,
                 held,
+                by_tag,
             } => {
                 let mut bytes = 0;
                 for (address, _) in places {
-                    if let Some(block) = lock(blocks).remove(address) {
+                    let gone = lock(blocks).remove(address);
+                    if let Some((block, tag)) = gone {
                         bytes += block.bytes;
                         held.sub(block.bytes);
+                        lock(by_tag).entry(tag).or_default().sub(block.bytes);
                         // Its stream may be gone by now and must not be named.
                         source.deallocate(&block, LastUse::Anywhere)?;
                     }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts since the start, of one device.
+/// Counts since the start, of one device. None is written where memory is at hand.
 #[derive(Default)]
 pub struct Counters {
     /// Bytes of places whose memory was moved to another address.
@@ -15,14 +15,16 @@ pub struct Counters {
     pub releases: AtomicU64,
     /// Times that free memory of one stream became everybody's.
     pub owner_changes: AtomicU64,
-    /// Requests that needed more than free memory.
+    /// Requests served after a look at what other streams or threads are done with.
+    pub searches: AtomicU64,
+    /// Requests that needed more than free memory, ...
     pub growths: AtomicU64,
-    /// The peak of allocated bytes over all threads.
-    pub allocated_peak: AtomicU64,
-    /// The peak of live blocks over all threads.
-    pub blocks_peak: AtomicU64,
-    /// The peak of requested bytes over all threads.
-    pub requested_peak: AtomicU64,
+    /// ... and those that failed.
+    pub failures: AtomicU64,
+    /// Requests that were tried again after cached memory had been given back.
+    pub retries: AtomicU64,
+    /// Times that all work of the device was waited for.
+    pub waits: AtomicU64,
 }
 
 pub(super) fn add(counter: &AtomicU64, by: u64) {

@@ -2,22 +2,23 @@
 
 use super::arena::Arena;
 use super::backing::Backing;
-use super::cache::{Cache, Counts, Held, Kept};
-use super::counters::Counters;
+use super::cache::{Cache, Held, Kept};
+use super::counters::{Counters, add};
 use super::heap::{Heap, HeapKey};
 use super::pace::Pace;
 use super::pending::Effort;
+use super::tally::Tally;
 use super::word::units;
-use crate::core::append_list::AppendList;
-use crate::core::gauge::Reading;
+use crate::core::gauge::{Holding, Reading};
 use crate::core::radix::{Radix, UNIT};
 use crate::core::size::Align;
 use crate::core::space::{Given, Space};
 use crate::core::sync::lock;
 use crate::error::Result;
 use crate::extent::DeviceState;
-use crate::gpu::Device;
+use crate::gpu::{Device, Stream};
 use crate::source::Kind;
+use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -34,8 +35,10 @@ pub struct DevicePool {
     /// Held by who changes what backs addresses.
     pub(super) growth: Mutex<Pace>,
     epoch: AtomicU64,
-    /// The counts of all threads on all heaps.
-    pub(super) counts: AppendList<Arc<Counts>>,
+    /// The counts of all threads on all heaps, and those of each tag and stream.
+    pub(super) tally: Tally,
+    pub(super) tag_tallies: Mutex<FxHashMap<u16, Arc<Tally>>>,
+    pub(super) stream_tallies: Mutex<FxHashMap<Stream, Arc<Tally>>>,
     is_tight: Lean,
     /// What happened.
     pub counters: Counters,
@@ -56,7 +59,9 @@ impl DevicePool {
             heaps: Mutex::default(),
             growth: Mutex::default(),
             epoch: AtomicU64::new(1),
-            counts: AppendList::default(),
+            tally: Tally::default(),
+            tag_tallies: Mutex::default(),
+            stream_tallies: Mutex::default(),
             is_tight,
             counters: Counters::default(),
         }
@@ -111,9 +116,30 @@ impl DevicePool {
         arenas.iter().map(|arena| lock(&arena.space).backed()).sum()
     }
 
+    /// Bytes of live blocks, of those that threads keep and of those that wait for work to end.
+    pub fn in_use(&self) -> u64 {
+        let arenas = lock(&self.arenas).clone();
+        arenas.iter().map(|arena| lock(&arena.space).used()).sum()
+    }
+
     /// The source under the pool and what it gave, where memory does not come as chunks.
-    pub fn segments(&self) -> Option<(Kind, Reading)> {
+    pub fn segments(&self) -> Option<(Kind, &Holding)> {
         self.backing.held_in_segments()
+    }
+
+    /// What the source under the pool gave for memory of a tag, where it does not come as chunks.
+    pub fn segments_of_tag(&self, tag: u16) -> Reading {
+        self.backing.held_for_tag(tag)
+    }
+
+    /// Bytes of chunks of which nothing is in use. They can go back to the device, those at once
+    /// whose work is done.
+    pub fn releasable(&self) -> u64 {
+        let arenas = lock(&self.arenas).clone();
+        let open = arenas.iter().filter(|arena| arena.is_open());
+        open.flat_map(|arena| lock(&arena.space).free_places())
+            .map(|place| place.bytes)
+            .sum()
     }
 
     pub(super) fn heap_list(&self) -> Vec<Arc<Heap>> {
@@ -142,10 +168,17 @@ impl DevicePool {
         }
         if heap.settle_pending(Effort::Record)? > 0 {
             if let Some(given) = self.take_free(&wanted) {
+                add(&self.counters.searches, 1);
                 return Ok(given.address);
             }
         }
-        self.grow(&wanted).map(|given| given.address)
+        let outcome = self.grow(&wanted);
+        match &outcome {
+            Ok(_) => add(&self.counters.searches, 1),
+            // Nothing fails before it has come to growing.
+            Err(_) => add(&self.counters.failures, 1),
+        }
+        outcome.map(|given| given.address)
     }
 
     /// A block out of memory that is free for the heap, what its own thread keeps included.

@@ -8,6 +8,7 @@ use super::exchange::Exchange;
 use super::pending::Pending;
 use super::pools::thread_number;
 use super::settle::Progress;
+use super::stats::Tallies;
 use crate::core::radix::UNIT;
 use crate::core::space::Color;
 use crate::core::sync::lock;
@@ -65,6 +66,7 @@ pub struct Heap {
     counts: Mutex<Vec<Arc<Counts>>>,
     /// Counts of calls made where a thread has no cache any more.
     late: Mutex<Arc<Counts>>,
+    pub(super) tallies: Tallies,
     pub(super) exchange: Exchange,
     pub(super) pending: Mutex<Pending>,
     pub(super) progress: Mutex<Progress>,
@@ -85,6 +87,7 @@ impl Heap {
     ) -> Heap {
         small.add_color(id);
         let large_color = large.add_color(id);
+        let tallies = pool.tallies_of(&key);
         Heap {
             id,
             key,
@@ -96,6 +99,7 @@ impl Heap {
             idle_counts: Mutex::default(),
             counts: Mutex::default(),
             late: Mutex::default(),
+            tallies,
             exchange: Exchange::default(),
             pending: Mutex::default(),
             progress: Mutex::default(),
@@ -176,7 +180,7 @@ impl Heap {
 
     fn add_counts(&self, counts: Arc<Counts>) -> Arc<Counts> {
         lock(&self.counts).push(counts.clone());
-        self.pool.add_writer(counts.clone());
+        self.pool.add_writer(self, &counts);
         counts
     }
 

@@ -22,6 +22,7 @@ mod policy;
 mod pools;
 mod settle;
 pub mod stats;
+mod tally;
 mod word;
 
 pub use device::DevicePool;

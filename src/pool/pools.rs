@@ -96,7 +96,8 @@ impl Pools {
     fn publish(&self, cache: &Cache, entry: &Entry, word: Word) {
         entry.set(word.0);
         if cache.counts.took(word.requested(), word.bytes()) {
-            cache.heap().pool.look_at_peaks();
+            let heap = cache.heap();
+            heap.pool.look_at_peaks(heap);
         }
     }
 
@@ -137,7 +138,7 @@ impl Pools {
             None => {
                 entry.set(word.0);
                 heap.late_counts().took(word.requested(), word.bytes());
-                pool.look_at_peaks();
+                pool.look_at_peaks(&heap);
             }
         }
         Ok(address)

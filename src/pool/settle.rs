@@ -71,11 +71,10 @@ impl Heap {
     fn settle_until(&self, epoch: Epoch) {
         for (arena, color) in self.arenas() {
             // A replay may write there again until the graph is gone.
-            if arena.is_open() {
-                lock(&arena.space).settle(color, epoch);
+            if arena.is_open() && lock(&arena.space).settle(color, epoch) > 0 {
+                add(&self.pool.counters.owner_changes, 1);
             }
         }
-        add(&self.pool.counters.owner_changes, 1);
     }
 }
 
@@ -139,6 +138,7 @@ impl DevicePool {
         }
         let epoch = self.next_epoch();
         Fence::order_point(self.device())?.wait()?;
+        add(&self.counters.waits, 1);
         for heap in &heaps {
             lock(&heap.progress).reached(epoch);
             heap.settle_until(epoch);
@@ -157,6 +157,7 @@ impl DevicePool {
         match relief {
             Relief::Thrift => {}
             Relief::WhatIsDone => {
+                add(&self.counters.retries, 1);
                 let heaps = self.heap_list();
                 for heap in &heaps {
                     self.or_later(heap.settle_pending(Effort::Record));

@@ -3,11 +3,12 @@
 use super::arena::Arena;
 use super::cache::Counts;
 use super::device::DevicePool;
-use super::heap::Heap;
+use super::heap::{Heap, HeapKey};
+use super::tally::{Level, Tally};
 use crate::core::sync::lock;
 use crate::gpu::Stream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Sums of counts. Bytes, and blocks since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +33,17 @@ pub struct Sums {
     pub peak_blocks: u64,
 }
 
-/// Raises a peak, where it must be raised at all: reading is cheaper than writing.
-fn raise(peak: &AtomicU64, seen: u64) {
-    // A sum over threads that move meanwhile can be less than nothing.
-    if seen <= i64::MAX as u64 && seen > peak.load(Relaxed) {
-        peak.fetch_max(seen, Relaxed);
+/// What the blocks of a heap are counted with.
+pub(super) struct Tallies {
+    /// The blocks of its tag.
+    pub tag: Arc<Tally>,
+    /// The blocks of its stream.
+    pub stream: Arc<Tally>,
+}
+
+impl Tallies {
+    fn both(&self) -> [&Tally; 2] {
+        [&self.tag, &self.stream]
     }
 }
 
@@ -44,6 +51,23 @@ impl Sums {
     /// Blocks given out now.
     pub fn live(&self) -> u64 {
         self.taken.saturating_sub(self.given)
+    }
+
+    /// What live blocks come to.
+    fn level(&self) -> Level {
+        Level {
+            requested: self.requested,
+            allocated: self.allocated,
+            blocks: self.live(),
+        }
+    }
+
+    fn with_peak(mut self, tally: &Tally) -> Sums {
+        let peak = tally.peak(self.level());
+        self.peak_requested = peak.requested;
+        self.peak_allocated = peak.allocated;
+        self.peak_blocks = peak.blocks;
+        self
     }
 
     fn add(&mut self, counts: &Counts) {
@@ -92,67 +116,76 @@ impl DevicePool {
         sums
     }
 
-    /// Looks whether more is allocated over all threads than ever before.
-    pub(super) fn look_at_peaks(&self) {
-        // What one thread did alone it has counted exactly.
-        if self.counts.len() <= 1 {
-            return;
-        }
-        let (mut requested, mut allocated, mut blocks) = (0u64, 0u64, 0u64);
-        for counts in self.counts.iter() {
-            requested = requested.wrapping_add(counts.requested.load(Relaxed));
-            allocated = allocated.wrapping_add(counts.allocated.load(Relaxed));
-            blocks = blocks
-                .wrapping_add(counts.taken.load(Relaxed))
-                .wrapping_sub(counts.given.load(Relaxed));
-        }
-        let counters = &self.counters;
-        raise(&counters.requested_peak, requested);
-        raise(&counters.allocated_peak, allocated);
-        raise(&counters.blocks_peak, blocks);
-    }
-
-    /// One more thread counts. From the second on, peaks are those seen by looking.
-    pub(super) fn add_writer(&self, counts: Arc<Counts>) {
-        if self.counts.len() == 1 {
-            let alone = self.lone_peaks();
-            raise(&self.counters.requested_peak, alone.requested);
-            raise(&self.counters.allocated_peak, alone.allocated);
-            raise(&self.counters.blocks_peak, alone.taken);
-        }
-        if self.counts.push(counts).is_err() {
-            tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
+    /// Looks whether more is allocated over all threads than ever before, and under the heap's tag
+    /// and stream.
+    pub(super) fn look_at_peaks(&self, heap: &Heap) {
+        let level = self.tally.look();
+        for part in heap.tallies.both() {
+            match level {
+                Some(level) if part.len() == self.tally.len() => part.raise(level),
+                _ => drop(part.look()),
+            }
         }
     }
 
-    /// The peaks that the only thread has counted.
-    fn lone_peaks(&self) -> Sums {
-        let counts = self.counts.iter().next();
-        counts.map_or(Sums::default(), |counts| Sums {
-            requested: counts.high_requested.load(Relaxed),
-            allocated: counts.high_allocated.load(Relaxed),
-            taken: counts.high_blocks.load(Relaxed),
-            ..Sums::default()
-        })
+    /// One more thread counts for a heap.
+    pub(super) fn add_writer(&self, heap: &Heap, counts: &Arc<Counts>) {
+        let [tag, stream] = heap.tallies.both();
+        for tally in [&self.tally, tag, stream] {
+            if tally.add(counts.clone()).is_err() {
+                tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
+            }
+        }
+    }
+
+    /// What a heap's blocks are counted with.
+    pub(super) fn tallies_of(&self, key: &HeapKey) -> Tallies {
+        Tallies {
+            tag: lock(&self.tag_tallies).entry(key.tag).or_default().clone(),
+            stream: (lock(&self.stream_tallies).entry(key.stream))
+                .or_default()
+                .clone(),
+        }
     }
 
     /// Forgets the peaks: what is allocated now is the most from here on.
     pub fn reset_peaks(&self) {
-        let now = self.sum(|_| true);
-        self.counters.allocated_peak.store(now.allocated, Relaxed);
-        self.counters.requested_peak.store(now.requested, Relaxed);
-        self.counters.blocks_peak.store(now.live(), Relaxed);
+        self.tally.reset(self.sum(|_| true).level());
+        for (tag, tally) in lock(&self.tag_tallies).clone() {
+            tally.reset(self.sum(|heap| heap.key.tag == tag).level());
+        }
+        for (stream, tally) in lock(&self.stream_tallies).clone() {
+            tally.reset(self.sum(|heap| heap.key.stream == stream).level());
+        }
         for heap in lock(&self.heaps).clone() {
             heap.each_count(Counts::reset_peaks);
         }
+        self.backing.reset_peaks();
     }
 
-    /// The sums over the heaps of a tag and a stream, or of all where none is named.
-    pub fn sums(&self, tag: Option<u16>, stream: Option<Stream>) -> Sums {
-        self.sum(|heap| {
-            tag.is_none_or(|tag| heap.key.tag == tag)
-                && stream.is_none_or(|stream| heap.key.stream == stream)
-        })
+    /// The sums over the heaps of a tag; 0 is no tag. Peaks as [`DevicePool::total`]'s.
+    pub fn of_tag(&self, tag: u16) -> Sums {
+        let tally = lock(&self.tag_tallies).get(&tag).cloned();
+        let sums = self.sum(|heap| heap.key.tag == tag);
+        tally.map_or(sums, |tally| sums.with_peak(&tally))
+    }
+
+    /// The sums over the heaps of a stream's handle, whichever streams have had it. Peaks as
+    /// [`DevicePool::total`]'s.
+    pub fn of_stream(&self, stream: Stream) -> Sums {
+        let tally = lock(&self.stream_tallies).get(&stream).cloned();
+        let sums = self.sum(|heap| heap.key.stream == stream);
+        tally.map_or(sums, |tally| sums.with_peak(&tally))
+    }
+
+    /// The tags that blocks have had.
+    pub fn tags(&self) -> Vec<u16> {
+        lock(&self.tag_tallies).keys().copied().collect()
+    }
+
+    /// The handles of streams that blocks have been for.
+    pub fn streams(&self) -> Vec<Stream> {
+        lock(&self.stream_tallies).keys().copied().collect()
     }
 
     /// Blocks that an allocator object has given out now.
@@ -163,20 +196,7 @@ impl DevicePool {
     /// The sums over all heaps. Peaks are exact while one thread uses one heap, and to within 1 MiB
     /// a thread and heap otherwise.
     pub fn total(&self) -> Sums {
-        let mut sums = self.sum(|_| true);
-        let seen = match self.counts.len() {
-            0 | 1 => self.lone_peaks(),
-            _ => Sums::default(),
-        };
-        let counters = &self.counters;
-        let allocated = counters.allocated_peak.load(Relaxed);
-        let requested = counters.requested_peak.load(Relaxed);
-        sums.peak_allocated = allocated.max(seen.allocated).max(sums.allocated);
-        sums.peak_requested = requested.max(seen.requested).max(sums.requested);
-        sums.peak_requested = sums.peak_requested.min(sums.peak_allocated);
-        let blocks = counters.blocks_peak.load(Relaxed);
-        sums.peak_blocks = blocks.max(seen.taken).max(sums.live());
-        sums
+        self.sum(|_| true).with_peak(&self.tally)
     }
 
     /// The largest free piece there is, in bytes, whoever may have it.
@@ -191,20 +211,6 @@ impl DevicePool {
                 .unwrap_or(0)
         };
         arenas.iter().map(largest).max().unwrap_or(0)
-    }
-
-    /// The tags with most bytes in live blocks, at most `count`, and those bytes; 0 is no tag.
-    pub fn top_tags(&self, count: usize) -> Vec<(u16, u64)> {
-        let mut tags: Vec<u16> = lock(&self.heaps).iter().map(|heap| heap.key.tag).collect();
-        tags.sort_unstable();
-        tags.dedup();
-        let mut held: Vec<(u16, u64)> = (tags.iter())
-            .map(|tag| (*tag, self.sums(Some(*tag), None).allocated))
-            .filter(|(_, bytes)| *bytes > 0)
-            .collect();
-        held.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        held.truncate(count);
-        held
     }
 
     /// Blocks that wait for work of other streams, and their bytes.

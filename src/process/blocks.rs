@@ -92,6 +92,7 @@ impl Process {
             },
             graph,
             tag: demand.tag,
+            counted_for: block.stream,
         };
         if let Err(record) = self.registry.insert(block.address, block.bytes, record) {
             // The driver gave out an address that is in use: keep the old holder safe and this
@@ -100,7 +101,7 @@ impl Process {
             return Err(Error::new(Status::Internal, "allocate")
                 .detail(format!("the driver gave out {:#x} twice", block.address)));
         }
-        device.counters(kind).gave(&block);
+        device.gave(kind, demand.tag, &block);
         Ok(block.address)
     }
 
@@ -126,7 +127,8 @@ impl Process {
             record.note_use(stream);
         }
         let device = self.device(record.device)?;
-        device.counters(record.source.kind()).took(&record.block);
+        let kind = record.source.kind();
+        device.took(kind, record.tag, record.counted_for, &record.block);
         let kept = Kept {
             block: record.block,
             source: record.source.clone(),

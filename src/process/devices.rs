@@ -1,12 +1,14 @@
 //! A device in use: its shared state and its four sources.
 
+use super::block_stats::ByOwner;
 use super::placement;
 use super::stats::Counters;
 use crate::config::Settings;
 use crate::config::table::Opt;
 use crate::config::value::Location;
 use crate::core::sync::lock;
-use crate::error::{Error, Result, Status};
+use crate::core::tags::TagId;
+use crate::error::{Result, Status};
 use crate::extent::DeviceState;
 use crate::gpu::{Device, Driver, Stream};
 use crate::pool::backing::Backing;
@@ -30,8 +32,19 @@ pub struct DeviceEntry {
     chunk_limit: Option<u64>,
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
+    by_owner: ByOwner,
     settings: Arc<Settings>,
     pool: OnceCell<Arc<DevicePool>>,
+}
+
+/// What a source holds beside what it gave to the pool.
+fn beside(all: Held, pooled: Held) -> Held {
+    Held {
+        now: all.now.saturating_sub(pooled.now),
+        // What its own blocks came to at most is not known apart.
+        peak: all.peak.saturating_sub(pooled.peak),
+        added: all.added.saturating_sub(pooled.added),
+    }
 }
 
 impl DeviceEntry {
@@ -66,6 +79,7 @@ impl DeviceEntry {
             })),
             placed: Mutex::default(),
             counters: Default::default(),
+            by_owner: ByOwner::default(),
             pool: OnceCell::new(),
             settings: kept,
             state,
@@ -115,17 +129,24 @@ impl DeviceEntry {
         let segments = self.pool_in_use().and_then(|pool| pool.segments());
         match (kind, segments) {
             (Kind::Pool, None) => self.state.extents.pooled(),
-            (Kind::Pool, Some((_, held))) => held,
+            (Kind::Pool, Some((_, held))) => held.read(),
             (kind, Some((of, pooled))) if kind == of => {
-                let held = self.source(kind).held();
-                Held {
-                    now: held.now.saturating_sub(pooled.now),
-                    // What its own blocks came to at most is not known apart.
-                    peak: held.peak.saturating_sub(pooled.peak),
-                    added: held.added.saturating_sub(pooled.added),
-                }
+                beside(self.source(kind).held(), pooled.read())
             }
             (kind, _) => self.source(kind).held(),
+        }
+    }
+
+    /// In how many pieces the driver gave it; none where that is not known.
+    pub(super) fn pieces(&self, kind: Kind) -> Held {
+        let segments = self.pool_in_use().and_then(|pool| pool.segments());
+        match (kind, segments) {
+            (Kind::Pool, None) => self.state.extents.pooled_chunks(),
+            (Kind::Pool, Some((_, held))) => held.pieces(),
+            (kind, Some((of, pooled))) if kind == of => {
+                beside(self.source(kind).pieces(), pooled.pieces())
+            }
+            (kind, _) => self.source(kind).pieces(),
         }
     }
 
@@ -157,6 +178,22 @@ impl DeviceEntry {
         &self.counters[kind as usize]
     }
 
+    pub(super) fn by_owner(&self) -> &ByOwner {
+        &self.by_owner
+    }
+
+    /// A block of a source was given out.
+    pub(super) fn gave(&self, kind: Kind, tag: TagId, block: &Block) {
+        self.counters(kind).gave(block);
+        self.by_owner.count(kind, tag, block.stream, block, true);
+    }
+
+    /// A block that was given out for `stream` was taken back.
+    pub(super) fn took(&self, kind: Kind, tag: TagId, stream: Stream, block: &Block) {
+        self.counters(kind).took(block);
+        self.by_owner.count(kind, tag, stream, block, false);
+    }
+
     /// Whether a stream is capturing.
     pub(super) fn is_capturing(&self, stream: Stream) -> Result<bool> {
         let _guard = self.state.device.enter()?;
@@ -168,6 +205,7 @@ impl DeviceEntry {
     pub(super) fn allocate(&self, source: &dyn Source, request: &Request) -> Result<Block> {
         let outcome = match source.allocate(request) {
             Err(error) if error.status() == Status::OutOfMemory => {
+                self.counters(source.kind()).retried();
                 // That memory has run out is what the caller needs to know, whatever else fails.
                 let _ = self.trim(0);
                 source
@@ -177,26 +215,6 @@ impl DeviceEntry {
             outcome => outcome,
         };
         outcome.inspect_err(|error| self.counters(source.kind()).failed(error))
-    }
-
-    pub(super) fn out_of_memory(&self, error: Error) -> Error {
-        if error.status() != Status::OutOfMemory {
-            return error;
-        }
-        let ordinal = self.state.device.ordinal();
-        let live: u64 = self.counters.iter().map(Counters::allocated).sum();
-        let limit = match self.state.limit.get() {
-            Some(limit) => format!(", its limit is {limit}"),
-            None => String::new(),
-        };
-        match self.state.device.memory_info() {
-            Ok((free, total)) => error.detail(format!(
-                "device {ordinal} has {free} bytes free of {total}{limit}; this process holds {}, {live} of them in blocks, and {} wait for work to end",
-                self.held_by_all(),
-                self.state.deferral.bytes()
-            )),
-            Err(_) => error,
-        }
     }
 
     /// Gives back what is cached or waits, down to `keep` bytes a source.
@@ -225,7 +243,7 @@ impl DeviceEntry {
         Ok(held.saturating_sub(self.held_by_all()).max(less))
     }
 
-    fn held_by_all(&self) -> u64 {
+    pub(super) fn held_by_all(&self) -> u64 {
         Kind::ALL.into_iter().map(|kind| self.held(kind).now).sum()
     }
 

@@ -1,6 +1,8 @@
 //! The state of the process: options, the driver opened once, a state for each device in use, the
 //! blocks given out; and what fork and exit mean for them.
 
+mod activity;
+mod block_stats;
 mod blocks;
 mod choice;
 mod devices;
@@ -9,10 +11,13 @@ mod lifetime;
 mod limits;
 pub mod placement;
 mod pooled;
+mod report;
 pub mod stats;
 pub mod tags;
 
 pub use crate::registry::AllocatorId;
+pub use activity::{DriverStats, PoolStats};
+pub use block_stats::BlockStats;
 pub use blocks::Demand;
 pub use devices::DeviceEntry;
 pub use lifetime::{check_not_forked, has_forked, is_exiting};
@@ -132,6 +137,7 @@ impl Process {
             for opt in [Opt::Driver, Opt::Sim] {
                 self.settings.fix(opt);
             }
+            driver.time_calls(self.driver_timing());
             self.greet(&driver);
             let devices = (0..driver.device_count()).map(|_| OnceCell::new());
             Ok(Opened {

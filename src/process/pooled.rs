@@ -2,18 +2,15 @@
 //! one that knows of devices, captures and limits.
 
 use super::blocks::Demand;
-use super::{DeviceEntry, Process, lifetime, tags};
+use super::{DeviceEntry, Process, lifetime};
 use crate::core::tags::TagId;
-use crate::error::{Error, Result, Status};
+use crate::error::{Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::pool::{Freed, GraphId, HeapKey, thread_number};
 use crate::registry::{AllocatorId, GraphPool, GraphUse};
 use crate::source::{Kind, LastUse};
 use std::sync::atomic::Ordering;
-
-/// How many tags an error names, those that hold most.
-const TOLD_TAGS: usize = 3;
 
 fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
     HeapKey {
@@ -92,7 +89,7 @@ impl Process {
                 }
                 _ => Err(error),
             })
-            .map_err(|error| self.explain(device, error))
+            .map_err(|error| device.pool_out_of_memory(error))
             .inspect_err(|error| device.counters(Kind::Pool).failed(error))
     }
 
@@ -114,25 +111,6 @@ impl Process {
                 gpu.capture_number(demand.stream).map(GraphId::Untold)
             }
         }
-    }
-
-    /// Adds to the error that memory has run out what the pool holds, and for whom.
-    fn explain(&self, device: &DeviceEntry, error: Error) -> Error {
-        let (Status::OutOfMemory, Some(pool)) = (error.status(), device.pool_in_use()) else {
-            return error;
-        };
-        let (sums, most) = (pool.total(), pool.largest_free());
-        let mut text = format!(
-            "the pool holds {} bytes, {} of them in blocks; its largest free piece has {most}",
-            device.held(Kind::Pool).now,
-            sums.allocated
-        );
-        for (tag, bytes) in pool.top_tags(TOLD_TAGS) {
-            let name = tags::table().name(TagId::from_number(tag));
-            let name = name.map_or("no tag", |name| name);
-            text += &format!(", {bytes} under {name}");
-        }
-        device.out_of_memory(error).also(&text)
     }
 
     /// Takes a block of a pool back; no if it is none, or another allocator's.

@@ -1,7 +1,7 @@
 //! Counts of what was asked for, given out and held.
 
 use super::{DeviceEntry, Process, lifetime};
-use crate::core::gauge::Gauge;
+use crate::core::gauge::{Gauge, Reading};
 use crate::error::{Error, Result, Status};
 use crate::source::{Block, Kind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ pub(super) struct Counters {
     blocks: Gauge,
     failed: AtomicU64,
     out_of_memory: AtomicU64,
+    retries: AtomicU64,
 }
 
 impl Counters {
@@ -36,11 +37,22 @@ impl Counters {
         }
     }
 
+    /// A request is tried again after what is cached was given back.
+    pub(super) fn retried(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes requested and allocated, and blocks.
+    pub(super) fn read(&self) -> (Reading, Reading, Reading) {
+        let (requested, allocated) = (self.requested.read(), self.allocated.read());
+        (requested, allocated, self.blocks.read())
+    }
+
     pub(super) fn allocated(&self) -> u64 {
         self.allocated.read().now
     }
 
-    fn reset_peaks(&self) {
+    pub(super) fn reset_peaks(&self) {
         for gauge in [&self.requested, &self.allocated, &self.blocks] {
             gauge.reset_peak();
         }
@@ -89,6 +101,15 @@ pub struct Stats {
     pub out_of_memory: u64,
     /// The most bytes that may be held of the device; `u64::MAX` where there is no limit.
     pub limit: u64,
+    /// Pieces of memory held from the driver: chunks, or whole blocks. None of the stream-ordered
+    /// kind, whose driver does not tell.
+    pub segments: u64,
+    /// The most there were at a time; over all kinds, the sum of their peaks.
+    pub peak_segments: u64,
+    /// All that were ever had.
+    pub total_segments: u64,
+    /// Requests that were tried again after cached memory had been given back.
+    pub retries: u64,
 }
 
 impl Process {
@@ -138,9 +159,10 @@ impl Process {
         for kind in Kind::ALL {
             device.counters(kind).reset_peaks();
             outcome = outcome.and(device.source(kind).reset_peak());
-            if let Some(pool) = device.pool_in_use() {
-                pool.reset_peaks();
-            }
+        }
+        device.by_owner().reset_peaks();
+        if let Some(pool) = device.pool_in_use() {
+            pool.reset_peaks();
         }
         outcome
     }
@@ -152,7 +174,12 @@ impl Stats {
             Kind::Pool => self.add_pool(device),
             kind => self.add_source(device, kind),
         }
+        let pieces = device.pieces(kind);
+        self.segments += pieces.now;
+        self.peak_segments += pieces.peak;
+        self.total_segments += pieces.added;
         let counters = device.counters(kind);
+        self.retries += counters.retries.load(Ordering::Relaxed);
         self.failed_allocations += counters.failed.load(Ordering::Relaxed);
         self.out_of_memory += counters.out_of_memory.load(Ordering::Relaxed);
     }
@@ -174,15 +201,15 @@ impl Stats {
         self.allocations += sums.taken;
         self.deallocations += sums.given;
         self.peak_blocks += sums.peak_blocks;
+        self.retries += pool.counters.retries.load(Ordering::Relaxed);
         self.pending_frees += pending.0;
         self.pending_bytes += pending.1;
     }
 
     fn add_source(&mut self, device: &DeviceEntry, kind: Kind) {
         let counters = device.counters(kind);
-        let (requested, allocated) = (counters.requested.read(), counters.allocated.read());
-        let blocks = counters.blocks.read();
-        let held = device.source(kind).held();
+        let (requested, allocated, blocks) = counters.read();
+        let held = device.held(kind);
         // Other threads move these while they are read one by one; what is told keeps their order.
         self.reserved += held.now.max(allocated.now);
         self.allocated += allocated.now;

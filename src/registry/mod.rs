@@ -63,6 +63,8 @@ pub struct Record {
     pub graph: GraphUse,
     /// Its tag.
     pub tag: TagId,
+    /// The stream it was allocated on, which statistics know even once that is gone.
+    pub counted_for: Stream,
 }
 
 impl Record {

@@ -2,7 +2,7 @@
 //! work of the device, so every block is as safe as the driver's own.
 
 use super::{Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
-use crate::core::gauge::Gauge;
+use crate::core::gauge::Holding;
 use crate::core::size::Align;
 use crate::error::Result;
 use crate::extent::DeviceState;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct DeviceSource {
     state: Arc<DeviceState>,
     /// Bytes given out and not yet back with the driver.
-    gauge: Arc<Gauge>,
+    gauge: Arc<Holding>,
 }
 
 /// The driver places plain allocations at multiples of this.
@@ -79,6 +79,10 @@ impl Source for DeviceSource {
 
     fn held(&self) -> Held {
         self.gauge.read()
+    }
+
+    fn pieces(&self) -> Held {
+        self.gauge.pieces()
     }
 
     fn reset_peak(&self) -> Result<()> {

@@ -4,7 +4,7 @@
 
 use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
 use crate::config::value::{Placement, Size, Threshold};
-use crate::core::gauge::Gauge;
+use crate::core::gauge::Holding;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Result, Warning};
@@ -28,7 +28,7 @@ pub struct Policy {
 /// The source.
 pub struct ManagedSource {
     state: Arc<DeviceState>,
-    gauge: Arc<Gauge>,
+    gauge: Arc<Holding>,
     policy: Box<dyn Fn(TagId) -> Policy + Send + Sync>,
     on_host: Mutex<OnHost>,
     /// The card's free memory at first use.
@@ -225,6 +225,10 @@ impl Source for ManagedSource {
 
     fn held(&self) -> Held {
         self.gauge.read()
+    }
+
+    fn pieces(&self) -> Held {
+        self.gauge.pieces()
     }
 
     fn reset_peak(&self) -> Result<()> {

@@ -149,6 +149,11 @@ pub trait Source: Send + Sync {
     /// What it holds from the device.
     fn held(&self) -> Held;
 
+    /// In how many pieces the driver gave it, each by a call; none where that is not known.
+    fn pieces(&self) -> Held {
+        Held::default()
+    }
+
     /// Starts the peak of what it holds again from what it holds now.
     fn reset_peak(&self) -> Result<()>;
 }

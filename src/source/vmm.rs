@@ -123,6 +123,10 @@ impl Source for VmmSource {
         self.state.extents.unpooled()
     }
 
+    fn pieces(&self) -> Held {
+        self.state.extents.unpooled_chunks()
+    }
+
     fn reset_peak(&self) -> Result<()> {
         self.state.extents.reset_peaks();
         Ok(())

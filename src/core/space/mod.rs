@@ -213,22 +213,27 @@ impl Space {
         }
     }
 
-    /// Work of `color` given until `epoch` is done: what was freed until then is everybody's.
-    pub fn settle(&mut self, color: Color, epoch: Epoch) {
+    /// Work of `color` given until `epoch` is done: what was freed until then is everybody's. Returns
+    /// how many bytes that are.
+    pub fn settle(&mut self, color: Color, epoch: Epoch) -> u64 {
         if color == Color::NEUTRAL || self.free.len() <= color.0 as usize {
-            return;
+            return 0;
         }
+        let mut settled = 0;
         for piece in self.free[color.0 as usize].at_least(1) {
             let done = matches!(self.pieces.get(piece).state, State::Free { epoch: freed, .. } if freed <= epoch);
             if done {
                 self.unlist(piece);
-                self.pieces.get_mut(piece).state = State::Free {
+                let node = self.pieces.get_mut(piece);
+                settled += node.bytes;
+                node.state = State::Free {
                     color: Color::NEUTRAL,
                     epoch: 0,
                 };
                 self.join(piece);
             }
         }
+        settled
     }
 
     /// The colours that have free memory, and the largest piece of each in bytes.

@@ -84,7 +84,7 @@ fn colours_keep_apart_until_they_are_settled() {
     let block = grow(&mut space, 2 * GRANULE, one);
     space.free(block.piece, one, 5);
     assert!(space.allocate(UNIT, align(UNIT), two).is_none());
-    space.settle(one, 4);
+    assert_eq!(space.settle(one, 4), 0);
     assert!(space.allocate(UNIT, align(UNIT), two).is_none());
     space.settle(one, 5);
     let given = space.allocate(UNIT, align(UNIT), two).unwrap();
@@ -163,7 +163,7 @@ proptest! {
                     space.free(given.piece, color, epoch);
                 }
                 Step::Free { .. } => {}
-                Step::Settle { color } => space.settle(Color(color), epoch),
+                Step::Settle { color } => drop(space.settle(Color(color), epoch)),
                 Step::Take { which, keep } => {
                     let free = space.free_places();
                     if free.is_empty() { continue }

@@ -1,9 +1,11 @@
 //! What a process makes of the sources: records, statistics, streams that come and go, memory of
 //! captured graphs, limits, and the placement of managed memory.
 
+mod activity;
 mod fences;
 mod graphs;
 mod managed;
+mod owners;
 mod records;
 mod statistics;
 mod streams;
@@ -47,7 +49,16 @@ pub const SUITE: Suite = Suite {
         statistics::limit,
         statistics::just_within,
         statistics::out_of_memory_text,
+        statistics::out_of_memory_report,
         statistics::trim,
+        owners::threads_at_random,
+        owners::peaks,
+        owners::peaks_over_threads,
+        owners::streams_that_go,
+        owners::over_other_sources,
+        activity::hits_and_misses,
+        activity::retries,
+        activity::driver_calls,
         streams::record_stream,
         streams::forgotten_streams,
         streams::forgotten_in_capture,

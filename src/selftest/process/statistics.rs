@@ -4,7 +4,7 @@ use super::{House, MIB};
 use crate::config::value::Size;
 use crate::error::Status;
 use crate::gpu::Stream;
-use crate::process::Stats;
+use crate::process::{Demand, Stats, tags};
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::simulator::Counters;
 use crate::selftest::{Outcome, Stop};
@@ -237,6 +237,55 @@ pub fn out_of_memory_text() -> Outcome {
         }
     }
     house.free(live)?;
+    house.finish()
+}
+
+/// Word for word: the limit, what is held and in blocks, the pool's among them, and the tags that hold
+/// most.
+pub fn out_of_memory_report() -> Outcome {
+    let house = House::open("devices=1,memory=256MiB", &[])?;
+    house.sim()?;
+    house.process.set_limit(0, Size::Bytes(128 * MIB))?;
+    let tagged = |kind: Kind, tag: &str, bytes: u64| -> Result<u64, Stop> {
+        Ok(house.process.allocate(Demand {
+            tag: tags::table().intern(tag)?,
+            ..house.demand(kind, bytes, Stream::LEGACY)
+        })?)
+    };
+    let blocks = [
+        tagged(Kind::Pool, "weights", 32 * MIB)?,
+        tagged(Kind::Vmm, "kv_cache", 48 * MIB)?,
+        tagged(Kind::Vmm, "weights", 2 * MIB)?,
+        house.allocate(Kind::Pool, 8 * MIB, Stream::LEGACY)?,
+        tagged(Kind::Vmm, "least of all", 1)?,
+    ];
+    for kind in [Kind::Pool, Kind::Vmm, Kind::Device] {
+        let error = (house.allocate(kind, 64 * MIB, Stream::LEGACY).err())
+            .map(|stop| format!("{stop:?}"))
+            .ok_or("64 MiB more were had")?;
+        let held = (32 + 48 + 2 + 8 + 2) * MIB;
+        let wanted = format!(
+            "device 0 has {} bytes free of {}, its limit is {}; this process holds {held}, {held} of them in blocks, and 0 of 0 freed blocks wait for work to end; its blocks take {} under 'kv_cache', {} under 'weights', {} under no tag",
+            256 * MIB - held,
+            256 * MIB,
+            128 * MIB,
+            48 * MIB,
+            34 * MIB,
+            8 * MIB
+        );
+        ensure!(
+            error.contains(&wanted),
+            "{kind:?}: not as expected: {error}"
+        );
+        let pool = format!(
+            "; the pool holds {0} bytes, {0} of them in blocks; its largest free piece has 0",
+            40 * MIB
+        );
+        ensure_eq!(error.contains(&pool), kind == Kind::Pool, "{error}");
+    }
+    for block in blocks {
+        house.free(block)?;
+    }
     house.finish()
 }
 
