@@ -179,7 +179,104 @@ typedef struct hbm_stats_t {
     uint64_t out_of_memory;
     // The most bytes that may be held of the device; UINT64_MAX where there is no limit.
     uint64_t limit;
+    // Pieces of memory held from the driver: chunks, or whole blocks. None of the stream-ordered
+    // kind, whose driver does not tell.
+    uint64_t segments;
+    // The most there were at a time; over all kinds, the sum of their peaks.
+    uint64_t peak_segments;
+    // All that were ever had from the driver; those given back are `total_segments - segments`.
+    uint64_t total_segments;
+    // Requests that were tried again after cached memory had been given back.
+    uint64_t retries;
 } hbm_stats_t;
+
+// Statistics of the blocks of one tag or of one stream, of all kinds together. Fill in `struct_size`
+// before the call. Sizes in bytes; peaks are since the start or the last `hbm_stats_reset_peaks`: exact
+// while one thread uses them, else to within 1 MiB a thread, and over all kinds the sum of the pool's
+// and of the others'.
+typedef struct hbm_block_stats_t {
+    // sizeof(hbm_block_stats_t) as the program was compiled.
+    size_t struct_size;
+    // Bytes asked for by blocks now given out.
+    uint64_t requested;
+    // Bytes of blocks now given out.
+    uint64_t allocated;
+    // Bytes held from the device for memory of the tag, which shares no chunk with others; 0 of a
+    // stream, since streams share what is held. What the driver's stream-ordered pool caches, and
+    // chunks on their way back to the device, are no tag's.
+    uint64_t reserved;
+    // The most `requested` has been.
+    uint64_t peak_requested;
+    // The most `allocated` has been.
+    uint64_t peak_allocated;
+    // The most `reserved` has been.
+    uint64_t peak_reserved;
+    // Blocks given out since the start.
+    uint64_t allocations;
+    // Blocks taken back since the start.
+    uint64_t deallocations;
+    // The most blocks given out at a time.
+    uint64_t peak_blocks;
+    // Bytes asked for by all blocks ever given out.
+    uint64_t total_requested;
+    // Bytes of all blocks ever given out.
+    uint64_t total_allocated;
+} hbm_block_stats_t;
+
+// What the caching pool of a device did. Fill in `struct_size` before the call. Counts since the
+// start; `hits + collected + misses` is the pool's `allocations`.
+typedef struct hbm_pool_stats_t {
+    // sizeof(hbm_pool_stats_t) as the program was compiled.
+    size_t struct_size;
+    // Requests served out of what the thread kept or what was free for the stream. They make no driver
+    // call, but to ask whether the stream captures: see hbm_captures_told.
+    uint64_t hits;
+    // Requests served out of what other streams or threads were seen to be done with, where it lay.
+    uint64_t collected;
+    // Requests for which memory was moved or made.
+    uint64_t misses;
+    // Times that memory freed in the order of one stream was seen done with and became everybody's.
+    uint64_t owner_changes;
+    // Chunks mapped at another address, so that a block's addresses are whole.
+    uint64_t stitches;
+    // Their bytes.
+    uint64_t stitched_bytes;
+    // Chunks made; over other sources than vmm, blocks of the source.
+    uint64_t creates;
+    // Chunks given back to the driver.
+    uint64_t releases;
+    // Chunks held.
+    uint64_t chunks;
+    // The most there were, since the start or the last `hbm_stats_reset_peaks`.
+    uint64_t peak_chunks;
+    // Requests tried again after cached memory had been given back.
+    uint64_t retries;
+    // Times that all work of the device was waited for: by hbm_trim, and where memory was short.
+    uint64_t waits;
+    // Bytes held and in no block.
+    uint64_t cached;
+    // The part of `cached` that threads keep for requests of the same size, or that waits for work to
+    // end; hbm_trim collects it.
+    uint64_t kept;
+    // The part of the rest in chunks of which nothing is in use, which can go back to the device once
+    // their work is done. What remains lies beside blocks.
+    uint64_t releasable;
+    // The largest free piece of the rest, whichever stream may have it.
+    uint64_t largest_free;
+} hbm_pool_stats_t;
+
+// Calls of the driver by the library, on all devices. Fill in `struct_size` before the call.
+typedef struct hbm_driver_stats_t {
+    // sizeof(hbm_driver_stats_t) as the program was compiled.
+    size_t struct_size;
+    // Calls, without the questions that cost the driver next to nothing, such as which context is
+    // current.
+    uint64_t calls;
+    // Those of them that were made while the option `driver_timing` was `on`.
+    uint64_t timed_calls;
+    // The nanoseconds that these took their callers, over all threads.
+    uint64_t nanoseconds;
+} hbm_driver_stats_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -299,13 +396,71 @@ int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 // that used the stream stay valid; their memory is later given back behind all work of the device.
 int32_t hbm_stream_forget(int32_t device, void *stream);
 
-// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1).
+// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1). Any thread; makes no driver
+// call but to ask the stream-ordered pool for its size. Counts are read one after the other beside
+// running threads: each is true, their sum at one moment only while those rest.
 //
 // Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
-int32_t hbm_stats(int32_t device, int32_t kind, struct hbm_stats_t *out);
+int32_t hbm_stats(int32_t device,
+                  int32_t kind,
+                  struct hbm_stats_t *out);
 
-// Starts every peak of a device's statistics again from what there is now. Any thread.
+// Starts every peak of a device's statistics, those by tag and by stream among them, again from what
+// there is now. Any thread.
 int32_t hbm_stats_reset_peaks(int32_t device);
+
+// Statistics of the blocks of a tag on a device; NULL is what has no tag. A name that nothing has had
+// has only zeros. Any thread; makes no driver call.
+//
+// Required: `name` must be NULL or a C string, `out` point to an hbm_block_stats_t whose `struct_size` is
+// filled in.
+int32_t hbm_tag_stats(int32_t device,
+                      const char *name,
+                      struct hbm_block_stats_t *out);
+
+// How many names of tags there are in the process. Any thread; makes no driver call.
+size_t hbm_tag_count(void);
+
+// Writes the name of the tag of an index below hbm_tag_count(), in the order of their first use, to
+// `buffer`, as hbm_tag_current does. A tag keeps its index.
+//
+// Required: `buffer` must be valid for a write of `capacity` bytes.
+int32_t hbm_tag_name(size_t index, char *buffer, size_t capacity);
+
+// Statistics of the blocks that were allocated on a stream of a device; NULL is the legacy stream.
+// They are those of the handle: of every stream that has had it, and for the stream that each thread
+// has by itself (handle 2), of all threads. The handle need not name a live stream. Any thread; makes
+// no driver call.
+//
+// Required: `out` must point to an hbm_block_stats_t whose `struct_size` is filled in.
+int32_t hbm_stream_stats(int32_t device,
+                         void *stream,
+                         struct hbm_block_stats_t *out);
+
+// Writes the handles of the streams that blocks of a device have been allocated on to `streams`, as
+// far as `capacity` reaches, and how many there are to `*count`. Those of streams that are gone are
+// among them. Any thread; makes no driver call.
+//
+// Required: `streams` must be valid for a write of `capacity` pointers or NULL with capacity 0, `count` for one
+// of its own.
+int32_t hbm_stream_list(int32_t device,
+                        void **streams,
+                        size_t capacity,
+                        size_t *count);
+
+// What the caching pool of a device did. Any thread; makes no driver call, but looks through the
+// pool's free memory, for which its threads may have to wait some microseconds: not for inner loops.
+//
+// Required: `out` must point to an hbm_pool_stats_t whose `struct_size` is filled in.
+int32_t hbm_pool_stats(int32_t device,
+                       struct hbm_pool_stats_t *out);
+
+// Calls of the driver so far, and while the option `driver_timing` is `on` (hbm_option_set, at any
+// time), how long they took. Counting one costs a few nanoseconds, timing one two looks at the clock
+// more. Any thread; makes no driver call.
+//
+// Required: `out` must point to an hbm_driver_stats_t whose `struct_size` is filled in.
+int32_t hbm_driver_stats(struct hbm_driver_stats_t *out);
 
 // Says where memory of the tag `name` lives: an hbm_placement. It holds for memory taken from the
 // driver from here on, in the whole process; blocks there are, and cached memory, stay where they

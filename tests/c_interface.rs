@@ -7,12 +7,13 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 8] = [
     "allocators",
     "graphs",
     "limits",
     "wrong_use",
     "process",
+    "stats",
     "tags",
     "torch_entries",
 ];
@@ -51,6 +52,11 @@ fn limits() {
 #[test]
 fn tags() {
     run_shared("tags");
+}
+
+#[test]
+fn stats() {
+    run_shared("stats");
 }
 
 #[test]

@@ -5,11 +5,13 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 10] = [
+const FACES: [&str; 12] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
     "capi/stats.rs",
+    "capi/block_stats.rs",
+    "capi/activity.rs",
     "capi/tags.rs",
     "capi/limits.rs",
     "capi/graphs.rs",

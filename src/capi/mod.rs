@@ -1,6 +1,8 @@
 //! The C interface. Each export checks, calls and translates; nothing of ours calls an export.
 
+mod activity;
 mod allocator;
+mod block_stats;
 mod graphs;
 mod limits;
 mod options;
@@ -8,12 +10,15 @@ mod stats;
 mod status;
 mod tags;
 
+pub use activity::*;
 pub use allocator::*;
+pub use block_stats::*;
 pub use graphs::*;
 pub use limits::*;
 pub use options::*;
 pub use stats::*;
 pub use status::*;
+use tags::write_name;
 pub use tags::*;
 
 use crate::error::{Error, Result, Status};

@@ -52,6 +52,15 @@ pub struct hbm_stats_t {
     pub out_of_memory: u64,
     /// The most bytes that may be held of the device; UINT64_MAX where there is no limit.
     pub limit: u64,
+    /// Pieces of memory held from the driver: chunks, or whole blocks. None of the stream-ordered
+    /// kind, whose driver does not tell.
+    pub segments: u64,
+    /// The most there were at a time; over all kinds, the sum of their peaks.
+    pub peak_segments: u64,
+    /// All that were ever had from the driver; those given back are `total_segments - segments`.
+    pub total_segments: u64,
+    /// Requests that were tried again after cached memory had been given back.
+    pub retries: u64,
 }
 
 impl From<Stats> for hbm_stats_t {
@@ -77,11 +86,17 @@ impl From<Stats> for hbm_stats_t {
             peak_blocks: stats.peak_blocks,
             out_of_memory: stats.out_of_memory,
             limit: stats.limit,
+            segments: stats.segments,
+            peak_segments: stats.peak_segments,
+            total_segments: stats.total_segments,
+            retries: stats.retries,
         }
     }
 }
 
-/// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1).
+/// Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1). Any thread; makes no driver
+/// call but to ask the stream-ordered pool for its size. Counts are read one after the other beside
+/// running threads: each is true, their sum at one moment only while those rest.
 ///
 /// # Safety
 /// `out` must point to an hbm_stats_t whose `struct_size` is filled in.
@@ -101,7 +116,8 @@ pub unsafe extern "C" fn hbm_stats(device: i32, kind: i32, out: *mut hbm_stats_t
     })
 }
 
-/// Starts every peak of a device's statistics again from what there is now. Any thread.
+/// Starts every peak of a device's statistics, those by tag and by stream among them, again from what
+/// there is now. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stats_reset_peaks(device: i32) -> i32 {
     export(|| observe::process().reset_peaks(device))

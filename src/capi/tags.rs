@@ -127,7 +127,7 @@ pub unsafe extern "C" fn hbm_tag_of(
 
 /// # Safety
 /// `buffer` must be null or valid for a write of `capacity` bytes.
-unsafe fn write_name(
+pub(super) unsafe fn write_name(
     operation: &'static str,
     tag: TagId,
     buffer: *mut c_char,

@@ -95,6 +95,23 @@ impl Tags {
         Ok(id)
     }
 
+    /// The id of a name, where it has one; an error where it can be none.
+    pub fn find(&self, name: &str) -> Result<Option<TagId>> {
+        check_name(name)?;
+        let guard = lock(&self.ids);
+        Ok(guard.as_ref().and_then(|ids| ids.get(name)).copied())
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        lock(&self.ids).as_ref().map_or(0, HashMap::len)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The name of an id; none for no tag and for a number not in use.
     pub fn name(&self, id: TagId) -> Option<&Arc<str>> {
         let segment = self.names[usize::from(id.0) / SEGMENT].get()?;
@@ -182,9 +199,11 @@ mod tests {
     fn names_that_are_none() {
         let tags = Tags::new();
         for bad in ["", "a\0b", &"x".repeat(256)] {
-            let error = tags.intern(bad).unwrap_err();
-            assert_eq!(error.status(), Status::InvalidArgument);
+            for error in [tags.intern(bad).unwrap_err(), tags.find(bad).unwrap_err()] {
+                assert_eq!(error.status(), Status::InvalidArgument);
+            }
         }
+        assert!(tags.is_empty() && tags.find("x").unwrap().is_none());
         tags.intern(&"x".repeat(255)).unwrap();
         assert!(tags.name(TagId::NONE).is_none() && tags.name(TagId(2)).is_none());
     }
@@ -200,6 +219,8 @@ mod tests {
                 }
                 let id = tags.intern(&name).unwrap();
                 prop_assert_eq!(&model[usize::from(id.number()) - 1], &name);
+                prop_assert_eq!(tags.find(&name).unwrap(), Some(id));
+                prop_assert_eq!(tags.len(), model.len());
                 prop_assert_eq!(&**tags.name(id).unwrap(), name.as_str());
             }
             prop_assert_eq!(tags.list().len(), model.len());

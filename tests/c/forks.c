@@ -49,6 +49,21 @@ static void child_uses_the_driver_first(void) {
     CHECK(hbm_driver_used() == 0);
 }
 
+static void statistics_in_child(void) {
+    hbm_block_stats_t of_blocks = {.struct_size = sizeof of_blocks};
+    hbm_pool_stats_t of_pool = {.struct_size = sizeof of_pool};
+    hbm_driver_stats_t of_driver = {.struct_size = sizeof of_driver};
+    size_t count = 0;
+    char name[256];
+    EXPECT(HBM_FORKED, hbm_tag_stats(0, "any", &of_blocks));
+    EXPECT(HBM_FORKED, hbm_stream_stats(0, NULL, &of_blocks));
+    EXPECT(HBM_FORKED, hbm_stream_list(0, NULL, 0, &count));
+    EXPECT(HBM_FORKED, hbm_pool_stats(0, &of_pool));
+    EXPECT(HBM_FORKED, hbm_driver_stats(&of_driver));
+    EXPECT(HBM_FORKED, hbm_tag_name(0, name, sizeof name));
+    CHECK(hbm_tag_count() == 0);
+}
+
 /* Everything that a child inherits is called once. */
 static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_block) {
     alarm(20);
@@ -74,6 +89,7 @@ static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_bl
     EXPECT(HBM_FORKED, hbm_allocator_stats(allocator, &stats));
     EXPECT(HBM_FORKED, hbm_allocator_trim(allocator, 0, &released));
     EXPECT(HBM_FORKED, hbm_stats(0, -1, &stats));
+    statistics_in_child();
     EXPECT(HBM_FORKED, hbm_trim(0, 0, &released));
     EXPECT(HBM_FORKED, hbm_device_count(&count));
     EXPECT(HBM_FORKED, hbm_option_set("log", "warn"));
