@@ -11,6 +11,7 @@ const PROGRAMS: [&str; 8] = [
     "allocators",
     "graphs",
     "limits",
+    "placed_pool",
     "wrong_use",
     "process",
     "stats",
@@ -47,6 +48,11 @@ fn graphs() {
 #[test]
 fn limits() {
     run_shared("limits");
+}
+
+#[test]
+fn placed_pool() {
+    run_shared("placed_pool");
 }
 
 #[test]

@@ -32,8 +32,9 @@ class tag(contextlib.ContextDecorator):
     `placement` says where memory of this tag lives, in the whole process and from the
     first use of the tag on: "device"; "host", mapped for the device; "none", where the
     driver thinks best. It beats the option `placement`; None leaves things as they are.
-    Managed and vmm memory can be placed on the host; with other backends allocating is
-    an UnsupportedError then. What is allocated already stays where it is.
+    Managed and vmm memory can be placed on the host, and the pool's where `pool_source` is
+    managed; with other backends allocating is an UnsupportedError then. What is allocated
+    already, or cached by the pool for the tag, stays where it is.
     """
 
     def __init__(self, name, placement=None):

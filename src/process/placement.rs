@@ -3,6 +3,7 @@
 
 use super::{Demand, DeviceEntry, Process, lifetime, tags};
 use crate::config::Settings;
+use crate::config::table::Opt;
 use crate::config::value::{Location, Placement};
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
@@ -58,9 +59,15 @@ impl Process {
             }
             // The managed source asks for each block by itself.
             (Some(Placement::Host), Kind::Managed) => Ok(None),
+            (Some(Placement::Host), Kind::Pool) if self.pool_is_managed() => Ok(None),
             (Some(Placement::Host), kind) => Err(refusal(demand.tag, kind)),
             _ => Ok(None),
         }
+    }
+
+    /// Whether the pool is over managed memory, which has a place for each segment, and so for each tag.
+    fn pool_is_managed(&self) -> bool {
+        Kind::from_name(&self.settings.text(Opt::PoolSource)) == Some(Kind::Managed)
     }
 }
 
@@ -71,5 +78,5 @@ fn refusal(tag: TagId, kind: Kind) -> Error {
             "tag '{name}' is placed on the host, and memory of {} is the device's",
             kind.name()
         ))
-        .advice("Memory of managed and vmm can be placed there")
+        .advice("Memory of managed and vmm can be placed there, and of the pool over managed memory")
 }

@@ -108,4 +108,23 @@ static inline uint64_t physical_bytes(int device) {
     return used;
 }
 
+/* What the driver keeps of managed memory: 2 is the preferred location, 4 the last prefetch; the host is
+ * -1, none is -2. */
+static inline int advice(void *block, int which) {
+    int (*read)(void *, size_t, int, unsigned long long, size_t);
+    int value = 77;
+    look_up("cuMemRangeGetAttribute", &read);
+    context_push(0);
+    CHECK(read(&value, sizeof value, which, (unsigned long long)(uintptr_t)block, MIB) == 0);
+    context_pop();
+    return value;
+}
+
+/* How often a function of the driver was called; "*" is all of them. */
+static inline uint64_t calls(const char *name) {
+    uint64_t (*count)(const char *);
+    look_up("hbmsim_calls", &count);
+    return count(name);
+}
+
 #endif

@@ -85,18 +85,6 @@ static void blocks_carry_the_tag_of_their_allocation(void) {
     EXPECT(HBM_NOT_OWNED, hbm_tag_of(tensor, (char[256]){0}, 256));
 }
 
-/* What the driver keeps of managed memory: 2 is the preferred location, 4 the last prefetch; the host is
- * -1, none is -2. */
-static int advice(void *block, int which) {
-    int (*read)(void *, size_t, int, unsigned long long, size_t);
-    int value = 77;
-    look_up("cuMemRangeGetAttribute", &read);
-    context_push(0);
-    CHECK(read(&value, sizeof value, which, (unsigned long long)(uintptr_t)block, MIB) == 0);
-    context_pop();
-    return value;
-}
-
 static void memory_lives_where_its_tag_is_placed(void) {
     static const struct {
         int32_t placement;
