@@ -38,7 +38,7 @@ def one(route, backend):
 
 def main():
     program = os.path.abspath(__file__)
-    jobs = [("install", backend) for backend in gpucase.BACKENDS] + [("pool", "vmm"), ("plain", "async")]
+    jobs = [("install", backend) for backend in gpucase.BACKENDS] + [("pool", "vmm"), ("plain", "pool"), ("plain", "async")]
     gpucase.children([
         {"label": "%s/%s" % job, "arguments": [program, *job], "limit": 120, "managed": job[1] == "managed"}
         for job in jobs

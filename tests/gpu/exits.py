@@ -51,9 +51,11 @@ STATUS = {"end": 0, "raise": 1, "sys.exit": 7, "os._exit": 9}
 def main():
     program = os.path.abspath(__file__)
     jobs = [("install", backend, how) for backend in gpucase.BACKENDS for how in ("raise", "sys.exit")]
-    jobs += [("install", "async", "os._exit"), ("install", "vmm", "os._exit")]
-    jobs += [("install", "vmm", "end"), ("plain", "vmm", "end"), ("plain", "async", "raise")]
+    jobs += [("install", backend, "os._exit") for backend in ("pool", "async", "vmm")]
+    jobs += [("install", "pool", "end"), ("install", "vmm", "end")]
+    jobs += [("plain", "pool", "end"), ("plain", "vmm", "end"), ("plain", "async", "raise")]
     jobs += [("pool", "vmm", how) for how in ("end", "raise", "sys.exit")] + [("pool", "async", "raise")]
+    jobs += [("pool", "pool", "raise")]
     gpucase.children([
         {"label": "%s/%s %s" % job, "arguments": [program, *job], "limit": 60, "expect": STATUS[job[2]],
          "managed": job[1] == "managed", "forbid": FORBIDDEN}

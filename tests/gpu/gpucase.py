@@ -14,7 +14,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-BACKENDS = ("device", "managed", "async", "vmm")
+BACKENDS = ("pool", "device", "managed", "async", "vmm")
 MANAGED_TOTAL = 2 << 30  # no script may hold more managed memory than this
 
 _failed = False
@@ -57,15 +57,6 @@ def raises(kind, *words):
             check(word in str(error), "the error lacks %r: %s" % (word, error))
     else:
         raise AssertionError("no %s was raised" % kind.__name__)
-
-
-def cached_backends():
-    """What `install` takes by default, and the caching pool where the library has one that is not the default."""
-    import hbmalloc
-
-    option = hbmalloc.options()["backend"]
-    pool = ["pool"] if "pool" in hbmalloc.BACKENDS and option.default != "pool" else []
-    return ["default"] + pool
 
 
 def finish():

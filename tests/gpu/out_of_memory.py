@@ -66,7 +66,7 @@ def one(route, backend):
 
 def main():
     program = os.path.abspath(__file__)
-    for route, backend in [("install", "device"), ("install", "async"), ("install", "vmm"), ("pool", "vmm")]:
+    for route, backend in [("install", "pool"), ("install", "device"), ("install", "async"), ("install", "vmm"), ("pool", "vmm")]:
         gpucase.child("%s/%s" % (route, backend), [program, route, backend], limit=90)
     gpucase.finish()
 

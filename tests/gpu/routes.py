@@ -25,7 +25,7 @@ def main():
         gpucase.children([
             {"label": "%s/%s" % (route, backend), "arguments": [program, route, backend, reference],
              "managed": backend == "managed"}
-            for backend in ("managed", "device", "async", "vmm")
+            for backend in sorted(gpucase.BACKENDS, key="managed".__ne__)  # managed first: those wait for each other
             for route in ("install", "plain", "pool")
         ])
     gpucase.finish()

@@ -5,6 +5,7 @@ Needs no torch. With HBMALLOC_DRIVER=sim it runs on the simulated driver.
 
 import ctypes
 import os
+import sys
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 
 import gpucase
@@ -80,7 +81,7 @@ def last_error(hbmalloc):
     return hbmalloc._library.library().hbm_last_error().decode()
 
 
-def placements(hbmalloc, driver, entries):
+def managed_places(hbmalloc, driver, entry, name):
     node = max(driver.attribute(HOST_NUMA_ID), 0)
     concurrent = driver.attribute(CONCURRENT_MANAGED)
     # A machine with one node tells the host as such, others the node.
@@ -90,8 +91,8 @@ def placements(hbmalloc, driver, entries):
         "none": [(0, NOBODY), (0, 0)],
     }
     for placement, places in wanted.items():
-        with case("managed memory placed: %s" % placement), hbmalloc.tag("tag of " + placement, placement=placement):
-            block = entries["managed"].give()
+        with case("%s placed: %s" % (name, placement)), hbmalloc.tag("tag of " + placement, placement=placement):
+            block = entry.give()
             check(block, last_error(hbmalloc))
             driver.call("cuStreamSynchronize", driver.stream)
             place = (driver.range_attribute(block, PREFERRED_TYPE), driver.range_attribute(block, PREFERRED_ID))
@@ -102,7 +103,11 @@ def placements(hbmalloc, driver, entries):
             check(prefetched == (0 if placement == "device" and concurrent else NOBODY), prefetched)
             driver.fill(block, 5)
             driver.check_filled(block, 5)
-            entries["managed"].take(block)
+            entry.take(block)
+
+
+def placements(hbmalloc, driver, entries):
+    managed_places(hbmalloc, driver, entries["managed"], "managed memory")
     with case("virtual memory placed on the host"), hbmalloc.tag("tag of host"):
         before = driver.free()
         block = entries["vmm"].give()
@@ -111,7 +116,7 @@ def placements(hbmalloc, driver, entries):
         driver.fill(block, 6)
         driver.check_filled(block, 6)
         entries["vmm"].take(block)
-    for backend in ("device", "async"):
+    for backend in ("pool", "device", "async"):
         with case("%s memory cannot be placed on the host" % backend), hbmalloc.tag("tag of host"):
             check(not entries[backend].give(), "it was allocated")
             for word in ("tag of host", backend, "managed", "vmm"):
@@ -180,7 +185,7 @@ def captures(hbmalloc, driver, entry):
     check(hbmalloc.stats(0)["reserved"] <= before, hbmalloc.stats(0))
 
 
-def main():
+def main(over_managed):
     import hbmalloc
 
     path = "libcuda.so.1"
@@ -195,13 +200,17 @@ def main():
     library.hbm_torch_set_hooked(1)  # so that the entry points behave as under install()
     check(hbmalloc.device_count() > 0, "no device")
     driver = Driver(path)
-    backends = gpucase.BACKENDS + (("pool",) if "pool" in hbmalloc.BACKENDS else ())
-    entries = {backend: Entries(library, backend, driver.stream) for backend in backends}
+    if over_managed:  # a pool takes its memory from one source for good
+        hbmalloc.set_option("pool_source", "managed")
+        managed_places(hbmalloc, driver, Entries(library, "pool", driver.stream), "the pool over managed memory")
+        gpucase.finish()
+    gpucase.child("over managed", [os.path.abspath(__file__), "over managed"], limit=60)
+    entries = {backend: Entries(library, backend, driver.stream) for backend in gpucase.BACKENDS}
     placements(hbmalloc, driver, entries)
     for backend, entry in entries.items():
         with case("a limit, %s" % backend):
             limits(hbmalloc, driver, backend, entry)
-    for backend in ("vmm",) + backends[4:]:
+    for backend in ("vmm", "pool"):
         with case("a capture told of, %s" % backend):
             captures(hbmalloc, driver, entries[backend])
     with case("a limit beyond reason"), raises(ValueError, "limit"):
@@ -213,4 +222,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(over_managed=sys.argv[1:] == ["over managed"])
