@@ -243,6 +243,17 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// What the calling thread and the exchange keep of the heap becomes free memory, so that it holds
+    /// no chunk back.
+    pub(super) fn give_up_kept(&self) {
+        let mut held = Vec::new();
+        if let Some(cache) = self.cache {
+            cache.take_small(&mut held);
+        }
+        self.heap.exchange.take_all(&mut held);
+        self.heap.return_blocks(&held);
+    }
+
     /// A block that another thread has freed; the rest of its batch is this thread's from here on.
     fn exchanged(&self) -> Option<u64> {
         let cache = self.cache.filter(|_| self.align == UNIT_ALIGN)?;

@@ -92,6 +92,7 @@ impl DevicePool {
         let room = |pace| (lean.may_hold(most, pace).saturating_sub(held)).min(credit);
         let mut candidates = Vec::new();
         if window.missing_bytes() > room(*pace) {
+            wanted.give_up_kept();
             candidates = self.candidates(&arenas, wanted);
             let counters = &self.counters;
             match is_tight {
@@ -106,7 +107,13 @@ impl DevicePool {
             }
         }
         let credit = room(*pace);
-        let chunk = lean.chunk_bytes(wanted.bytes, most, self.backing.granularity(), *pace);
+        let purpose = policy::Use {
+            bytes: wanted.bytes,
+            most,
+            live: sums.allocated,
+            total: sums.total_allocated,
+        };
+        let chunk = lean.chunk_bytes(purpose, self.backing.granularity(), *pace);
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, chunk, credit);
         lock(&arena.space).extend(&mut window, extra);

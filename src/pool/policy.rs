@@ -64,23 +64,48 @@ pub struct Lean {
     part: u64,
     /// ... but not less than this, ...
     least: u64,
-    /// ... and a block has no more than this many.
+    /// ... and a block has no more than this many. ...
     pieces: u64,
+    /// While the pool fills they are so many times as long.
+    filling: u64,
+}
+
+/// What a block's chunks are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// The block's length.
+    pub bytes: u64,
+    /// The most bytes that were in use at a time, the block included.
+    pub most: u64,
+    /// The bytes in use, without the block.
+    pub live: u64,
+    /// Those of all blocks so far.
+    pub total: u64,
+}
+
+impl Use {
+    /// Whether most of what was asked for is still in use: weights being loaded, the first step of a
+    /// training. What is then made stays in use as a whole, more often than not, and there is much of it.
+    fn is_filling(&self) -> bool {
+        self.total < 2 * self.live
+    }
 }
 
 const BALANCED: Lean = Lean {
-    slack: 12,
-    slack_bytes: 56 << 20,
+    slack: 10,
+    slack_bytes: 60 << 20,
     part: 256,
-    least: 8 << 20,
+    least: 6 << 20,
     pieces: 48,
+    filling: 2,
 };
 const TIGHT: Lean = Lean {
-    slack: 5,
+    slack: 3,
     slack_bytes: 4 << 20,
     part: 4096,
     least: 2 << 20,
     pieces: 64,
+    filling: 1,
 };
 
 /// No chunk is more than this part of the pool for the sake of having few.
@@ -98,23 +123,24 @@ impl Lean {
         }
     }
 
-    /// The size of new chunks behind a block of `bytes` in a pool of which `most` bytes were in use at
-    /// a time, this block included.
+    /// The size of new chunks behind a block.
     ///
     /// A chunk costs about the same to make and to move whatever its size, so few are cheap; at both
     /// ends of every gap between blocks one is held that cannot move, so what lies idle grows with their
     /// size, and counts as a share of the pool. A block as large as all others is taken to be what
     /// the pool is for.
-    pub fn chunk_bytes(self, bytes: u64, most: u64, granularity: Align, pace: Pace) -> u64 {
+    pub fn chunk_bytes(self, wanted: Use, granularity: Align, pace: Pace) -> u64 {
+        let Use { bytes, most, .. } = wanted;
         if bytes >= most / 8 * 7 {
             return MOST;
         }
         let few = (bytes / self.pieces).min(most / LARGEST_PART);
-        let share = (most / self.part).max(self.least);
-        let wanted = pace.stretch(share).max(few);
-        granularity
-            .round_down(wanted)
-            .clamp(granularity.get(), MOST)
+        let share = pace.stretch((most / self.part).max(self.least)).max(few);
+        let chunk = match wanted.is_filling() {
+            true => share * self.filling,
+            false => share,
+        };
+        granularity.round_down(chunk).clamp(granularity.get(), MOST)
     }
 
     /// How many bytes the pool may hold without a second thought when `most` were in use at a time: at
@@ -252,13 +278,21 @@ mod tests {
     #[test]
     fn chunks_grow_with_the_block_and_the_pool() {
         let granularity = Align::new(2 * MIB).unwrap();
-        let chunk = |bytes, most, tight| {
-            Lean::of(tight).chunk_bytes(bytes, most, granularity, Pace::default())
+        let chunk = |bytes, most, total, tight| {
+            let wanted = Use {
+                bytes,
+                most,
+                live: most - bytes,
+                total,
+            };
+            Lean::of(tight).chunk_bytes(wanted, granularity, Pace::default())
         };
-        assert_eq!(chunk(4096, 1 << 30, false), 8 * MIB);
-        assert_eq!(chunk(64 * MIB, 64 * MIB, false), MOST);
-        assert_eq!(chunk(64 * MIB, 8 << 30, false), 32 * MIB);
-        assert_eq!(chunk(1 << 30, 8 << 30, true), 16 * MIB);
-        assert_eq!(chunk(1 << 40, 1 << 50, false), MOST);
+        assert_eq!(chunk(4096, 1 << 30, 4 << 30, false), 6 * MIB);
+        assert_eq!(chunk(4096, 1 << 30, 1 << 30, false), 12 * MIB);
+        assert_eq!(chunk(64 * MIB, 64 * MIB, 0, false), MOST);
+        assert_eq!(chunk(64 * MIB, 8 << 30, 1 << 40, false), 32 * MIB);
+        assert_eq!(chunk(64 * MIB, 8 << 30, 9 << 30, false), 64 * MIB);
+        assert_eq!(chunk(1 << 30, 8 << 30, 9 << 30, true), 16 * MIB);
+        assert_eq!(chunk(1 << 40, 1 << 50, 0, false), MOST);
     }
 }

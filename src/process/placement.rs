@@ -78,5 +78,7 @@ fn refusal(tag: TagId, kind: Kind) -> Error {
             "tag '{name}' is placed on the host, and memory of {} is the device's",
             kind.name()
         ))
-        .advice("Memory of managed and vmm can be placed there, and of the pool over managed memory")
+        .advice(
+            "Memory of managed and vmm can be placed there, and of the pool over managed memory",
+        )
 }
