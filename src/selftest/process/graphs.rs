@@ -131,6 +131,33 @@ fn reuse_of(house: &House, kind: Kind) -> Outcome {
     Ok(())
 }
 
+/// What a capture has freed is mapped there for good, whatever the capture needs afterwards: a replay
+/// writes to the address.
+pub fn stays_in_place() -> Outcome {
+    on_each_mapped(stays_in_place_of)
+}
+
+fn stays_in_place_of(house: &House, kind: Kind) -> Outcome {
+    let stream = house.machine.stream()?;
+    let freed = in_capture(house, pool(1), stream.stream(), || {
+        let give = |chunks: u64| house.allocate(kind, chunks * BYTES, stream.stream());
+        let blocks = [give(20)?, give(1)?, give(20)?];
+        house.free(blocks[0])?;
+        house.free(blocks[2])?;
+        // Both together, and one of them is not its beginning.
+        house.free(give(40)?)?;
+        house.free(blocks[1])?;
+        Ok(blocks)
+    })?;
+    house.process.trim_all()?;
+    for block in freed {
+        ensure!(house.is_mapped(block)?, "{block:#x} has left its address");
+        write(house, block, stream.stream())?;
+    }
+    house.process.graph_release(pool(1))?;
+    Ok(())
+}
+
 /// With two captures into one pool, the last release counts.
 pub fn shared_pool() -> Outcome {
     on_each_mapped(shared_pool_of)

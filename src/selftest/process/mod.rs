@@ -68,6 +68,7 @@ pub const SUITE: Suite = Suite {
         fences::bounds,
         graphs::graph_memory,
         graphs::reuse,
+        graphs::stays_in_place,
         graphs::shared_pool,
         graphs::release_unknown,
         graphs::freed_after_release,
