@@ -46,6 +46,11 @@ fn process() {
 }
 
 #[test]
+fn pool() {
+    passes("pool");
+}
+
+#[test]
 fn faults() {
     passes("faults");
 }

@@ -221,4 +221,12 @@ impl DevicePool {
             (blocks + pending.len() as u64, bytes + pending.bytes())
         })
     }
+
+    /// Finds whatever contradicts itself in the arenas. A moment's reading where threads go on.
+    pub fn audit(&self) -> Result<(), String> {
+        let arenas = lock(&self.arenas).clone();
+        arenas
+            .iter()
+            .try_for_each(|arena| lock(&arena.space).audit())
+    }
 }

@@ -138,6 +138,15 @@ impl Process {
         Ok(stats)
     }
 
+    /// Finds whatever contradicts itself in the books of a device's pool.
+    pub fn audit_pool(&self, ordinal: i32) -> std::result::Result<(), String> {
+        let device = self.device_in_use(ordinal).ok().flatten();
+        match device.and_then(|device| device.pool_in_use()) {
+            Some(pool) => pool.audit(),
+            None => Ok(()),
+        }
+    }
+
     /// The most bytes that one more block on a device might get: what the device has free, as far as
     /// the limit allows, and what is held and in no block. Brings the device into use.
     pub fn room(&self, ordinal: i32) -> Result<u64> {

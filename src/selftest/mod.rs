@@ -6,6 +6,7 @@ mod context;
 pub mod driver;
 pub mod faults;
 pub mod machine;
+pub mod pool;
 pub mod process;
 pub mod ranges;
 pub mod simulator;
@@ -88,6 +89,7 @@ pub const SUITES: &[Suite] = &[
     ranges::SUITE,
     sources::SUITE,
     process::SUITE,
+    pool::SUITE,
     faults::SUITE,
     stress::SUITE,
 ];

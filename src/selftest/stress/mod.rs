@@ -67,8 +67,13 @@ pub fn seed() -> Result<u64, Stop> {
     Ok(variable("HBMALLOC_TEST_SEED")?.unwrap_or(of_the_moment))
 }
 
+/// The seconds that `HBMALLOC_STRESS_SECONDS` names, or `usual`.
+pub fn seconds(usual: u64) -> Result<u64, Stop> {
+    Ok(variable("HBMALLOC_STRESS_SECONDS")?.unwrap_or(usual))
+}
+
 fn threads() -> Outcome {
-    let seconds = variable("HBMALLOC_STRESS_SECONDS")?.unwrap_or(SECONDS);
+    let seconds = seconds(SECONDS)?;
     let seed = seed()?;
     println!("stress: {THREADS} threads, {seconds} s; HBMALLOC_TEST_SEED={seed}");
     let arena = Arena::open()?;

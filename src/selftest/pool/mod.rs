@@ -1,0 +1,67 @@
+//! The caching pool against a model: any sequence of what a process can do with it, on streams that
+//! stand still and go on, by two threads, under limits, with graphs, to the end of memory.
+//!
+//! A sequence is a string of bytes (`step.rs`), so the property test, the fuzzer and the seeded runs
+//! here are one test. `HBMALLOC_TEST_SEED` repeats a run.
+
+mod blocks;
+mod crew;
+mod figures;
+mod graphs;
+mod lanes;
+mod model;
+mod run;
+pub mod step;
+
+use super::stress::random::Random;
+use super::stress::{seconds, seed};
+use super::{Case, Outcome, Stop, Suite};
+use run::Run;
+use std::time::{Duration, Instant};
+
+/// The suite.
+pub const SUITE: Suite = Suite {
+    name: "pool",
+    about: "the caching pool, at random, against a model",
+    cases: &[&[Case {
+        name: "sequences",
+        run: |_| sequences(),
+    }]],
+};
+
+const STEPS: usize = 150;
+
+/// Takes the steps of a string of bytes, and tells which one shows what is wrong.
+pub fn run(bytes: &[u8]) -> Outcome {
+    let (setting, steps) = step::read(bytes);
+    let mut run = Run::new(setting)?;
+    for (number, step) in steps.iter().enumerate() {
+        let place = format!("step {number} of {setting:?}, {step:?}");
+        run.take(step).map_err(|stop| stop.at(&place))?;
+        run.check()
+            .map_err(|stop| stop.at(format_args!("after {place}")))?;
+    }
+    run.finish().map_err(|stop| stop.at("at the end"))
+}
+
+fn sequences() -> Outcome {
+    let (seed, seconds) = (seed()?, seconds(2)?);
+    println!("pool: sequences for {seconds} s; HBMALLOC_TEST_SEED={seed}");
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut count = 0;
+    while count == 0 || Instant::now() < end {
+        let mut random = Random::new(seed.wrapping_add(count));
+        let bytes: Vec<u8> = (0..=STEPS)
+            .flat_map(|_| random.number().to_le_bytes())
+            .collect();
+        run(&bytes).map_err(|stop: Stop| {
+            stop.at(format_args!(
+                "HBMALLOC_TEST_SEED={}",
+                seed.wrapping_add(count)
+            ))
+        })?;
+        count += 1;
+    }
+    println!("pool: {count} sequences of {STEPS} steps");
+    Ok(())
+}
