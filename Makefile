@@ -7,7 +7,7 @@ ARCH ?= $(shell uname -m)
 PYTHON ?= python3
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := .venv
-STRESS_SECONDS ?= 60
+STRESS_SECONDS ?= 600
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SOVERSION := 0
 LIBDIR := $(DESTDIR)$(PREFIX)/lib

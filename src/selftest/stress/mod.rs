@@ -4,6 +4,7 @@
 //! `HBMALLOC_STRESS_SECONDS` says how long, `HBMALLOC_TEST_SEED` which run: a seed repeats each
 //! thread's decisions, though not how the threads meet.
 
+mod pool;
 pub mod random;
 pub mod shadow;
 mod worker;
@@ -27,10 +28,16 @@ use worker::Lent;
 pub const SUITE: Suite = Suite {
     name: "stress",
     about: "threads at random against a model",
-    cases: &[&[Case {
-        name: "threads",
-        run: |_| threads(),
-    }]],
+    cases: &[&[
+        Case {
+            name: "threads",
+            run: |_| threads(),
+        },
+        Case {
+            name: "pool",
+            run: |_| pool::pool(),
+        },
+    ]],
 };
 
 const THREADS: u64 = 8;
