@@ -259,10 +259,12 @@ typedef struct hbm_pool_stats_t {
     // end; hbm_trim collects it.
     uint64_t kept;
     // The part of the rest in chunks of which nothing is in use, which can go back to the device once
-    // their work is done. What remains lies beside blocks.
+    // their work is done. `cached - kept - releasable` lies beside blocks in the same chunk, or belongs to graphs.
     uint64_t releasable;
-    // The largest free piece of the rest, whichever stream may have it.
+    // The largest free piece of what is not kept, whichever stream may have it.
     uint64_t largest_free;
+    // How many free pieces lie beside blocks in the same chunk.
+    uint64_t stuck_pieces;
 } hbm_pool_stats_t;
 
 // Calls of the driver by the library, on all devices. Fill in `struct_size` before the call.

@@ -24,7 +24,8 @@ from ._errors import (
 )
 from ._library import BACKENDS, get_include, get_library_path, library_version
 from ._options import Option, get_option, options, set_option
-from ._runtime import device_count, get_limit, reset_peak_stats, set_limit, set_log_callback, stats, trim
+from ._runtime import device_count, get_limit, set_limit, set_log_callback, trim
+from ._statistics import driver_stats, pool_stats, reset_peak_stats, stats, stats_by_stream, stats_by_tag
 from ._tags import current_tag, set_default_tag, tag, tag_of
 from ._version import __version__
 
@@ -47,18 +48,22 @@ __all__ = [
     "__version__",
     "current_tag",
     "device_count",
+    "driver_stats",
     "get_include",
     "get_library_path",
     "get_limit",
     "get_option",
     "library_version",
     "options",
+    "pool_stats",
     "reset_peak_stats",
     "set_default_tag",
     "set_limit",
     "set_log_callback",
     "set_option",
     "stats",
+    "stats_by_stream",
+    "stats_by_tag",
     "tag",
     "tag_of",
     "torch",

@@ -22,20 +22,49 @@ _CHECKOUT = os.path.dirname(os.path.dirname(_PACKAGE))
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_char_p, c_void_p)
 
 
+def _counts(*names):
+    return [("struct_size", c_size_t)] + [(name, c_uint64) for name in names]
+
+
 class Stats(ctypes.Structure):
     """hbm_stats_t."""
 
-    _fields_ = [("struct_size", c_size_t)] + [
-        (name, c_uint64)
-        for name in (
-            "requested", "allocated", "reserved",
-            "peak_requested", "peak_allocated", "peak_reserved",
-            "allocations", "deallocations", "failed_allocations", "rejected_frees",
-            "pending_frees", "pending_bytes", "warnings",
-            "total_requested", "total_allocated", "total_reserved",
-            "peak_blocks", "out_of_memory", "limit",
-        )
-    ]
+    _fields_ = _counts(
+        "requested", "allocated", "reserved",
+        "peak_requested", "peak_allocated", "peak_reserved",
+        "allocations", "deallocations", "failed_allocations", "rejected_frees",
+        "pending_frees", "pending_bytes", "warnings",
+        "total_requested", "total_allocated", "total_reserved",
+        "peak_blocks", "out_of_memory", "limit",
+        "segments", "peak_segments", "total_segments", "retries",
+    )
+
+
+class BlockStats(ctypes.Structure):
+    """hbm_block_stats_t."""
+
+    _fields_ = _counts(
+        "requested", "allocated", "reserved",
+        "peak_requested", "peak_allocated", "peak_reserved",
+        "allocations", "deallocations", "peak_blocks",
+        "total_requested", "total_allocated",
+    )
+
+
+class PoolStats(ctypes.Structure):
+    """hbm_pool_stats_t."""
+
+    _fields_ = _counts(
+        "hits", "collected", "misses", "owner_changes", "stitches", "stitched_bytes",
+        "creates", "releases", "chunks", "peak_chunks", "retries", "waits",
+        "cached", "kept", "releasable", "largest_free", "stuck_pieces",
+    )
+
+
+class DriverStats(ctypes.Structure):
+    """hbm_driver_stats_t."""
+
+    _fields_ = _counts("calls", "timed_calls", "nanoseconds")
 
 
 class OptionInfo(ctypes.Structure):
@@ -62,6 +91,13 @@ PROTOTYPES = {
     "hbm_device_count": (c_int32, [POINTER(c_int32)]),
     "hbm_stats": (c_int32, [c_int32, c_int32, POINTER(Stats)]),
     "hbm_stats_reset_peaks": (c_int32, [c_int32]),
+    "hbm_tag_stats": (c_int32, [c_int32, c_char_p, POINTER(BlockStats)]),
+    "hbm_tag_count": (c_size_t, []),
+    "hbm_tag_name": (c_int32, [c_size_t, c_char_p, c_size_t]),
+    "hbm_stream_stats": (c_int32, [c_int32, c_void_p, POINTER(BlockStats)]),
+    "hbm_stream_list": (c_int32, [c_int32, POINTER(c_void_p), c_size_t, POINTER(c_size_t)]),
+    "hbm_pool_stats": (c_int32, [c_int32, POINTER(PoolStats)]),
+    "hbm_driver_stats": (c_int32, [POINTER(DriverStats)]),
     "hbm_trim": (c_int32, [c_int32, c_uint64, POINTER(c_uint64)]),
     "hbm_set_limit": (c_int32, [c_int32, c_uint64]),
     "hbm_set_limit_fraction": (c_int32, [c_int32, c_double]),

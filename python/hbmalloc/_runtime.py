@@ -1,4 +1,4 @@
-"""Calls about the memory held now: statistics, trim, devices, the log."""
+"""Calls about the memory held now: trim, limits, devices, the log."""
 
 import atexit
 import ctypes
@@ -15,23 +15,6 @@ def device_count():
     count = c_int32()
     _library.check(_library.library().hbm_device_count(byref(count)), "device_count")
     return count.value
-
-
-def stats(device=0, backend=None):
-    """Bytes and counts of one device, of one backend or of all together, as a dict.
-
-    `requested` <= `allocated` <= `reserved`: what callers asked for, what their blocks
-    hold, what is held from the driver. Peaks are since the start or `reset_peak_stats`;
-    `limit` is 2**64 - 1 where none is set.
-    """
-    out = _library.Stats(struct_size=ctypes.sizeof(_library.Stats))
-    _library.check(_library.library().hbm_stats(device, _library.backend_number(backend), byref(out)), "stats")
-    return {name: getattr(out, name) for name, _ in out._fields_[1:]}
-
-
-def reset_peak_stats(device=0):
-    """Starts every peak of a device's statistics again from what there is now."""
-    _library.check(_library.library().hbm_stats_reset_peaks(device), "reset_peak_stats")
 
 
 def trim(device=0, keep=0):

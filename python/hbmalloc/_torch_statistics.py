@@ -4,16 +4,21 @@ Under a pluggable allocator torch refuses these questions. All of its public fun
 in `torch.cuda`, `torch.cuda.memory` and `torch.accelerator`, ask through a few functions
 of `torch._C`; those are replaced here, so that the public ones work by whatever name a
 program has imported them. Counts that hbmalloc does not keep are 0.
+
+A segment is what the driver gave by one call: a chunk of the pool or of vmm, a whole block
+of device and managed memory; the driver's own pool tells of none. `num_device_alloc` and
+`num_device_free` count them. Inactive splits are free pieces beside blocks in the same
+chunk; they have no history, so what there is is also their peak.
 """
 
-from . import _library, _runtime
+from . import _library, _statistics
 
 #: What `limit` says where there is none.
 NO_LIMIT = 2**64 - 1
 
 #: What torch's `allocated` and `freed` fields count from; reset by `reset_accumulated`.
 TOTALS = ("total_allocated", "allocated", "total_requested", "requested", "total_reserved", "reserved",
-          "allocations", "deallocations", "out_of_memory")
+          "allocations", "deallocations", "out_of_memory", "total_segments", "segments", "retries", "waits")
 
 _resets = {}  # device: the statistics at the last reset of the accumulated counts
 
@@ -28,9 +33,16 @@ def _by_pool(stat):
     return {"all": stat, "small_pool": _stat(), "large_pool": _stat()}
 
 
+def _now(device):
+    """The statistics of the device, with how often the pool has waited for all work, and the pool's own."""
+    now, pool = _statistics.stats(device), _statistics.pool_stats(device)
+    now["waits"] = pool["waits"]
+    return now, pool
+
+
 def memory_stats(device):
     """The nested dictionary of `torch.cuda.memory_stats_as_nested_dict`."""
-    now = _runtime.stats(device)
+    now, pool = _now(device)
     since = _resets.get(device) or dict.fromkeys(TOTALS, 0)
 
     def gained(name):
@@ -48,36 +60,41 @@ def memory_stats(device):
     in_use = amount("allocated")
     active_bytes = _stat(in_use["current"] + waiting_bytes, in_use["peak"],
                          in_use["allocated"], in_use["freed"] - waiting_bytes)
+    taken = gained("total_segments")
+    given_back = taken - gained("segments")
+    segments = _stat(now["segments"], now["peak_segments"], taken, given_back)
+    split_bytes = max(pool["cached"] - pool["kept"] - pool["releasable"], 0)
     return {
-        "num_alloc_retries": 0,
+        "num_alloc_retries": gained("retries"),
         "num_ooms": gained("out_of_memory"),
         "max_split_size": -1,  # torch's word for: any block may be split
-        "num_sync_all_streams": 0,
-        "num_device_alloc": 0,
-        "num_device_free": 0,
+        "num_sync_all_streams": gained("waits"),
+        "num_device_alloc": taken,
+        "num_device_free": max(given_back, 0),
         "allocated_bytes": _by_pool(in_use),
         "reserved_bytes": _by_pool(amount("reserved")),
         "active_bytes": _by_pool(active_bytes),
         "requested_bytes": _by_pool(amount("requested")),
         "allocation": _by_pool(count),
-        "segment": _by_pool(_stat()),
+        "segment": _by_pool(segments),
         "active": _by_pool(active),
-        "inactive_split": _by_pool(_stat()),
-        "inactive_split_bytes": _by_pool(_stat()),
+        "inactive_split": _by_pool(_stat(pool["stuck_pieces"])),
+        "inactive_split_bytes": _by_pool(_stat(split_bytes)),
+        # torch's own limit on what may be split, which hbmalloc has not.
         "oversize_allocations": _stat(),
         "oversize_segments": _stat(),
     }
 
 
 def reset_accumulated(device):
-    """Starts the `allocated` and `freed` counts and `num_ooms` again from 0; hbmalloc's own totals go on."""
-    now = _runtime.stats(device)
+    """Starts the `allocated` and `freed` and the `num_` counts again from 0; hbmalloc's own totals go on."""
+    now, _ = _now(device)
     _resets[device] = {name: now[name] for name in TOTALS}
 
 
 def reset_peaks(device):
     """Starts every peak again from what there is now; hbmalloc's own too."""
-    _runtime.reset_peak_stats(device)
+    _statistics.reset_peak_stats(device)
 
 
 def _within_limit(memory_info):
@@ -85,7 +102,7 @@ def _within_limit(memory_info):
 
     def mem_get_info(device):
         free, total = memory_info(device)
-        now = _runtime.stats(int(device))
+        now = _statistics.stats(int(device))
         if now["limit"] != NO_LIMIT:
             free = min(free, max(now["limit"] - now["reserved"], 0))
         return free, total
@@ -95,7 +112,7 @@ def _within_limit(memory_info):
 
 def _memory_fraction(memory_info):
     def get_memory_fraction(device):
-        limit = _runtime.stats(device)["limit"]
+        limit = _statistics.stats(device)["limit"]
         return 1.0 if limit == NO_LIMIT else limit / memory_info(device)[1]
 
     return get_memory_fraction

@@ -43,10 +43,12 @@ pub struct hbm_pool_stats_t {
     /// end; hbm_trim collects it.
     pub kept: u64,
     /// The part of the rest in chunks of which nothing is in use, which can go back to the device once
-    /// their work is done. What remains lies beside blocks.
+    /// their work is done. `cached - kept - releasable` lies beside blocks in the same chunk, or belongs to graphs.
     pub releasable: u64,
-    /// The largest free piece of the rest, whichever stream may have it.
+    /// The largest free piece of what is not kept, whichever stream may have it.
     pub largest_free: u64,
+    /// How many free pieces lie beside blocks in the same chunk.
+    pub stuck_pieces: u64,
 }
 
 impl From<PoolStats> for hbm_pool_stats_t {
@@ -69,6 +71,7 @@ impl From<PoolStats> for hbm_pool_stats_t {
             kept: stats.kept,
             releasable: stats.releasable,
             largest_free: stats.largest_free,
+            stuck_pieces: stats.stuck_pieces,
         }
     }
 }

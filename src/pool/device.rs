@@ -122,6 +122,13 @@ impl DevicePool {
         arenas.iter().map(|arena| lock(&arena.space).used()).sum()
     }
 
+    /// How many free pieces lie beside blocks in the same chunk.
+    pub fn stuck_pieces(&self) -> u64 {
+        let arenas = lock(&self.arenas).clone();
+        let stuck = |arena: &Arc<Arena>| lock(&arena.space).stuck_pieces() as u64;
+        arenas.iter().map(stuck).sum()
+    }
+
     /// The source under the pool and what it gave, where memory does not come as chunks.
     pub fn segments(&self) -> Option<(Kind, &Holding)> {
         self.backing.held_in_segments()

@@ -44,6 +44,8 @@ pub struct PoolStats {
     pub releasable: u64,
     /// The largest free piece of the rest.
     pub largest_free: u64,
+    /// How many free pieces lie beside blocks in the same chunk.
+    pub stuck_pieces: u64,
 }
 
 /// Calls of the driver by this process.
@@ -79,6 +81,7 @@ impl Process {
         stats.kept = pool.in_use().saturating_sub(sums.allocated);
         stats.releasable = pool.releasable();
         stats.largest_free = pool.largest_free();
+        stats.stuck_pieces = pool.stuck_pieces();
         Ok(stats)
     }
 

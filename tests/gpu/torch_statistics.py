@@ -103,6 +103,48 @@ def questions(torch, hbmalloc):
         check(ours["allocated"] == torch.cuda.memory_allocated(), ours)
 
 
+def parts(torch, hbmalloc):
+    with case("segments, splits and what the driver was called for"):
+        settle(torch)
+        hbmalloc.set_option("driver_timing", "on")
+        before, calls = torch.cuda.memory_stats(), hbmalloc.driver_stats()
+        blocks = [torch.ones(size * MIB, dtype=torch.uint8, device="cuda") for size in (3, 700, 5, 900)]
+        del blocks[::2]
+        now, ours = torch.cuda.memory_stats(), hbmalloc.stats(0)
+        hbmalloc.set_option("driver_timing", "off")
+        check(now["segment.all.current"] == ours["segments"] > 0 or ours["segments"] == 0 == now["segment.all.peak"],
+              "%d segments, %r" % (now["segment.all.current"], ours))
+        check(now["num_device_alloc"] - now["num_device_free"]
+              == now["segment.all.allocated"] - now["segment.all.freed"], now)
+        check(now["num_device_alloc"] > before["num_device_alloc"] or ours["segments"] == 0, "nothing new was had")
+        idle = now["reserved_bytes.all.current"] - now["allocated_bytes.all.current"]
+        check(0 <= now["inactive_split_bytes.all.current"] <= idle, "%d of %d idle bytes are splits" % (
+            now["inactive_split_bytes.all.current"], idle))
+        after = hbmalloc.driver_stats()
+        check(after["calls"] > calls["calls"] and after["nanoseconds"] > calls["nanoseconds"], (calls, after))
+        print("    %d driver calls, %.1f us each" % (
+            after["timed_calls"] - calls["timed_calls"],
+            (after["nanoseconds"] - calls["nanoseconds"]) / 1000 / max(after["timed_calls"] - calls["timed_calls"], 1)))
+        del blocks
+    with case("by tag and by stream"):
+        settle(torch)
+        side = torch.cuda.Stream()
+        with hbmalloc.tag("on the side"), torch.cuda.stream(side):
+            x = torch.ones(50 * MIB, dtype=torch.uint8, device="cuda")
+        torch.cuda.synchronize()
+        of_tag, of_stream = hbmalloc.stats(tag="on the side"), hbmalloc.stats(stream=side)
+        check(of_tag["requested"] >= 50 * MIB and of_tag["reserved"] >= of_tag["allocated"], of_tag)
+        check(of_stream["requested"] == of_tag["requested"], of_stream)
+        every, tags, streams = hbmalloc.stats(0), hbmalloc.stats_by_tag(0), hbmalloc.stats_by_stream(0)
+        for name in ("requested", "allocated", "allocations", "deallocations", "total_allocated"):
+            sums = [sum(of[name] for of in parts.values()) for parts in (tags, streams)]
+            check(sums == [every[name]] * 2, "%s: %r by tag and stream, %d in all" % (name, sums, every[name]))
+        pool, of_pool = hbmalloc.pool_stats(0), hbmalloc.stats(0, "pool")
+        check(pool["hits"] + pool["collected"] + pool["misses"] == of_pool["allocations"], (pool, of_pool))
+        print("    %r" % pool)
+        del x
+
+
 def limit(torch):
     with case("a limit by set_per_process_memory_fraction"):
         settle(torch)
@@ -193,6 +235,7 @@ def one(allocator, reference):
     with open(reference) as handle:
         as_native(torch, json.load(handle))
     questions(torch, hbmalloc)
+    parts(torch, hbmalloc)
     limit(torch)
     benchmark(torch)
     gpucase.finish()

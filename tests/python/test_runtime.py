@@ -42,6 +42,88 @@ def test_statistics_follow_the_blocks(sim):
     """)
 
 
+def test_statistics_by_tag_and_stream(sim):
+    sim(ENTRY_POINTS + """
+        assert hbmalloc.stats_by_tag() == hbmalloc.stats_by_stream() == {}
+        assert hbmalloc.stats(tag="weights")["allocations"] == hbmalloc.stats(stream=0)["allocations"] == 0
+        assert not hbmalloc._library.library().hbm_driver_used(), "asking for statistics started the driver"
+        malloc, free = entry("pool")
+        with hbmalloc.tag("weights"):
+            kept = malloc(3 << 20, 0, None)
+            gone = malloc(5 << 20, 0, None)
+            free(gone, 0, 0, None)
+        plain = malloc(1000, 0, None)
+        weights, untagged = hbmalloc.stats(tag="weights"), hbmalloc.stats(tag="")
+        assert (weights["requested"], weights["peak_requested"], weights["allocations"]) == (3 << 20, 8 << 20, 2), weights
+        assert weights["reserved"] >= weights["allocated"] and untagged["requested"] == 1000, untagged
+        tags, streams, every = hbmalloc.stats_by_tag(), hbmalloc.stats_by_stream(), hbmalloc.stats()
+        assert tags == {"weights": weights, "": untagged} and list(streams) == [0], (tags, streams)
+        for name in ("requested", "allocated", "allocations", "deallocations", "total_requested", "total_allocated"):
+            assert sum(of[name] for of in tags.values()) == streams[0][name] == every[name], name
+        assert sum(of["reserved"] for of in tags.values()) == every["reserved"] and streams[0]["reserved"] == 0
+
+        class Stream:
+            cuda_stream = 0
+
+        assert hbmalloc.stats(stream=Stream()) == streams[0] and hbmalloc.stats_by_tag(1) == {}
+        hbmalloc.reset_peak_stats()
+        assert hbmalloc.stats(tag="weights")["peak_requested"] == 3 << 20
+        for bad in (dict(tag="a", stream=0), dict(backend="vmm", tag="a")):
+            try:
+                hbmalloc.stats(**bad)
+            except ValueError as error:
+                assert "at once" in str(error)
+            else:
+                raise SystemExit(5)
+        for bad in (dict(stream="0"), dict(stream=True), dict(tag=3)):
+            try:
+                hbmalloc.stats(**bad)
+            except TypeError:
+                pass
+            else:
+                raise SystemExit(5)
+    """)
+
+
+def test_what_the_pool_and_the_driver_did(sim):
+    sim(ENTRY_POINTS + """
+        assert not any(hbmalloc.pool_stats().values()) and not any(hbmalloc.driver_stats().values())
+        malloc, free = entry("pool")
+        free(malloc(40 << 20, 0, None), 0, 0, None)
+        first, calls = hbmalloc.pool_stats(), hbmalloc.driver_stats()
+        assert (first["hits"], first["misses"]) == (0, 1) and first["creates"] == first["chunks"] > 0, first
+        assert calls["calls"] > 0 == calls["timed_calls"] == calls["nanoseconds"], calls
+        hbmalloc.set_option("driver_timing", "on")
+        hbmalloc.trim()
+        hbmalloc.set_option("driver_timing", "off")
+        timed = hbmalloc.driver_stats()
+        assert timed["timed_calls"] == timed["calls"] - calls["calls"] > 0 < timed["nanoseconds"], timed
+        end = hbmalloc.pool_stats()
+        assert end["releases"] == end["creates"] and end["cached"] == end["chunks"] == 0 < end["waits"], end
+        every = hbmalloc.stats(0, "pool")
+        assert end["hits"] + end["collected"] + end["misses"] == every["allocations"], (end, every)
+        assert every["segments"] == 0 < every["peak_segments"] == every["total_segments"] == end["creates"], every
+        assert not any(hbmalloc.pool_stats(1).values())
+    """)
+
+
+def test_out_of_memory_names_the_tags(sim):
+    sim(ENTRY_POINTS + """
+        malloc, free = entry("pool")
+        hbmalloc.set_limit("64MiB")
+        with hbmalloc.tag("weights"):
+            assert malloc(48 << 20, 0, None)
+        assert not library.pool_segment_malloc(ctypes.c_size_t(32 << 20), 0, None)
+        text = hbmalloc._library.library().hbm_last_error().decode()
+        held = hbmalloc.stats()["reserved"]
+        for part in ("33554432 bytes asked for", "its limit is 67108864", "this process holds %d, 50331648 of them" % held,
+                     "its blocks take 50331648 under 'weights'", "the pool holds %d bytes" % held,
+                     "its largest free piece has"):
+            assert part in text, text
+        assert hbmalloc.stats()["retries"] >= 1
+    """)
+
+
 def test_a_request_beyond_the_device(sim):
     sim(ENTRY_POINTS + """
         malloc, free = entry("vmm")

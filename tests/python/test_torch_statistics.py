@@ -120,6 +120,40 @@ def test_the_resets(either):
     """)
 
 
+def test_segments_and_what_lies_beside_blocks(either):
+    either(PREPARE + """
+        install("pool")
+        kept, gone, last = malloc(3 * MIB), malloc(2 * MIB), malloc(1 * MIB)
+        free(gone)
+        free(malloc(1))                 # what a thread keeps is no split
+        stats, pool = torch.cuda.memory_stats(0), hbmalloc.pool_stats(0)
+        assert stats["segment.all.current"] == stats["num_device_alloc"] == pool["chunks"] > 0
+        assert stats["segment.all.allocated"] == stats["segment.all.peak"] == pool["creates"]
+        assert stats["num_device_free"] == stats["segment.all.freed"] == 0
+        split = pool["cached"] - pool["kept"] - pool["releasable"]
+        assert stats["inactive_split_bytes.all.current"] == split > 0, pool
+        assert stats["inactive_split.all.current"] == pool["stuck_pieces"] > 0, pool
+        held = stats["reserved_bytes.all.current"]
+        assert stats["allocated_bytes.all.current"] + split + pool["kept"] + pool["releasable"] == held
+        free(kept)
+        free(last)
+        torch.cuda.empty_cache()
+        stats = torch.cuda.memory_stats(0)
+        assert stats["segment.all.current"] == stats["inactive_split.all.current"] == 0
+        assert stats["inactive_split_bytes.all.current"] == 0
+        assert stats["num_device_free"] == stats["num_device_alloc"] == stats["segment.all.freed"] > 0
+        assert stats["num_sync_all_streams"] > 0 == stats["num_alloc_retries"]
+        torch.cuda.reset_accumulated_memory_stats(0)
+        stats = torch.cuda.memory_stats(0)
+        assert not [name for name, value in stats.items() if name.startswith("num_") and value], stats
+        torch._C._cuda_setMemoryFraction(16 * MIB / (4 << 30), 0)
+        library.pool_segment_malloc.restype = ctypes.c_void_p
+        assert not library.pool_segment_malloc(ctypes.c_size_t(32 * MIB), 0, None)
+        stats = torch.cuda.memory_stats(0)
+        assert stats["num_alloc_retries"] == stats["num_ooms"] == 1, stats
+    """)
+
+
 def test_the_accelerators_names(either):
     either(PREPARE + """
         install()
@@ -182,6 +216,8 @@ def test_a_summary_prints(either):
         block = malloc(3 * MIB)
         text = torch.cuda.memory_summary(0)
         assert "Allocated memory" in text and "4096 KiB" in text, text
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+        assert ["GPU reserved segments", "1", "1", "1", "0"] in rows, text
         assert torch.cuda.memory_summary(0, abbreviated=True)
     """)
 

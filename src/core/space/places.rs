@@ -57,6 +57,19 @@ impl Space {
         found
     }
 
+    /// How many free pieces there are of which a part lies in a place that is in use too, and so
+    /// cannot be taken away.
+    pub fn stuck_pieces(&self) -> usize {
+        let is_stuck = |number: &u32| {
+            let piece = self.pieces.get(*number);
+            let inside = self.places.range(piece.address..piece.end());
+            let whole = inside.filter(|(address, bytes)| **address + **bytes <= piece.end());
+            whole.map(|(_, bytes)| bytes).sum::<u64>() < piece.bytes
+        };
+        let pieces = self.free.iter().flat_map(|index| index.at_least(1));
+        pieces.filter(is_stuck).count()
+    }
+
     /// Takes a place of which nothing is in use: its addresses are in limbo until
     /// [`Space::place_gone`] or [`Space::give_back_place`]. No if it is in use after all.
     pub fn take_place(&mut self, address: u64) -> bool {

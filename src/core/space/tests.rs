@@ -38,6 +38,18 @@ fn grow(space: &mut Space, bytes: u64, color: Color) -> Given {
 }
 
 #[test]
+fn free_pieces_beside_blocks_are_stuck() {
+    let mut space = Space::new(align(4 * UNIT), Fit::Best);
+    space.add_backed_range(0x10000, 4 * UNIT, Color(1));
+    space.add_backed_range(0x90000, 4 * UNIT, Color(1));
+    assert_eq!(space.stuck_pieces(), 0);
+    let block = space.allocate(UNIT, align(UNIT), Color(1)).unwrap();
+    assert_eq!((space.stuck_pieces(), space.free_places().len()), (1, 1));
+    space.free(block.piece, Color(1), 1);
+    assert_eq!((space.stuck_pieces(), space.free_places().len()), (0, 2));
+}
+
+#[test]
 fn a_window_begins_in_the_free_rest_of_a_place() {
     let mut space = space();
     let color = Color(1);
