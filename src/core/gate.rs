@@ -7,7 +7,7 @@
 //! other (Dekker's pattern; the asymmetric form is that of Dice, Huang and Yang, "Asymmetric Dekker
 //! synchronization", 2001).
 
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
+use super::sync::{AtomicBool, Ordering, compiler_fence, fence, yield_now};
 
 /// The gate.
 pub struct Gate {
@@ -48,7 +48,7 @@ impl Gate {
             barrier();
         }
         while self.inside.load(Ordering::Acquire) {
-            std::thread::yield_now();
+            yield_now();
         }
         Shut(self)
     }

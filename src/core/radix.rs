@@ -8,8 +8,7 @@
 //! large blocks then touch few cache lines, however their addresses change: a gigabyte of them costs
 //! 24 KiB, and one of the smallest blocks 35 MiB.
 
-use once_cell::race::OnceBox;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use super::sync::{AtomicU32, AtomicU64, OnceBox, Ordering};
 
 /// Beginnings of blocks are multiples of this many bytes.
 pub const UNIT: u64 = 512;

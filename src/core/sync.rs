@@ -1,6 +1,13 @@
-//! Locks that a panic elsewhere does not take away.
+//! Locks that a panic elsewhere does not take away; and all that the files with an order of their own
+//! share between threads, for `loom/` to put its own in place.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+pub use once_cell::race::OnceBox;
+use std::sync::PoisonError;
+pub use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+};
+pub use std::sync::{Arc, Mutex, MutexGuard};
+pub use std::thread::yield_now;
 
 /// Locks `mutex`, poisoned or not: what these locks guard is consistent between statements, and an
 /// allocator that stops answering because another thread panicked would only add to the damage.

@@ -6,9 +6,8 @@ use super::arena::LARGE_UNITS;
 use super::heap::Heap;
 use crate::core::gate::Gate;
 use crate::core::radix::UNIT;
+use crate::core::sync::{Arc, AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::sys::linux;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Blocks of up to so many units have a bin for each size.
 pub const BINNED_UNITS: u64 = 64;
@@ -240,7 +239,8 @@ impl Cache {
         let place = match units < LARGE_UNITS {
             true => {
                 let turn = self.parked_turn.load(Relaxed) as usize;
-                self.parked_turn.store(turn as u32 + 1, Relaxed);
+                self.parked_turn
+                    .store((turn as u32).wrapping_add(1), Relaxed);
                 &self.parked[turn % PARKED]
             }
             false if self.last_large.load(Relaxed) == address => &self.parked_large,

@@ -2,9 +2,7 @@
 //! heap's free lists see nothing of it, and the lock is taken once a batch.
 
 use super::cache::{BINNED_UNITS, Held};
-use crate::core::sync::lock;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::core::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 /// So many batches of one size wait at most.
 const BATCHES: usize = 8;

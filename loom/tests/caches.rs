@@ -1,0 +1,92 @@
+//! Blocks that threads keep and hand on: whatever happens at the same time, each is somewhere once.
+#![allow(missing_docs)]
+
+use hbmalloc_loom::pool::cache::{Cache, Held, Kept};
+use hbmalloc_loom::pool::exchange::Exchange;
+use hbmalloc_loom::pool::heap::Heap;
+use loom::model::Builder;
+use loom::sync::Arc;
+
+fn each_once(mut found: Vec<u64>, wanted: &[u64]) {
+    found.sort_unstable();
+    assert_eq!(found, wanted);
+}
+
+fn cache() -> Arc<Cache> {
+    Arc::new(Cache::new(std::sync::Arc::new(Heap), Default::default()))
+}
+
+fn model(check: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    builder.max_branches = 100_000;
+    builder.preemption_bound = Some(3);
+    builder.check(check);
+}
+
+fn emptied_beside(is_final: bool, units: u64) {
+    model(move || {
+        let cache = cache();
+        cache.gave_out(512, units);
+        assert_eq!(cache.keep(512, units), Kept::Yes);
+        let other = cache.clone();
+        let thief = loom::thread::spawn(move || {
+            let mut held = Vec::new();
+            other.take_from(is_final, &mut held);
+            held
+        });
+        let mut mine = Vec::new();
+        cache.gave_out(1024, units);
+        match cache.keep(1024, units) {
+            Kept::Yes => {}
+            Kept::InsteadOf(held) => mine.push(held.address),
+            Kept::No => mine.push(1024),
+        }
+        mine.extend(cache.take(units));
+        let held = thief.join().unwrap();
+        assert!(held.iter().all(|held| held.units == units));
+        mine.extend(held.iter().map(|held| held.address));
+        let mut left = Vec::new();
+        cache.take_from(true, &mut left);
+        mine.extend(left.iter().map(|held| held.address));
+        each_once(mine, &[512, 1024]);
+        assert_eq!(cache.keep(1536, units), Kept::No);
+    });
+}
+
+#[test]
+fn a_bin_is_emptied_by_another_thread() {
+    emptied_beside(false, 1);
+}
+
+#[test]
+fn the_large_block_is_taken_by_another_thread() {
+    emptied_beside(true, 4096);
+}
+
+#[test]
+fn larger_blocks_are_taken_by_another_thread_for_good() {
+    emptied_beside(true, 100);
+}
+
+#[test]
+fn batches_go_from_thread_to_thread() {
+    model(|| {
+        let exchange = Arc::new(Exchange::default());
+        let batch = |address| vec![Held { address, units: 3 }];
+        assert!(exchange.put(3, batch(512)).is_none());
+        let putter = exchange.clone();
+        let putter = loom::thread::spawn(move || putter.put(3, batch(1024)).is_none());
+        let taker = exchange.clone();
+        let taker = loom::thread::spawn(move || taker.take(3));
+        let mut found = Vec::new();
+        exchange.take_all(&mut found);
+        assert!(putter.join().unwrap());
+        found.extend(taker.join().unwrap().into_iter().flatten());
+        // All that was put before is seen from here on.
+        exchange.take_all(&mut found);
+        each_once(
+            found.iter().map(|held| held.address).collect(),
+            &[512, 1024],
+        );
+    });
+}
