@@ -182,7 +182,7 @@ impl House {
         Ok(had)
     }
 
-    /// Whether physical memory lies behind an address of one of [`MAPPED`].
+    /// Whether physical memory lies behind an address of one of `MAPPED`.
     pub fn is_mapped(&self, address: u64) -> Result<bool, Stop> {
         let extents = &self.process.device(0)?.state().extents;
         let mut list = extents.list().into_iter();
