@@ -3,10 +3,10 @@
 //! six loads and no lock, so that any thread can free any block.
 //!
 //! In a window of addresses no longer than a block, no other block of such a length can begin. So a
-//! window of 1 MiB has one entry for a block of 1 MiB or more, wherever in it that begins; one of
-//! 8 KiB has one for a block of 8 KiB or more; only smaller blocks need one for each [`UNIT`]. Few
-//! large blocks then touch few cache lines, however their addresses change: a gigabyte of them costs
-//! 24 KiB, and one of the smallest blocks 35 MiB.
+//! window of 1 MiB has one entry for a block of 1 MiB or more, wherever in it that begins, and so have
+//! the windows of 128 KiB and of 8 KiB in it; only smaller blocks need one for each [`UNIT`]. Few
+//! large blocks then touch few cache lines and few pages, however their addresses change: a gigabyte of
+//! them costs 160 KiB, and one of the smallest blocks 35 MiB.
 
 use super::sync::{AtomicU32, AtomicU64, OnceBox, Ordering};
 
@@ -19,8 +19,8 @@ const ADDRESS_BITS: u32 = 48;
 /// Bits of an address that pick an entry, from the lowest level up.
 const LEAF_BITS: u32 = 4;
 const LOW_BITS: u32 = 7;
-const MIDDLE_BITS: u32 = 9;
-const HIGH_BITS: u32 = 9;
+const MIDDLE_BITS: u32 = 7;
+const HIGH_BITS: u32 = 11;
 const TOP_BITS: u32 = 10;
 
 const LEAF_ABOVE: u32 = UNIT.trailing_zeros();
@@ -30,8 +30,14 @@ const HIGH_ABOVE: u32 = MIDDLE_ABOVE + MIDDLE_BITS;
 const TOP_ABOVE: u32 = HIGH_ABOVE + HIGH_BITS;
 const _: () = assert!(TOP_ABOVE + TOP_BITS == ADDRESS_BITS);
 
+/// Windows of 128 KiB stand beside that of 1 MiB which they are in, without a level of their own.
+const EIGHTH_BITS: u32 = 3;
+const EIGHTH_ABOVE: u32 = MIDDLE_ABOVE - EIGHTH_BITS;
+
 /// From so many units on a block has the entry of its window of 8 KiB, ...
 const LOW_UNITS: u64 = 1 << (LOW_ABOVE - LEAF_ABOVE);
+/// ... from so many on that of its window of 128 KiB, ...
+const EIGHTH_UNITS: u64 = 1 << (EIGHTH_ABOVE - LEAF_ABOVE);
 /// ... and from so many on that of its window of 1 MiB.
 const MIDDLE_UNITS: u64 = 1 << (MIDDLE_ABOVE - LEAF_ABOVE);
 
@@ -63,7 +69,7 @@ impl<T> Default for Window<T> {
 
 type Leaf = [Entry; 1 << LEAF_BITS];
 type Low = [Window<Leaf>; 1 << LOW_BITS];
-type Middle = [Window<Low>; 1 << MIDDLE_BITS];
+type Middle = [(Window<Low>, [Entry; 1 << EIGHTH_BITS]); 1 << MIDDLE_BITS];
 type High = [OnceBox<Middle>; 1 << HIGH_BITS];
 type Top = [OnceBox<High>; 1 << TOP_BITS];
 
@@ -140,9 +146,13 @@ impl Radix {
         }
         let high = self.top[index(address, TOP_ABOVE, TOP_BITS)].get()?;
         let middle = high[index(address, HIGH_ABOVE, HIGH_BITS)].get()?;
-        let window = &middle[index(address, MIDDLE_ABOVE, MIDDLE_BITS)];
+        let (window, eighths) = &middle[index(address, MIDDLE_ABOVE, MIDDLE_BITS)];
         if window.entry.is_of(begin_in(address, MIDDLE_ABOVE)) {
             return Some(&window.entry);
+        }
+        let eighth = &eighths[index(address, EIGHTH_ABOVE, EIGHTH_BITS)];
+        if eighth.is_of(begin_in(address, EIGHTH_ABOVE)) {
+            return Some(eighth);
         }
         let window = &window.shorter.get()?[index(address, LOW_ABOVE, LOW_BITS)];
         if window.entry.is_of(begin_in(address, LOW_ABOVE)) {
@@ -156,9 +166,12 @@ impl Radix {
     /// caller's to give out.
     #[inline]
     pub fn entry(&self, address: u64, units: u64) -> &Entry {
-        let window = self.middle(address);
+        let (window, eighths) = self.middle(address);
         if units >= MIDDLE_UNITS {
             return &window.entry;
+        }
+        if units >= EIGHTH_UNITS {
+            return &eighths[index(address, EIGHTH_ABOVE, EIGHTH_BITS)];
         }
         let low = window.shorter.get_or_init(table);
         let window = &low[index(address, LOW_ABOVE, LOW_BITS)];
@@ -170,7 +183,7 @@ impl Radix {
     }
 
     #[inline]
-    fn middle(&self, address: u64) -> &Window<Low> {
+    fn middle(&self, address: u64) -> &(Window<Low>, [Entry; 1 << EIGHTH_BITS]) {
         assert!(
             address >> ADDRESS_BITS == 0 && address % UNIT == 0,
             "{address:#x} cannot be where a block begins"
@@ -186,6 +199,7 @@ impl Radix {
         let entry = self.entry(address, units);
         let begin = match units {
             MIDDLE_UNITS.. => begin_in(address, MIDDLE_ABOVE),
+            EIGHTH_UNITS.. => begin_in(address, EIGHTH_ABOVE),
             LOW_UNITS.. => begin_in(address, LOW_ABOVE),
             _ => 0,
         };
@@ -213,7 +227,11 @@ mod tests {
     #[test]
     fn one_of_many_threads_takes_a_block_back() {
         let radix = Radix::default();
-        for (round, units) in (1..200u64).zip([1, LOW_UNITS, MIDDLE_UNITS].into_iter().cycle()) {
+        for (round, units) in (1..200u64).zip(
+            [1, LOW_UNITS, EIGHTH_UNITS, MIDDLE_UNITS]
+                .into_iter()
+                .cycle(),
+        ) {
             let address = round * UNIT * 131;
             radix.set_node(address, units, 5);
             radix.entry(address, units).set(9);
@@ -236,7 +254,9 @@ mod tests {
         prop_oneof![
             1..LOW_UNITS,
             LOW_UNITS..LOW_UNITS + 3,
-            LOW_UNITS..MIDDLE_UNITS,
+            LOW_UNITS..EIGHTH_UNITS,
+            EIGHTH_UNITS - 1..EIGHTH_UNITS + 2,
+            EIGHTH_UNITS..MIDDLE_UNITS,
             MIDDLE_UNITS - 2..MIDDLE_UNITS + 3,
             MIDDLE_UNITS..8 * MIDDLE_UNITS,
         ]
