@@ -6,6 +6,7 @@ use crate::core::sync::lock;
 use crate::error::{DriverCode, Error, Result, Status, Warning};
 use crate::sys::cuda::Cuda;
 use rustc_hash::FxHashSet;
+use std::cell::Cell;
 use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,6 +57,29 @@ struct Open {
     /// Streams met while they captured. Only these are ever asked again: the driver crashes on the
     /// handle of a destroyed stream, and a stream is not destroyed while it captures.
     met: FxHashSet<Met>,
+}
+
+thread_local! {
+    /// The gate that this thread holds, by its address; 0 for none.
+    static BEHIND: Cell<usize> = const { Cell::new(0) };
+}
+
+/// This thread holds a gate; the one it held before.
+struct Behind(usize);
+
+impl Behind {
+    /// None where the thread holds this very gate already.
+    fn enter(gate: &RwLock<()>) -> Option<Behind> {
+        let address = std::ptr::from_ref(gate) as usize;
+        let before = BEHIND.replace(address);
+        (before != address).then_some(Behind(before))
+    }
+}
+
+impl Drop for Behind {
+    fn drop(&mut self) {
+        BEHIND.set(self.0);
+    }
 }
 
 /// The captures known to be open on a device.
@@ -182,9 +206,13 @@ impl Device {
     }
 
     /// Does what must not be done while a capture is open on this device, and lets none that hooks
-    /// tell of begin meanwhile. Refused while one is open.
+    /// tell of begin meanwhile. Refused while one is open. May be done within itself.
     pub fn outside_captures<R>(&self, act: impl FnOnce() -> Result<R>) -> Result<R> {
         let gate = &self.captures().gate;
+        // Who waits to write lets no more readers in, this thread not either.
+        let Some(_behind) = Behind::enter(gate) else {
+            return act();
+        };
         let _gate = gate.read().unwrap_or_else(PoisonError::into_inner);
         if self.capture_open() {
             return Err(

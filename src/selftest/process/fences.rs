@@ -4,6 +4,8 @@ use crate::gpu::Fence;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::Machine;
 use crate::selftest::{Outcome, Stop};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 /// An event is made once and recorded again; that its earlier work is done says nothing.
 pub fn reuse() -> Outcome {
@@ -57,5 +59,28 @@ pub fn bounds() -> Outcome {
     ensure_eq!(alive(), 1, "events kept after an order point");
     device.drop_idle_events();
     ensure_eq!(alive(), 0, "events after a trim");
+    Ok(())
+}
+
+/// An order point within what is done outside of captures, while another thread waits to begin one.
+pub fn within_another() -> Outcome {
+    let machine = Machine::open("devices=1")?;
+    let (told, end) = channel();
+    let device = machine.device.clone();
+    std::thread::spawn(move || {
+        let outcome = device.outside_captures(|| {
+            let other = device.clone();
+            let begins = std::thread::spawn(move || other.captures().begin(&other, 1));
+            // So that it waits by then; if it does not, the case shows less.
+            std::thread::sleep(Duration::from_millis(100));
+            Fence::order_point(&device).map(|_| begins)
+        });
+        let outcome = outcome.map(|begins| begins.join().is_ok());
+        device.captures().end(1);
+        let _ = told.send(outcome);
+    });
+    let outcome = end.recv_timeout(Duration::from_secs(10));
+    let begun = outcome.map_err(|_| "it waits for itself".to_owned())??;
+    ensure!(begun, "the other thread panicked");
     Ok(())
 }

@@ -66,6 +66,7 @@ pub const SUITE: Suite = Suite {
         streams::second_device,
         fences::reuse,
         fences::bounds,
+        fences::within_another,
         graphs::graph_memory,
         graphs::reuse,
         graphs::stays_in_place,
