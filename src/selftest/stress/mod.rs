@@ -30,12 +30,12 @@ pub const SUITE: Suite = Suite {
     about: "threads at random against a model",
     cases: &[&[
         Case {
-            name: "threads",
-            run: |_| threads(),
-        },
-        Case {
             name: "pool",
             run: |_| pool::pool(),
+        },
+        Case {
+            name: "threads",
+            run: |_| threads(),
         },
     ]],
 };
