@@ -8,6 +8,7 @@ PYTHON ?= python3
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := .venv
 STRESS_SECONDS ?= 600
+FUZZ_SECONDS ?= 60
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SOVERSION := 0
 LIBDIR := $(DESTDIR)$(PREFIX)/lib
@@ -21,7 +22,7 @@ INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVE
 # The children find what this build made, not what a wheel installed.
 FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)
 
-.PHONY: demo test build rust-tests python-tests lint stress miri bench bench-pool wheel test-aarch64 setup-aarch64 \
+.PHONY: demo test build rust-tests python-tests lint stress fuzz miri bench bench-pool wheel test-aarch64 setup-aarch64 \
 	release install uninstall clean setup help
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo 'make test            build, all tests, lint'
 	@echo 'make lint            clippy, formatting, documentation'
 	@echo 'make stress          the long form of the stress tests'
+	@echo 'make fuzz            sequences on the pool, by coverage, on the simulated driver'
 	@echo 'make miri            the core under Miri, where it is installed'
 	@echo 'make bench           benchmarks, beside the other allocators that are installed'
 	@echo 'make bench-pool      host time of our own pairs, on the simulated driver'
@@ -74,6 +76,9 @@ lint: setup
 
 stress: setup
 	HBMALLOC_STRESS_SECONDS=$(STRESS_SECONDS) cargo test --workspace --all-features --release stress -- --include-ignored --nocapture
+
+fuzz: setup
+	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz
 
 miri: setup
 	@scripts/miri
