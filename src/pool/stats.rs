@@ -130,11 +130,14 @@ impl DevicePool {
 
     /// One more thread counts for a heap.
     pub(super) fn add_writer(&self, heap: &Heap, counts: &Arc<Counts>) {
-        let [tag, stream] = heap.tallies.both();
-        for tally in [&self.tally, tag, stream] {
-            if tally.add(counts.clone()).is_err() {
-                tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
-            }
+        // The whole first: a part that has as many is the whole.
+        if self.tally.add(counts.clone()).is_err() {
+            tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
+            return;
+        }
+        for part in heap.tallies.both() {
+            // It has room, as the whole had.
+            let _ = part.add(counts.clone());
         }
     }
 
@@ -151,13 +154,17 @@ impl DevicePool {
     /// Forgets the peaks: what is allocated now is the most from here on.
     pub fn reset_peaks(&self) {
         self.tally.reset(self.sum(|_| true).level());
-        for (tag, tally) in lock(&self.tag_tallies).clone() {
+        let (tags, streams) = (
+            lock(&self.tag_tallies).clone(),
+            lock(&self.stream_tallies).clone(),
+        );
+        for (tag, tally) in tags {
             tally.reset(self.sum(|heap| heap.key.tag == tag).level());
         }
-        for (stream, tally) in lock(&self.stream_tallies).clone() {
+        for (stream, tally) in streams {
             tally.reset(self.sum(|heap| heap.key.stream == stream).level());
         }
-        for heap in lock(&self.heaps).clone() {
+        for heap in self.heap_list() {
             heap.each_count(Counts::reset_peaks);
         }
         self.backing.reset_peaks();
