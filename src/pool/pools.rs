@@ -8,6 +8,7 @@ use super::pending::Uses;
 use super::word::{LARGEST, Word, units};
 use crate::core::radix::{Entry, Radix, UNIT};
 use crate::core::size::Align;
+use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
@@ -168,10 +169,13 @@ impl Pools {
             return Ok(heap.clone());
         }
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        let id = u16::try_from(by_id.len()).map_err(|_| {
-            Error::new(Status::Busy, "allocate").detail(
-                "65536 combinations of stream, tag and graph were used, which is all there are",
-            )
+        // One colour more than heaps is needed where they share an arena.
+        let id = u16::try_from(by_id.len()).ok();
+        let id = id.filter(|id| *id < Color::END - 1).ok_or_else(|| {
+            Error::new(Status::Busy, "allocate").detail(format!(
+                "{} combinations of stream, tag and graph were used, which is all there are",
+                Color::END - 1
+            ))
         })?;
         let heap = pool.add_heap(id, *key);
         by_id.push(heap.clone());

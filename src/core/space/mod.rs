@@ -24,13 +24,15 @@ use free::FreeIndex;
 use pieces::{NONE, Pieces, State};
 use std::collections::BTreeMap;
 
-/// In whose order free memory may be used again.
+/// In whose order free memory may be used again; below [`Color::END`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Color(pub u16);
 
 impl Color {
     /// In anybody's: no work uses it.
     pub const NEUTRAL: Color = Color(0);
+    /// No colour is as high.
+    pub const END: u16 = u16::MAX - 2;
 }
 
 /// The times at which memory was freed, as the space's owner counts them.
@@ -160,7 +162,7 @@ impl Space {
             self.unlist(piece);
             self.carve(piece, address, address + bytes)
         };
-        self.pieces.get_mut(piece).state = State::Used;
+        self.pieces.get_mut(piece).set_state(State::Used);
         self.used += bytes;
         Given { address, piece }
     }
@@ -184,8 +186,8 @@ impl Space {
     /// Takes a block back; work of `color` given until `epoch` may still use it.
     pub fn free(&mut self, piece: u32, color: Color, epoch: Epoch) {
         let node = self.pieces.get_mut(piece);
-        debug_assert!(matches!(node.state, State::Used));
-        node.state = State::Free { color, epoch };
+        debug_assert!(matches!(node.state(), State::Used));
+        node.set_state(State::Free { color, epoch });
         self.used -= node.bytes;
         self.join(piece);
     }
@@ -198,7 +200,7 @@ impl Space {
     /// The address and length of the block in use that `address` lies in. Looks at every piece.
     pub fn used_around(&self, address: u64) -> Option<(u64, u64)> {
         let inside = |piece: &pieces::Piece| {
-            piece.state == State::Used && piece.address <= address && address < piece.end()
+            piece.state() == State::Used && piece.address <= address && address < piece.end()
         };
         let found = self.pieces.iter().find(|(_, piece)| inside(piece))?;
         Some((found.1.address, found.1.bytes))
@@ -221,15 +223,15 @@ impl Space {
         }
         let mut settled = 0;
         for piece in self.free[color.0 as usize].at_least(1) {
-            let done = matches!(self.pieces.get(piece).state, State::Free { epoch: freed, .. } if freed <= epoch);
+            let done = matches!(self.pieces.get(piece).state(), State::Free { epoch: freed, .. } if freed <= epoch);
             if done {
                 self.unlist(piece);
                 let node = self.pieces.get_mut(piece);
                 settled += node.bytes;
-                node.state = State::Free {
+                node.set_state(State::Free {
                     color: Color::NEUTRAL,
                     epoch: 0,
-                };
+                });
                 self.join(piece);
             }
         }
@@ -253,7 +255,7 @@ impl Space {
     fn join(&mut self, piece: u32) -> u32 {
         let node = *self.pieces.get(piece);
         let joins = |space: &Space, other: u32| {
-            other != NONE && space.pieces.get(other).state.joins(node.state)
+            other != NONE && space.pieces.get(other).state().joins(node.state())
         };
         let (before, after) = (node.before, node.after);
         match (joins(self, before), joins(self, after)) {
@@ -284,7 +286,7 @@ impl Space {
     /// out of or taken in.
     fn relist(&mut self, old: (u32, u64), piece: u32) {
         let node = self.pieces.get(piece);
-        match node.state {
+        match node.state() {
             State::Free { color, .. } => {
                 let index = &mut self.free[color.0 as usize];
                 index.replace(old, (piece, node.address), node.bytes / UNIT);
@@ -299,7 +301,7 @@ impl Space {
 
     fn list(&mut self, piece: u32) {
         let node = self.pieces.get(piece);
-        match node.state {
+        match node.state() {
             State::Free { color, .. } => {
                 let color = color.0 as usize;
                 if self.free.len() <= color {
@@ -317,7 +319,7 @@ impl Space {
 
     fn unlist(&mut self, piece: u32) {
         let node = self.pieces.get(piece);
-        match node.state {
+        match node.state() {
             State::Free { color, .. } => self.free[color.0 as usize].remove(piece, node.address),
             State::Hole => {
                 self.holes.remove(&node.address);
@@ -328,7 +330,7 @@ impl Space {
 
     /// Finds whatever contradicts itself.
     pub fn audit(&self) -> Result<(), String> {
-        let listed = |piece: u32| match self.pieces.get(piece).state {
+        let listed = |piece: u32| match self.pieces.get(piece).state() {
             State::Free { color, .. } => self.free[color.0 as usize].at_least(1).contains(&piece),
             State::Hole => self.holes.get(&self.pieces.get(piece).address) == Some(&piece),
             State::Used | State::Limbo => true,

@@ -40,19 +40,64 @@ impl State {
     }
 }
 
+/// Half a cache line: of a hundred thousand pieces, which are asked for in any order, hardly any is in
+/// a cache.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 pub(super) struct Piece {
     pub address: u64,
     pub bytes: u64,
     /// Neighbours within the range.
     pub before: u32,
     pub after: u32,
-    pub state: State,
+    state: Packed,
+}
+
+const _: () = assert!(size_of::<Piece>() == 32);
+
+/// A state in eight bytes: the epoch above, and below what the piece is, which for free memory is its
+/// colour.
+#[derive(Clone, Copy, Debug)]
+struct Packed(u64);
+
+const COLOR_BITS: u32 = 16;
+const USED: u16 = u16::MAX;
+const HOLE: u16 = u16::MAX - 1;
+const LIMBO: u16 = Color::END;
+
+impl From<State> for Packed {
+    fn from(state: State) -> Packed {
+        let (epoch, what) = match state {
+            State::Used => (0, USED),
+            State::Hole => (0, HOLE),
+            State::Limbo => (0, LIMBO),
+            State::Free { color, epoch } => (epoch, color.0),
+        };
+        debug_assert!(epoch >> (64 - COLOR_BITS) == 0);
+        Packed(epoch << COLOR_BITS | u64::from(what))
+    }
 }
 
 impl Piece {
     pub fn end(&self) -> u64 {
         self.address + self.bytes
+    }
+
+    #[inline]
+    pub fn state(&self) -> State {
+        match self.state.0 as u16 {
+            USED => State::Used,
+            HOLE => State::Hole,
+            LIMBO => State::Limbo,
+            color => State::Free {
+                color: Color(color),
+                epoch: self.state.0 >> COLOR_BITS,
+            },
+        }
+    }
+
+    pub fn set_state(&mut self, state: State) {
+        self.state = state.into();
     }
 }
 
@@ -93,7 +138,7 @@ impl Pieces {
             bytes,
             before: NONE,
             after: NONE,
-            state,
+            state: state.into(),
         });
         self.firsts.push(piece);
         piece
@@ -103,7 +148,7 @@ impl Pieces {
     pub fn lone_holes(&self) -> impl Iterator<Item = u32> + '_ {
         self.firsts.iter().copied().filter(|first| {
             let piece = self.get(*first);
-            piece.after == NONE && piece.state == State::Hole
+            piece.after == NONE && piece.state() == State::Hole
         })
     }
 
@@ -139,10 +184,11 @@ impl Pieces {
         let left = self.get_mut(piece);
         left.bytes += right.bytes;
         left.after = right.after;
-        if let (State::Free { epoch, .. }, State::Free { epoch: other, .. }) =
-            (&mut left.state, right.state)
+        if let (State::Free { color, epoch }, State::Free { epoch: other, .. }) =
+            (left.state(), right.state())
         {
-            *epoch = other.max(*epoch);
+            let epoch = epoch.max(other);
+            left.set_state(State::Free { color, epoch });
         }
         if right.after != NONE {
             self.get_mut(right.after).before = piece;
@@ -166,14 +212,14 @@ impl Pieces {
                     if left.end() != address {
                         return Err(format!("a gap or overlap before {address:#x}"));
                     }
-                    if left.state.joins(piece.state) {
+                    if left.state().joins(piece.state()) {
                         return Err(format!("two pieces at {address:#x} should be one"));
                     }
                 }
                 if piece.bytes == 0 || !listed(number) {
                     return Err(format!("the piece at {address:#x} is not listed"));
                 }
-                if piece.state == State::Used {
+                if piece.state() == State::Used {
                     used += piece.bytes;
                 }
                 count += 1;

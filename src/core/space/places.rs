@@ -37,7 +37,7 @@ impl Space {
         for index in &self.free {
             for number in index.at_least(least) {
                 let piece = self.pieces.get(number);
-                let State::Free { color, epoch } = piece.state else {
+                let State::Free { color, epoch } = piece.state() else {
                     continue;
                 };
                 let inside = self.places.range(piece.address..piece.end());
@@ -79,10 +79,10 @@ impl Space {
         let Some(number) = self.free_piece_around(address, bytes) else {
             return false;
         };
-        let was = self.pieces.get(number).state;
+        let was = self.pieces.get(number).state();
         self.unlist(number);
         let number = self.carve(number, address, address + bytes);
-        self.pieces.get_mut(number).state = State::Limbo;
+        self.pieces.get_mut(number).set_state(State::Limbo);
         self.limbo.insert(address, (number, was));
         self.places.remove(&address);
         true
@@ -100,7 +100,7 @@ impl Space {
     /// Nothing backs the addresses of a place that was taken any more.
     pub fn place_gone(&mut self, address: u64) {
         if let Some((number, _)) = self.limbo.remove(&address) {
-            self.pieces.get_mut(number).state = State::Hole;
+            self.pieces.get_mut(number).set_state(State::Hole);
             self.join(number);
         }
     }
@@ -109,7 +109,7 @@ impl Space {
     pub fn give_back_place(&mut self, address: u64) {
         if let Some((number, was)) = self.limbo.remove(&address) {
             let piece = self.pieces.get_mut(number);
-            piece.state = was;
+            piece.set_state(was);
             self.places.insert(address, piece.bytes);
             self.join(number);
         }
@@ -121,7 +121,7 @@ impl Space {
         let mut pieces: Vec<_> = self.pieces.iter().map(|(_, piece)| *piece).collect();
         pieces.sort_by_key(|piece| piece.address);
         for piece in pieces {
-            let backed = matches!(piece.state, State::Used | State::Free { .. });
+            let backed = matches!(piece.state(), State::Used | State::Free { .. });
             let mut next = piece.address;
             while let Some((address, bytes)) = place {
                 if *address >= piece.end() {

@@ -111,6 +111,22 @@ fn colours_keep_apart_until_they_are_settled() {
 }
 
 #[test]
+fn joined_memory_is_done_when_the_last_of_it_is() {
+    for (first, second) in [(5, 3), (3, 5)] {
+        let mut space = Space::new(align(4 * UNIT), Fit::Best);
+        space.add_backed_range(0x10000, 4 * UNIT, Color(1));
+        let give = |space: &mut Space| space.allocate(2 * UNIT, align(UNIT), Color(1)).unwrap();
+        let blocks = [give(&mut space), give(&mut space)];
+        space.free(blocks[0].piece, Color(1), first);
+        space.free(blocks[1].piece, Color(1), second);
+        space.settle(Color(1), 4);
+        assert!(space.allocate(UNIT, align(UNIT), Color(2)).is_none());
+        space.settle(Color(1), 5);
+        assert!(space.allocate(4 * UNIT, align(UNIT), Color(2)).is_some());
+    }
+}
+
+#[test]
 fn more_of_the_hole_can_be_had() {
     let mut space = space();
     let color = Color(1);

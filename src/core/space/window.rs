@@ -85,7 +85,7 @@ impl Space {
 
     /// The neighbours around a piece that the colour may have, in order.
     fn run_around(&self, seed: u32, color: Color) -> Vec<u32> {
-        let serves = |number: u32| number != NONE && self.pieces.get(number).state.serves(color);
+        let serves = |number: u32| number != NONE && self.pieces.get(number).state().serves(color);
         let mut first = seed;
         while serves(self.pieces.get(first).before) {
             first = self.pieces.get(first).before;
@@ -142,7 +142,7 @@ impl Space {
             if first == NONE {
                 first = *number;
             }
-            if piece.state == State::Hole {
+            if piece.state() == State::Hole {
                 let (begin, end) = self.whole_granules(address, bytes);
                 missing += end.min(piece.end()) - begin.max(piece.address);
                 holes += 1;
@@ -166,7 +166,7 @@ impl Space {
     fn occupy(&mut self, chosen: Candidate, bytes: u64) -> Window {
         let Candidate { address, first, .. } = chosen;
         let (whole_begin, whole_end) = self.whole_granules(address, bytes);
-        let in_hole = |space: &Space, piece: u32| space.pieces.get(piece).state == State::Hole;
+        let in_hole = |space: &Space, piece: u32| space.pieces.get(piece).state() == State::Hole;
         let begin = match in_hole(self, first) {
             true => whole_begin.max(self.pieces.get(first).address),
             false => address,
@@ -211,15 +211,15 @@ impl Space {
         let node = *self.pieces.get(piece);
         window.parts.push(Part {
             bytes: node.bytes,
-            state: node.state,
+            state: node.state(),
         });
-        if node.state == State::Hole {
+        if node.state() == State::Hole {
             match window.missing.last_mut() {
                 Some((begin, bytes)) if *begin + *bytes == node.address => *bytes += node.bytes,
                 _ => window.missing.push((node.address, node.bytes)),
             }
         }
-        self.pieces.get_mut(piece).state = State::Used;
+        self.pieces.get_mut(piece).set_state(State::Used);
         self.used += node.bytes;
         if piece != window.piece {
             self.pieces.merge(window.piece);
@@ -232,7 +232,7 @@ impl Space {
         let is_open = matches!(window.parts.last(), Some(part) if part.state == State::Hole);
         window.room = match after {
             NONE => 0,
-            after if is_open && self.pieces.get(after).state == State::Hole => {
+            after if is_open && self.pieces.get(after).state() == State::Hole => {
                 self.pieces.get(after).bytes
             }
             _ => 0,
@@ -295,7 +295,7 @@ impl Space {
             let rest = (part.bytes < node.bytes)
                 .then(|| self.pieces.split(piece, node.address + part.bytes));
             self.used -= part.bytes;
-            self.pieces.get_mut(piece).state = part.state;
+            self.pieces.get_mut(piece).set_state(part.state);
             self.join(piece);
             match rest {
                 Some(rest) => piece = rest,
@@ -314,7 +314,7 @@ impl Space {
         };
         self.unlist(hole);
         let piece = self.carve(hole, address, address + bytes);
-        self.pieces.get_mut(piece).state = state;
+        self.pieces.get_mut(piece).set_state(state);
         self.places.insert(address, bytes);
         self.join(piece);
     }
