@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering::Relaxed;
 impl DevicePool {
     /// Memory for what [`DevicePool::take_free`] has none for.
     pub(super) fn grow(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
+        self.check_possible(wanted.bytes)?;
         let mut turn = lock(&self.growth);
         self.state.deferral.drain();
         // Somebody else may have grown meanwhile.
@@ -45,6 +46,18 @@ impl DevicePool {
             }
         }
         outcome
+    }
+
+    /// What the whole device could not hold is not tried at all: that would take every chunk it has
+    /// before it failed.
+    fn check_possible(&self, bytes: u64) -> Result<()> {
+        let total = self.device().total_memory();
+        if !self.backing.is_movable() || bytes <= total {
+            return Ok(());
+        }
+        Err(Error::new(Status::OutOfMemory, "allocate")
+            .bytes(bytes)
+            .detail(format!("{total} bytes is all that the device has")))
     }
 
     /// Collects what other threads keep of the arena and what other streams are done with; the bytes
