@@ -4,10 +4,10 @@
 
 use super::heap::GraphId;
 use crate::core::size::Align;
-use crate::core::space::{Color, Fit, Space};
+use crate::core::space::{Color, Epoch, Fit, Space};
 use crate::core::sync::lock;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// From so many units on (1 MiB) a block is large.
 pub const LARGE_UNITS: u64 = 2048;
@@ -22,8 +22,8 @@ pub struct Arena {
     pub is_large: bool,
     /// The graphs whose replays may write to it.
     graph: Option<GraphId>,
-    /// Set when they are gone.
-    released: AtomicBool,
+    /// When they went; [`Epoch::MAX`] until then.
+    released: AtomicU64,
     /// The heap of each colour; colour 0 is nobody's.
     heaps: Mutex<Vec<u16>>,
 }
@@ -44,7 +44,10 @@ impl Arena {
             tag,
             is_large,
             graph,
-            released: AtomicBool::new(graph == Some(GraphId::Segments)),
+            released: AtomicU64::new(match graph {
+                None | Some(GraphId::Segments) => 0,
+                Some(_) => Epoch::MAX,
+            }),
             heaps: Mutex::default(),
         }
     }
@@ -63,14 +66,24 @@ impl Arena {
 
     /// Whether memory may leave it: a graph's memory stays until the graph is gone.
     pub(super) fn is_open(&self) -> bool {
-        self.graph.is_none() || self.released.load(Ordering::Acquire)
+        self.released.load(Ordering::Acquire) != Epoch::MAX
+    }
+
+    /// Whether work that was seen done until `epoch` is all that may use what was freed until then:
+    /// replays given before the graph was gone are seen by nobody who looked earlier.
+    pub(super) fn is_open_at(&self, epoch: Epoch) -> bool {
+        let released = self.released.load(Ordering::Acquire);
+        released == 0 || released < epoch
     }
 
     pub(super) fn graph(&self) -> Option<GraphId> {
         self.graph
     }
 
-    pub(super) fn release(&self) {
-        self.released.store(true, Ordering::Release);
+    /// The graphs are gone since `epoch`.
+    pub(super) fn release(&self, epoch: Epoch) {
+        let closed = Epoch::MAX;
+        let _ =
+            (self.released).compare_exchange(closed, epoch, Ordering::AcqRel, Ordering::Acquire);
     }
 }

@@ -80,9 +80,9 @@ impl DevicePool {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// A new time begins; the one that ends.
+    /// A new time begins; the one that ends. Who gets a later one sees what was done before.
     pub(super) fn next_epoch(&self) -> u64 {
-        self.epoch.fetch_add(1, Ordering::Relaxed)
+        self.epoch.fetch_add(1, Ordering::AcqRel)
     }
 
     /// A heap for `key`, which has none yet.

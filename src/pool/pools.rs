@@ -315,8 +315,11 @@ impl Pools {
         let is_its = |key: &HeapKey| key.device == device && key.graph == Some(graph);
         lock(&self.heaps).retain(|key, _| !is_its(key));
         // Those too whose streams have gone before the graph.
-        for heap in self.all_heaps().iter().filter(|heap| is_its(&heap.key)) {
-            heap.retire();
+        let mut its = self.all_heaps();
+        its.retain(|heap| is_its(&heap.key));
+        // From here on all their work is looked for, not that of their streams alone.
+        its.iter().for_each(|heap| heap.retire());
+        for heap in &its {
             heap.pool.release_graph(graph);
         }
     }

@@ -71,7 +71,7 @@ impl Heap {
     fn settle_until(&self, epoch: Epoch) {
         for (arena, color) in self.arenas() {
             // A replay may write there again until the graph is gone.
-            if arena.is_open() && lock(&arena.space).settle(color, epoch) > 0 {
+            if arena.is_open_at(epoch) && lock(&arena.space).settle(color, epoch) > 0 {
                 add(&self.pool.counters.owner_changes, 1);
             }
         }
@@ -259,9 +259,10 @@ impl DevicePool {
 
     /// A graph is gone: what its replays wrote to may leave its arenas.
     pub(super) fn release_graph(&self, graph: super::heap::GraphId) {
+        let epoch = self.next_epoch();
         for arena in lock(&self.arenas).iter() {
             if arena.graph() == Some(graph) {
-                arena.release();
+                arena.release(epoch);
             }
         }
     }

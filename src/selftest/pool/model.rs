@@ -63,12 +63,21 @@ impl Range {
     }
 }
 
+/// What may still be used.
+struct Freed {
+    range: Range,
+    works: Vec<Work>,
+    /// Whose replays the works are. Graphs of one pool are replayed in the order of their captures,
+    /// so a capture into it may have the memory.
+    replays_of: Option<u64>,
+}
+
 /// The account.
 #[derive(Default)]
 pub struct Model {
     /// Live blocks by address.
     pub live: BTreeMap<u64, Block>,
-    freed: Vec<(Range, Vec<Work>)>,
+    freed: Vec<Freed>,
     graphs: Vec<(u64, Range)>,
     /// Blocks ever given out.
     pub given: u64,
@@ -86,11 +95,13 @@ impl Model {
             return Err(format!("{block:x?} overlaps {other:x?}"));
         }
         self.freed
-            .retain(|(_, works)| works.iter().any(|work| lanes.is_waiting(*work)));
-        for (range, works) in self.freed.iter().filter(|(range, _)| range.meets(&block)) {
+            .retain(|freed| freed.works.iter().any(|work| lanes.is_waiting(*work)));
+        for freed in self.freed.iter().filter(|freed| freed.range.meets(&block)) {
+            let Freed { range, works, .. } = freed;
             let early =
                 (works.iter()).find(|work| work.lane != block.lane && lanes.is_waiting(**work));
-            if let Some(work) = early {
+            let in_order = freed.replays_of.is_some() && freed.replays_of == block.graph;
+            if let Some(work) = early.filter(|_| !in_order) {
                 return Err(format!(
                     "{block:x?} was given out while {work:?} may still use {:#x}..{:#x}",
                     range.begin, range.end
@@ -117,7 +128,11 @@ impl Model {
     /// A block is taken back.
     pub fn takes(&mut self, address: u64) -> Option<Block> {
         let block = self.live.remove(&address)?;
-        self.freed.push((Range::of(&block), block.works.clone()));
+        self.freed.push(Freed {
+            range: Range::of(&block),
+            works: block.works.clone(),
+            replays_of: None,
+        });
         self.taken += 1;
         Some(block)
     }
@@ -126,7 +141,11 @@ impl Model {
     pub fn replayed(&mut self, graph: u64, work: Work) {
         for (range, _) in self.graph_ranges(graph) {
             let (begin, end) = range;
-            self.freed.push((Range { begin, end }, vec![work]));
+            self.freed.push(Freed {
+                range: Range { begin, end },
+                works: vec![work],
+                replays_of: Some(graph),
+            });
         }
     }
 
@@ -140,6 +159,10 @@ impl Model {
     /// A graph is gone.
     pub fn released(&mut self, graph: u64) {
         self.graphs.retain(|(other, _)| *other != graph);
+        // A pool of the same number is another one from here on.
+        for freed in &mut self.freed {
+            freed.replays_of = freed.replays_of.filter(|of| *of != graph);
+        }
     }
 
     /// Whether live blocks or graphs need something of `begin..end`.

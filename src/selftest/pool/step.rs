@@ -11,6 +11,8 @@ pub const THREADS: usize = 2;
 pub const TAGS: usize = 3;
 /// Graph pools.
 pub const GRAPHS: u64 = 2;
+/// From this first byte on a step is none of those that programs take all the time.
+pub const RARE: u8 = 190;
 /// Bytes of a step, and of the settings before the first.
 pub const BYTES: usize = 8;
 
@@ -227,7 +229,7 @@ impl Step {
                 stream,
                 thread,
             },
-            190..=199 => Step::Hold { stream: owned },
+            RARE..=199 => Step::Hold { stream: owned },
             200..=209 => Step::Release { stream: owned },
             210..=212 => Step::Synchronize,
             213..=215 => Step::ReplaceStream { stream: owned },
