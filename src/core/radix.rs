@@ -68,7 +68,23 @@ impl<T> Default for Window<T> {
 }
 
 type Leaf = [Entry; 1 << LEAF_BITS];
-type Low = [Window<Leaf>; 1 << LOW_BITS];
+
+/// Windows of 8 KiB. Whoever looks for a shorter block touches no entry of these, so entries and ways
+/// down do not share cache lines.
+struct Low {
+    entries: [Entry; 1 << LOW_BITS],
+    shorter: [OnceBox<Leaf>; 1 << LOW_BITS],
+}
+
+impl Default for Low {
+    fn default() -> Low {
+        Low {
+            entries: std::array::from_fn(|_| Entry::default()),
+            shorter: std::array::from_fn(|_| OnceBox::new()),
+        }
+    }
+}
+
 type Middle = [(Window<Low>, [Entry; 1 << EIGHTH_BITS]); 1 << MIDDLE_BITS];
 type High = [OnceBox<Middle>; 1 << HIGH_BITS];
 type Top = [OnceBox<High>; 1 << TOP_BITS];
@@ -141,6 +157,14 @@ impl Radix {
     /// began nearby, and for addresses that are none.
     #[inline]
     pub fn find(&self, address: u64) -> Option<&Entry> {
+        self.find_and(address, |_| ())
+    }
+
+    /// [`Radix::find`] for whoever is going to change the word: `announce` is called with entries of
+    /// short blocks before they are read. A cache line that another processor wrote to last then comes
+    /// once, to be written to, instead of once to be read and again to be written to.
+    #[inline]
+    pub fn find_and(&self, address: u64, announce: impl Fn(&Entry)) -> Option<&Entry> {
         if address >> ADDRESS_BITS != 0 || address % UNIT != 0 {
             return None;
         }
@@ -154,11 +178,16 @@ impl Radix {
         if eighth.is_of(begin_in(address, EIGHTH_ABOVE)) {
             return Some(eighth);
         }
-        let window = &window.shorter.get()?[index(address, LOW_ABOVE, LOW_BITS)];
-        if window.entry.is_of(begin_in(address, LOW_ABOVE)) {
-            return Some(&window.entry);
+        let low = window.shorter.get()?;
+        let at = index(address, LOW_ABOVE, LOW_BITS);
+        let entry = &low.entries[at];
+        announce(entry);
+        if entry.is_of(begin_in(address, LOW_ABOVE)) {
+            return Some(entry);
         }
-        Some(&window.shorter.get()?[index(address, LEAF_ABOVE, LEAF_BITS)])
+        let entry = &low.shorter[at].get()?[index(address, LEAF_ABOVE, LEAF_BITS)];
+        announce(entry);
+        Some(entry)
     }
 
     /// The entry for a block of `units` at an address, whether there is one or not, its tables made
@@ -173,12 +202,12 @@ impl Radix {
         if units >= EIGHTH_UNITS {
             return &eighths[index(address, EIGHTH_ABOVE, EIGHTH_BITS)];
         }
-        let low = window.shorter.get_or_init(table);
-        let window = &low[index(address, LOW_ABOVE, LOW_BITS)];
+        let low = window.shorter.get_or_init(Box::default);
+        let at = index(address, LOW_ABOVE, LOW_BITS);
         if units >= LOW_UNITS {
-            return &window.entry;
+            return &low.entries[at];
         }
-        let leaf = window.shorter.get_or_init(table);
+        let leaf = low.shorter[at].get_or_init(table);
         &leaf[index(address, LEAF_ABOVE, LEAF_BITS)]
     }
 

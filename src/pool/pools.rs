@@ -14,6 +14,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::gpu::Stream;
 use crate::pool::backing::Backing;
+use crate::sys::linux;
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -197,7 +198,7 @@ impl Pools {
         allocator: Option<u64>,
         used_on: Option<Stream>,
     ) -> Result<Freed> {
-        let Some(entry) = self.radix.find(address) else {
+        let Some(entry) = (self.radix).find_and(address, linux::announce_write) else {
             return Ok(Freed::Nothing);
         };
         let word = Word(entry.state());

@@ -104,7 +104,7 @@ impl Run {
     fn room(&self) -> Result<u64, Stop> {
         let mut most = match self.machine.sim {
             Some(_) => self.setting.memory,
-            None => u64::MAX,
+            None => self.machine.device.total_memory(),
         };
         for bound in [self.limit, self.cap] {
             if bound > 0 {
