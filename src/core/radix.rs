@@ -69,22 +69,19 @@ impl<T> Default for Window<T> {
 
 type Leaf = [Entry; 1 << LEAF_BITS];
 
-/// Windows of 8 KiB. Whoever looks for a shorter block touches no entry of these, so entries and ways
-/// down do not share cache lines.
-struct Low {
-    entries: [Entry; 1 << LOW_BITS],
-    shorter: [OnceBox<Leaf>; 1 << LOW_BITS],
+/// Windows of 8 KiB beside each other. Whoever takes a shorter block writes to no entry of these, so
+/// entries and ways down do not share cache lines.
+#[derive(Default)]
+#[repr(align(64))]
+struct Row {
+    entries: [Entry; 1 << ROW_BITS],
+    shorter: [OnceBox<Leaf>; 1 << ROW_BITS],
 }
 
-impl Default for Low {
-    fn default() -> Low {
-        Low {
-            entries: std::array::from_fn(|_| Entry::default()),
-            shorter: std::array::from_fn(|_| OnceBox::new()),
-        }
-    }
-}
+/// Of the bits that pick a window of 8 KiB, those that pick it in its row.
+const ROW_BITS: u32 = 4;
 
+type Low = [Row; 1 << (LOW_BITS - ROW_BITS)];
 type Middle = [(Window<Low>, [Entry; 1 << EIGHTH_BITS]); 1 << MIDDLE_BITS];
 type High = [OnceBox<Middle>; 1 << HIGH_BITS];
 type Top = [OnceBox<High>; 1 << TOP_BITS];
@@ -146,6 +143,14 @@ fn index(address: u64, above: u32, bits: u32) -> usize {
     (address >> above) as usize & ((1 << bits) - 1)
 }
 
+/// The row of a window of 8 KiB, and its place there.
+fn row_of(address: u64) -> (usize, usize) {
+    (
+        index(address, LOW_ABOVE + ROW_BITS, LOW_BITS - ROW_BITS),
+        index(address, LOW_ABOVE, ROW_BITS),
+    )
+}
+
 impl Default for Radix {
     fn default() -> Radix {
         Radix { top: table() }
@@ -178,14 +183,14 @@ impl Radix {
         if eighth.is_of(begin_in(address, EIGHTH_ABOVE)) {
             return Some(eighth);
         }
-        let low = window.shorter.get()?;
-        let at = index(address, LOW_ABOVE, LOW_BITS);
-        let entry = &low.entries[at];
+        let (row, at) = row_of(address);
+        let row = &window.shorter.get()?[row];
+        let entry = &row.entries[at];
         announce(entry);
         if entry.is_of(begin_in(address, LOW_ABOVE)) {
             return Some(entry);
         }
-        let entry = &low.shorter[at].get()?[index(address, LEAF_ABOVE, LEAF_BITS)];
+        let entry = &row.shorter[at].get()?[index(address, LEAF_ABOVE, LEAF_BITS)];
         announce(entry);
         Some(entry)
     }
@@ -202,12 +207,12 @@ impl Radix {
         if units >= EIGHTH_UNITS {
             return &eighths[index(address, EIGHTH_ABOVE, EIGHTH_BITS)];
         }
-        let low = window.shorter.get_or_init(Box::default);
-        let at = index(address, LOW_ABOVE, LOW_BITS);
+        let (row, at) = row_of(address);
+        let row = &window.shorter.get_or_init(table)[row];
         if units >= LOW_UNITS {
-            return &low.entries[at];
+            return &row.entries[at];
         }
-        let leaf = low.shorter[at].get_or_init(table);
+        let leaf = row.shorter[at].get_or_init(table);
         &leaf[index(address, LEAF_ABOVE, LEAF_BITS)]
     }
 

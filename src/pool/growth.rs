@@ -106,6 +106,7 @@ impl DevicePool {
         let mut candidates = Vec::new();
         if window.missing_bytes() > room(*pace) {
             wanted.give_up_kept();
+            self.settle_elsewhere(wanted);
             candidates = self.candidates(&arenas, wanted);
             let counters = &self.counters;
             match is_tight {
@@ -163,13 +164,16 @@ impl DevicePool {
             .ok_or_else(|| Error::new(Status::Internal, "plan addresses").bytes(wanted.bytes))
     }
 
-    /// Addresses are plenty: twice the device's memory for large blocks, so that there is nearly
-    /// always a hole of any length.
+    /// Addresses are plenty, but not for thousands of tags and graphs: twice the device's memory for
+    /// large blocks that have neither, so that there is nearly always a hole of any length, and an
+    /// eighth of that a time for others.
     fn range_bytes(&self, arena: &Arena) -> u64 {
         const SMALL_RANGE: u64 = 4 << 30;
-        match arena.is_large {
-            true => (2 * self.device().total_memory()).next_power_of_two(),
-            false => SMALL_RANGE,
+        let most = (2 * self.device().total_memory()).next_power_of_two();
+        match (arena.is_large, arena.graph().is_some() || arena.tag != 0) {
+            (true, false) => most,
+            (true, true) => (most / 8).max(SMALL_RANGE),
+            (false, _) => SMALL_RANGE,
         }
     }
 

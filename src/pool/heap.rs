@@ -165,6 +165,14 @@ impl Heap {
         self.return_blocks(&held);
     }
 
+    /// Bytes that threads keep of this heap; a moment's reading.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        lock(&self.caches)
+            .iter()
+            .map(|cache| cache.held_bytes())
+            .sum()
+    }
+
     /// Takes what threads keep of this heap back into its arenas; the bytes that were kept.
     pub(super) fn flush(&self, is_final: bool) -> u64 {
         let mut held = Vec::new();

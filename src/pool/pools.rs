@@ -322,6 +322,7 @@ impl Pools {
         its.iter().for_each(|heap| heap.retire());
         for heap in &its {
             heap.pool.release_graph(graph);
+            heap.pool.settle_released();
         }
     }
 

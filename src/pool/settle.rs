@@ -22,27 +22,29 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The epoch until which the heap's work is done, as far as can be said without waiting. Asks
-    /// anew where nothing is under way.
+    /// The epoch until which the heap's work is newly seen done, without waiting. Asks anew where
+    /// nothing is under way.
     fn look(&mut self, heap: &Heap) -> Result<Option<Epoch>> {
-        let device = heap.pool.device();
-        let (epoch, fence) = match self.asked.take() {
-            Some(asked) => asked,
-            None => {
-                let epoch = heap.pool.next_epoch();
-                let fence = match heap.is_nameable() {
-                    true => Fence::behind_streams(device, &[heap.key.stream])?,
-                    false => Fence::order_point(device)?,
-                };
-                (epoch, fence)
+        let mut seen = None;
+        if let Some((epoch, fence)) = self.asked.take() {
+            if !fence.is_done()? {
+                self.asked = Some((epoch, fence));
+                return Ok(None);
             }
-        };
-        if fence.is_done()? {
-            self.done_until = epoch;
-            return Ok(Some(epoch));
+            seen = Some(epoch);
         }
-        self.asked = Some((epoch, fence));
-        Ok(None)
+        let device = heap.pool.device();
+        let epoch = heap.pool.next_epoch();
+        let fence = match heap.is_nameable() {
+            true => Fence::behind_streams(device, &[heap.key.stream])?,
+            false => Fence::order_point(device)?,
+        };
+        match fence.is_done()? {
+            true => seen = Some(epoch),
+            false => self.asked = Some((epoch, fence)),
+        }
+        self.done_until = seen.unwrap_or(self.done_until);
+        Ok(seen)
     }
 
     /// All work given until `epoch` was waited for.
@@ -66,6 +68,13 @@ impl Heap {
             lock(&self.progress).look(self)
         });
         self.pool.or_later(looked.map(|_| ()));
+    }
+
+    /// Whether there may be whole chunks in what it has freed and still has to itself.
+    fn has_chunks(&self) -> bool {
+        let grain = self.pool.backing.granularity().get();
+        (self.arenas().iter())
+            .any(|(arena, color)| arena.is_open() && lock(&arena.space).largest(*color) >= grain)
     }
 
     fn settle_until(&self, epoch: Epoch) {
@@ -98,6 +107,31 @@ impl DevicePool {
             .filter(|heap| others.contains(&heap.id))
             .collect();
         self.settle(chosen.into_iter())
+    }
+
+    /// Takes what other heaps keep and are done with for everybody, wherever it is, so that its chunks
+    /// can serve a request. Nothing while a capture is open.
+    pub(super) fn settle_elsewhere(&self, wanted: &Wanted) {
+        let heaps = self.heap_list();
+        let others = heaps.iter().filter(|heap| !Arc::ptr_eq(heap, wanted.heap));
+        let grain = self.backing.granularity().get();
+        for heap in others.clone().filter(|heap| heap.kept_bytes() >= grain) {
+            heap.flush(false);
+        }
+        self.settle(others.filter(|heap| heap.has_chunks()));
+    }
+
+    /// Looks how far the work of graphs has come that are gone, whose memory a capture could not ask
+    /// for.
+    pub fn settle_released(&self) {
+        let heaps = self.heap_list();
+        let of_graphs = |heap: &&Arc<Heap>| heap.key.graph.is_some() && heap.is_retired();
+        self.settle(
+            heaps
+                .iter()
+                .filter(of_graphs)
+                .filter(|heap| heap.has_chunks()),
+        );
     }
 
     fn settle<'a>(&self, heaps: impl Iterator<Item = &'a Arc<Heap>>) -> u64 {

@@ -209,7 +209,12 @@ impl Process {
 
     /// A capture whose blocks belong to a graph pool is about to begin on this thread.
     pub fn graph_begin(&self, pool: GraphPool) -> Result<()> {
-        let gpu = &self.device(pool.device)?.state().device;
+        let device = self.device(pool.device)?;
+        // In the capture nothing can be asked of the driver.
+        if let Some(pool) = device.pool_in_use() {
+            pool.settle_released();
+        }
+        let gpu = &device.state().device;
         let token = self.graphs.number();
         gpu.captures().begin(gpu, token);
         self.graphs.begin(pool, token);

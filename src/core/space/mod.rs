@@ -246,6 +246,12 @@ impl Space {
         self.free.iter().enumerate().filter_map(largest).collect()
     }
 
+    /// The largest free piece of a colour, in bytes.
+    pub fn largest(&self, color: Color) -> u64 {
+        let index = self.free.get(usize::from(color.0));
+        index.and_then(FreeIndex::largest).unwrap_or(0) * UNIT
+    }
+
     /// How many free pieces there are.
     pub fn free_pieces(&self) -> usize {
         self.free.iter().map(|index| index.at_least(1).len()).sum()

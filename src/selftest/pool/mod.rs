@@ -10,6 +10,7 @@ mod figures;
 mod graphs;
 mod lanes;
 mod model;
+mod need;
 mod run;
 pub mod step;
 
@@ -23,10 +24,20 @@ use std::time::{Duration, Instant};
 pub const SUITE: Suite = Suite {
     name: "pool",
     about: "the caching pool, at random, against a model",
-    cases: &[&[Case {
-        name: "sequences",
-        run: |_| sequences(),
-    }]],
+    cases: &[&[
+        Case {
+            name: "sequences",
+            run: |_| sequences(),
+        },
+        Case {
+            name: "one after another",
+            run: |_| need::one_after_another(),
+        },
+        Case {
+            name: "graphs one after another",
+            run: |_| need::graphs_one_after_another(),
+        },
+    ]],
 };
 
 const STEPS: usize = 150;
