@@ -34,11 +34,8 @@ impl Arena {
         is_large: bool,
         graph: Option<GraphId>,
         granularity: Align,
+        fit: Fit,
     ) -> Arena {
-        let fit = match is_large {
-            true => Fit::Lowest,
-            false => Fit::Best,
-        };
         Arena {
             space: Mutex::new(Space::new(granularity, fit)),
             tag,

@@ -12,7 +12,7 @@ use super::word::units;
 use crate::core::gauge::{Holding, Reading};
 use crate::core::radix::{Radix, UNIT};
 use crate::core::size::Align;
-use crate::core::space::{Given, Space};
+use crate::core::space::{Fit, Given, Space};
 use crate::core::sync::lock;
 use crate::error::Result;
 use crate::extent::DeviceState;
@@ -95,11 +95,22 @@ impl DevicePool {
             .filter(|arena| key.graph.is_none() || !arena.is_open())
             .cloned();
         let large = shared.unwrap_or_else(|| {
-            let arena = Arc::new(Arena::new(key.tag, true, key.graph, granularity));
+            // Where memory cannot move, what is left of a segment must be as small as can be.
+            let fit = match self.backing.is_movable() {
+                true => Fit::Lowest,
+                false => Fit::Best,
+            };
+            let arena = Arc::new(Arena::new(key.tag, true, key.graph, granularity, fit));
             arenas.push(arena.clone());
             arena
         });
-        let small = Arc::new(Arena::new(key.tag, false, key.graph, granularity));
+        let small = Arc::new(Arena::new(
+            key.tag,
+            false,
+            key.graph,
+            granularity,
+            Fit::Best,
+        ));
         arenas.push(small.clone());
         let heap = Arc::new(Heap::new(id, key, self.clone(), small, large));
         lock(&self.heaps).push(heap.clone());

@@ -386,6 +386,7 @@ impl DevicePool {
             true => least.max(policy::SEGMENT_BYTES),
             false => least,
         };
+        self.give_back_before(wanted, bytes);
         let (stream, capturing) = (wanted.heap.key.stream, wanted.heap.key.graph.is_some());
         let segment = |bytes| self.backing.segment(bytes, stream, arena.tag, capturing);
         let address = segment(bytes).or_else(|_| segment(least))?;
@@ -396,6 +397,23 @@ impl DevicePool {
             .allocate(wanted.bytes, wanted.align, color)
             .ok_or_else(|| Error::new(Status::Internal, "divide a segment").bytes(bytes))?;
         Ok(self.note(space, given))
+    }
+
+    /// Where a segment of `bytes` more would be more than the pool may hold, free ones go first.
+    fn give_back_before(&self, wanted: &Wanted, bytes: u64) {
+        let Some((_, holding)) = self.segments() else {
+            return;
+        };
+        let sums = self.total();
+        let most = sums.peak_allocated.max(sums.allocated + wanted.bytes);
+        let may_hold = policy::Lean::of(self.is_tight()).may_hold_in_segments(most);
+        let beyond = (holding.read().now + bytes).saturating_sub(may_hold);
+        if beyond > 0 {
+            wanted.give_up_kept();
+            self.settle_elsewhere(wanted);
+            wanted.heap.settle();
+            self.or_later(self.give_back(beyond));
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Lean {
     pieces: u64,
     /// While the pool fills they are so many times as long.
     filling: u64,
+    /// Where memory cannot move, what the pool may hold beyond what was asked for, in hundredths.
+    segment_slack: u64,
 }
 
 /// What a block's chunks are made for.
@@ -98,6 +100,7 @@ const BALANCED: Lean = Lean {
     least: 6 << 20,
     pieces: 48,
     filling: 2,
+    segment_slack: 15,
 };
 const TIGHT: Lean = Lean {
     slack: 3,
@@ -106,6 +109,7 @@ const TIGHT: Lean = Lean {
     least: 2 << 20,
     pieces: 64,
     filling: 1,
+    segment_slack: 3,
 };
 
 /// No chunk is more than this part of the pool for the sake of having few.
@@ -148,6 +152,14 @@ impl Lean {
     pub fn may_hold(self, most: u64, pace: Pace) -> u64 {
         let slack = most / 1000 * self.slack + self.slack_bytes;
         most + pace.stretch(slack).min(slack.max(most / 2))
+    }
+}
+
+impl Lean {
+    /// The same where memory cannot move. A segment costs as much to get back as to make, so more of
+    /// it is kept.
+    pub fn may_hold_in_segments(self, most: u64) -> u64 {
+        most + most / 100 * self.segment_slack + self.slack_bytes
     }
 }
 

@@ -70,6 +70,11 @@ impl Heap {
         self.pool.or_later(looked.map(|_| ()));
     }
 
+    /// Takes what it is done with for everybody.
+    pub(super) fn settle(self: &Arc<Heap>) {
+        self.pool.settle(std::iter::once(self));
+    }
+
     /// Whether there may be whole chunks in what it has freed and still has to itself.
     fn has_chunks(&self) -> bool {
         let grain = self.pool.backing.granularity().get();
