@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use hbmalloc_loom::pool::cache::{Cache, Held, Kept};
-use hbmalloc_loom::pool::exchange::Exchange;
+use hbmalloc_loom::pool::exchange::{Batch, Exchange};
 use hbmalloc_loom::pool::heap::Heap;
 use loom::model::Builder;
 use loom::sync::Arc;
@@ -72,16 +72,24 @@ fn larger_blocks_are_taken_by_another_thread_for_good() {
 fn batches_go_from_thread_to_thread() {
     model(|| {
         let exchange = Arc::new(Exchange::default());
-        let batch = |address| vec![Held { address, units: 3 }];
-        assert!(exchange.put(3, batch(512)).is_none());
+        let batch = |address| {
+            let mut batch = Batch::default();
+            batch.push(address);
+            batch
+        };
+        assert!(exchange.put(3, &batch(512)));
         let putter = exchange.clone();
-        let putter = loom::thread::spawn(move || putter.put(3, batch(1024)).is_none());
+        let putter = loom::thread::spawn(move || putter.put(3, &batch(1024)));
         let taker = exchange.clone();
-        let taker = loom::thread::spawn(move || taker.take(3));
+        let taker = loom::thread::spawn(move || taker.take(3).unwrap_or_default());
         let mut found = Vec::new();
         exchange.take_all(&mut found);
         assert!(putter.join().unwrap());
-        found.extend(taker.join().unwrap().into_iter().flatten());
+        let held = |address: &u64| Held {
+            address: *address,
+            units: 3,
+        };
+        found.extend(taker.join().unwrap().addresses().iter().map(held));
         // All that was put before is seen from here on.
         exchange.take_all(&mut found);
         each_once(

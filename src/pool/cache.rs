@@ -3,6 +3,7 @@
 //! whoever needs the memory shuts the gate and empties it.
 
 use super::arena::LARGE_UNITS;
+use super::exchange::Batch;
 use super::heap::Heap;
 use crate::core::gate::Gate;
 use crate::core::radix::UNIT;
@@ -11,7 +12,8 @@ use crate::sys::linux;
 
 /// Blocks of up to so many units have a bin for each size.
 pub const BINNED_UNITS: u64 = 64;
-const BIN_SLOTS: usize = 32;
+/// Places of a bin.
+pub const BIN_SLOTS: usize = 32;
 /// A bin keeps at most so many bytes.
 const BIN_BYTES: u64 = 128 << 10;
 /// Larger blocks wait in one short list for a request of just their size. Of those that share an arena
@@ -256,7 +258,7 @@ impl Cache {
     }
 
     /// Takes half of what a bin holds, to make room.
-    pub fn take_half(&self, units: u64, into: &mut Vec<Held>) {
+    pub fn take_half(&self, units: u64, into: &mut Batch) {
         let Some(_inside) = self.gate.enter() else {
             return;
         };
@@ -267,7 +269,7 @@ impl Cache {
         for slot in 0..count {
             let address = bin.slots[slot].load(Relaxed);
             match slot < count - kept {
-                true => into.push(Held { address, units }),
+                true => drop(into.push(address)),
                 false => bin.slots[slot + kept - count].store(address, Relaxed),
             }
         }

@@ -275,11 +275,16 @@ impl Wanted<'_> {
     /// A block that another thread has freed; the rest of its batch is this thread's from here on.
     fn exchanged(&self) -> Option<u64> {
         let cache = self.cache.filter(|_| self.align == UNIT_ALIGN)?;
-        let mut batch = self.heap.exchange.take(self.bytes / UNIT)?;
-        let block = batch.pop()?;
-        let refused = |held: &Held| cache.keep(held.address, held.units) != Kept::Yes;
-        let left: Vec<Held> = batch.into_iter().filter(refused).collect();
+        let units = self.bytes / UNIT;
+        let batch = self.heap.exchange.take(units)?;
+        let (block, rest) = batch.addresses().split_last()?;
+        let refused = |address: &&u64| cache.keep(**address, units) != Kept::Yes;
+        let held = |address: &u64| Held {
+            address: *address,
+            units,
+        };
+        let left: Vec<Held> = rest.iter().filter(refused).map(held).collect();
         self.heap.return_blocks(&left);
-        Some(block.address)
+        Some(*block)
     }
 }

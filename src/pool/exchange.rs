@@ -1,21 +1,46 @@
 //! Small blocks that one thread frees and another allocates go from cache to cache in batches: the
 //! heap's free lists see nothing of it, and the lock is taken once a batch.
 
-use super::cache::{BINNED_UNITS, Held};
+use super::cache::{BIN_SLOTS, BINNED_UNITS, Held};
 use crate::core::sync::{AtomicUsize, Mutex, Ordering, lock};
 
-/// So many batches of one size wait at most.
-const BATCHES: usize = 8;
+/// As many blocks of one size wait at most.
+const ROOM: usize = 4 * BIN_SLOTS;
 
-/// Freed blocks of one size, by batches.
+/// Addresses of blocks of one size, as many as half a bin holds and one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    addresses: [u64; BIN_SLOTS / 2 + 1],
+    len: usize,
+}
+
+impl Batch {
+    /// Adds an address, where there is room for it.
+    pub fn push(&mut self, address: u64) -> bool {
+        let place = self.addresses.get_mut(self.len);
+        let Some(place) = place else {
+            return false;
+        };
+        *place = address;
+        self.len += 1;
+        true
+    }
+
+    /// The addresses.
+    pub fn addresses(&self) -> &[u64] {
+        &self.addresses[..self.len]
+    }
+}
+
+/// Freed blocks of one size.
 #[derive(Default)]
 struct Shelf {
-    batches: Mutex<Vec<Vec<Held>>>,
+    addresses: Mutex<Vec<u64>>,
     /// How many there are: spares those who find none the lock.
     count: AtomicUsize,
 }
 
-/// The batches of one heap, a shelf for each size that has a bin.
+/// The blocks of one heap that wait, a shelf for each size that has a bin.
 pub struct Exchange(Vec<Shelf>);
 
 impl Default for Exchange {
@@ -25,36 +50,43 @@ impl Default for Exchange {
 }
 
 impl Exchange {
-    /// Leaves a batch of blocks of `units`, which have a bin; gives it back where enough wait.
-    pub fn put(&self, units: u64, batch: Vec<Held>) -> Option<Vec<Held>> {
+    /// Leaves blocks of `units`, which have a bin; no where enough wait.
+    pub fn put(&self, units: u64, batch: &Batch) -> bool {
         let shelf = &self.0[units as usize - 1];
-        let mut batches = lock(&shelf.batches);
-        if batches.len() >= BATCHES {
-            return Some(batch);
+        let mut waiting = lock(&shelf.addresses);
+        if waiting.len() + batch.len > ROOM {
+            return false;
         }
-        batches.push(batch);
-        shelf.count.store(batches.len(), Ordering::Relaxed);
-        None
+        if waiting.capacity() == 0 {
+            waiting.reserve_exact(ROOM);
+        }
+        waiting.extend_from_slice(batch.addresses());
+        shelf.count.store(waiting.len(), Ordering::Relaxed);
+        true
     }
 
-    /// A batch of blocks of `units`.
-    pub fn take(&self, units: u64) -> Option<Vec<Held>> {
+    /// Blocks of `units`, those left last.
+    pub fn take(&self, units: u64) -> Option<Batch> {
         let shelf = self.0.get(units as usize - 1)?;
         if shelf.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let mut batches = lock(&shelf.batches);
-        let batch = batches.pop();
-        shelf.count.store(batches.len(), Ordering::Relaxed);
-        batch
+        let mut waiting = lock(&shelf.addresses);
+        let mut batch = Batch::default();
+        let kept = waiting.len().saturating_sub(batch.addresses.len());
+        for address in waiting.drain(kept..) {
+            batch.push(address);
+        }
+        shelf.count.store(kept, Ordering::Relaxed);
+        (batch.len > 0).then_some(batch)
     }
 
     /// Everything that waits.
     pub fn take_all(&self, into: &mut Vec<Held>) {
-        let filled = |shelf: &&Shelf| shelf.count.load(Ordering::Relaxed) > 0;
-        for shelf in self.0.iter().filter(filled) {
-            let mut batches = lock(&shelf.batches);
-            into.extend(batches.drain(..).flatten());
+        let filled = |shelf: &Shelf| shelf.count.load(Ordering::Relaxed) > 0;
+        for (shelf, units) in self.0.iter().zip(1..).filter(|(shelf, _)| filled(shelf)) {
+            let mut waiting = lock(&shelf.addresses);
+            into.extend(waiting.drain(..).map(|address| Held { address, units }));
             shelf.count.store(0, Ordering::Relaxed);
         }
     }
@@ -65,19 +97,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_wait_by_size_and_not_too_many() {
+    fn blocks_wait_by_size_and_not_too_many() {
         let exchange = Exchange::default();
-        let batch = |address| vec![Held { address, units: 3 }];
+        let mut batch = Batch::default();
         assert!(exchange.take(3).is_none() && exchange.take(BINNED_UNITS + 1).is_none());
-        for address in 0..BATCHES as u64 {
-            assert!(exchange.put(3, batch(address)).is_none());
+        let mut left = 0;
+        for address in 1.. {
+            if batch.push(address) {
+                continue;
+            }
+            if !exchange.put(3, &batch) {
+                break;
+            }
+            left += batch.addresses().len();
+            batch = Batch::default();
+            assert!(batch.push(address));
         }
-        assert_eq!(exchange.put(3, batch(99)), Some(batch(99)));
-        assert_eq!(exchange.take(3), Some(batch(BATCHES as u64 - 1)));
+        assert!(left <= ROOM && left + batch.addresses().len() > ROOM);
+        let last = exchange.take(3).unwrap();
+        assert_eq!(last.addresses().last(), Some(&(left as u64)));
         assert!(exchange.take(4).is_none());
         let mut rest = Vec::new();
         exchange.take_all(&mut rest);
-        assert_eq!(rest.len(), BATCHES - 1);
+        assert_eq!(rest.len(), left - last.addresses().len());
+        assert!(rest.iter().all(|held| held.units == 3));
         assert!(exchange.take(3).is_none());
     }
 }

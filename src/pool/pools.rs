@@ -2,6 +2,7 @@
 
 use super::cache::{BINNED_UNITS, Cache, Held, Kept};
 use super::device::{DevicePool, Lean};
+use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local;
 use super::pending::Uses;
@@ -374,9 +375,15 @@ fn overflow(cache: &Cache, freed: Held) {
         cache.heap().return_block(freed);
         return;
     }
-    let mut held = vec![freed];
-    cache.take_half(freed.units, &mut held);
-    if let Some(held) = cache.heap().exchange.put(freed.units, held) {
+    let mut batch = Batch::default();
+    batch.push(freed.address);
+    cache.take_half(freed.units, &mut batch);
+    if !cache.heap().exchange.put(freed.units, &batch) {
+        let held = |address: &u64| Held {
+            address: *address,
+            units: freed.units,
+        };
+        let held: Vec<Held> = batch.addresses().iter().map(held).collect();
         cache.heap().return_blocks(&held);
     }
 }
