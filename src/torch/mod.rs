@@ -17,10 +17,11 @@ use crate::error::{Error, Result, Status, Warning, last};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process::{Demand, tags};
+use crate::process::{Demand, Process, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Runs the body of an export, with a panic turned into an error.
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -64,12 +65,28 @@ fn allocate_block(
     let last_use = if process.is_hooked() {
         LastUse::Told(Vec::new())
     } else {
-        process.warnings().warn(Warning::PlainLoad, || {
-            "torch loaded the allocator without its hooks, so record_stream and graph pools are unknown here and every free waits behind all work; use hbmalloc.torch.install() instead".to_owned()
-        });
+        warn_of_missing_hooks(process);
         LastUse::Unknown
     };
     allocate(kind, size, device, stream, Owner::Block, last_use, tag)
+}
+
+/// Where torch calls us, it should tell of streams and captures. Other programs that use these entry
+/// points have their blocks given back behind all work, and want for nothing.
+fn warn_of_missing_hooks(process: &Process) {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    static IS_TORCH: AtomicBool = AtomicBool::new(false);
+    if !IS_TORCH.load(Ordering::Relaxed) {
+        // Asking the loader takes tens of microseconds, and torch may be loaded later.
+        let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
+        if !calls.is_power_of_two() || !raise::is_torch_here() {
+            return;
+        }
+        IS_TORCH.store(true, Ordering::Relaxed);
+    }
+    process.warnings().warn(Warning::PlainLoad, || {
+        "torch loaded the allocator without its hooks, so record_stream and graph pools are unknown here and every free waits behind all work; use hbmalloc.torch.install() instead".to_owned()
+    });
 }
 
 /// A segment that torch divides up itself. It frees one without saying on which streams its parts

@@ -34,9 +34,16 @@ struct Thrown {
 /// More than any `c10::Error` takes (its size is torch's own affair; about 200 bytes in 2.x).
 const OBJECT_BYTES: usize = 1024;
 
+/// libc10's presence is what tells a torch process from others.
+const TORCH: &CStr = c"libc10.so";
+
+/// Whether torch is in the process.
+pub(super) fn is_torch_here() -> bool {
+    Library::loaded(TORCH).is_some()
+}
+
 fn prepare(error: &Error) -> Option<Thrown> {
-    // libc10's presence is what tells a torch process from others.
-    let c10 = Library::loaded(c"libc10.so")?;
+    let c10 = Library::loaded(TORCH)?;
     let cpp = Cpp::find()?;
     let text = message(error);
     if error.status() == Status::OutOfMemory {

@@ -5,6 +5,7 @@
 #include "fake_torch/exception.h"
 #endif
 
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <functional>
@@ -198,12 +199,24 @@ void destructors_of_threads_run() {
 
 #endif
 
+// How often the log told torch to set its hooks.
+std::atomic<int> told_of_hooks{0};
+
+void hear(int32_t, const char *, const char *message, void *) {
+    told_of_hooks += contains(message, "torch loaded the allocator without its hooks");
+}
+
 }  // namespace
 
 int main() {
-    CHECK(hbm_option_set("log", "off") == HBM_OK);
+    CHECK(hbm_log_set_callback(hear, nullptr) == HBM_OK);
     null_where_torch_wants_null();
     failures();
+#ifdef NO_TORCH
+    CHECK(told_of_hooks == 0);
+#else
+    CHECK(told_of_hooks == 1);
+#endif
 #ifndef NO_TORCH
 #ifndef NO_MEMORY_ERROR
     it_is_torchs_own_class();

@@ -58,6 +58,7 @@ def test_example(needs, language, code, tmp_path):
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert " WARN " not in done.stderr, done.stderr
 
 
 def test_links_lead_somewhere():
