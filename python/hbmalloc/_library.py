@@ -198,8 +198,10 @@ def check(status, operation):
     handle = library()
     text = (handle.hbm_last_error() or b"").decode("utf-8", "replace")
     name = (handle.hbm_status_name(status) or b"").decode("ascii", "replace") or "status %d" % status
-    raise BY_STATUS.get(status, HbmallocError)(
-        "%s: %s" % (operation, text or name), status, handle.hbm_last_driver_code())
+    text = text or name
+    if not text.startswith(operation + ":"):
+        text = "%s: %s" % (operation, text)
+    raise BY_STATUS.get(status, HbmallocError)(text, status, handle.hbm_last_driver_code())
 
 
 def library_version():

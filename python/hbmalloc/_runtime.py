@@ -20,9 +20,22 @@ def device_count():
 def trim(device=0, keep=0):
     """Gives a device's cached memory back to the driver, down to `keep` bytes for each backend that caches.
 
+    `keep` is a number of bytes or a text such as "1GiB"; `trim("1GiB")` is that of device 0.
     Returns the bytes given back. Blocks in use stay. Waits for the work on freed blocks;
     does nothing while a CUDA graph is being captured on the device.
     """
+    if isinstance(device, str) and keep == 0:
+        device, keep = 0, device
+    if isinstance(device, bool) or not isinstance(device, int):
+        raise TypeError("a device is its ordinal, an int, not %r" % (device,))
+    if isinstance(keep, str):
+        text, keep = keep, _size(keep)
+        if isinstance(keep, float):
+            raise ValueError("what is kept is a size such as 1GiB, not a share: %r" % text)
+    if isinstance(keep, bool) or not isinstance(keep, int):
+        raise TypeError("what is kept is a number of bytes or a text such as '1GiB', not %r" % (keep,))
+    if not 0 <= keep < 1 << 64:
+        raise ValueError("what is kept is 0 bytes or more: %r" % keep)
     released = c_uint64()
     _library.check(_library.library().hbm_trim(device, keep, byref(released)), "trim")
     return released.value
@@ -33,9 +46,10 @@ def set_limit(limit, device=None):
 
     `limit` is a number of bytes, a text such as "20GiB" or "80%" (of each device's
     memory), or None for no limit; `device` an ordinal, or None for every device. May be
-    changed at any time, and set before the driver is started. Requests that would pass
-    it raise OutOfMemoryError. Set below what is held, it gives back what is cached;
-    blocks stay, and whatever needs more memory fails until less is held.
+    changed at any time, and set before the driver is started. Nobody is asked then which
+    devices there are: of one that does not exist the first allocation there says so.
+    Requests that would pass it raise OutOfMemoryError. Set below what is held, it gives
+    back what is cached; blocks stay, and whatever needs more memory fails until less is held.
     """
     handle, ordinal = _library.library(), -1 if device is None else device
     if limit is None:
@@ -63,7 +77,9 @@ def _size(text):
     """Bytes as an int, or a share between 0 and 1 as a float."""
     match = _SIZE.fullmatch(text)
     number, unit = match.groups() if match else ("", "none")
-    if unit == "%" and 0 < float(number) <= 100:
+    if unit == "%":
+        if not 0 < float(number) <= 100:
+            raise ValueError("a share lies above 0%% and goes up to 100%%: %r" % text)
         return float(number) / 100
     if unit.lower() not in _UNITS or ("." in number and unit.lower() in ("", "b")):
         raise ValueError("%r is neither a size such as 20GiB nor a share such as 80%%" % text)

@@ -59,6 +59,36 @@ def test_what_is_no_limit(sim):
     """)
 
 
+def test_a_share_beyond_all_says_what_is_accepted(sim):
+    sim("""
+        import hbmalloc
+        for bad in ("101%", "0%"):
+            try:
+                hbmalloc.set_limit(bad)
+            except ValueError as error:
+                assert "above 0% and goes up to 100%" in str(error) and bad in str(error), error
+            else:
+                raise SystemExit(5)
+    """)
+
+
+def test_a_limit_of_a_device_that_is_not_there_shows_at_its_use(sim):
+    sim(VMM + """
+        hbmalloc.set_limit("80%", device=7)          # the driver is not asked before it is used
+        assert not hbmalloc._library.library().hbm_driver_used()
+        assert not library.vmm_malloc(4096, 7, None)
+        text = hbmalloc._library.library().hbm_last_error().decode()
+        assert text == ("allocate: invalid argument; 4096 bytes asked for; there is no device 7: the driver shows 2, "
+                        "devices 0 to 1"), text
+        try:
+            hbmalloc.set_limit("80%", device=7)
+        except hbmalloc.InvalidArgumentError as error:
+            assert "there is no device 7" in str(error)
+        else:
+            raise SystemExit(5)
+    """)
+
+
 def test_it_is_kept_and_can_be_lowered(sim):
     sim(VMM + """
         hbmalloc.set_limit("1GiB")

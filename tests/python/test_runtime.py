@@ -116,9 +116,10 @@ def test_out_of_memory_names_the_tags(sim):
         assert not library.pool_segment_malloc(ctypes.c_size_t(32 << 20), 0, None)
         text = hbmalloc._library.library().hbm_last_error().decode()
         held = hbmalloc.stats()["reserved"]
-        for part in ("33554432 bytes asked for", "its limit is 67108864", "this process holds %d, 50331648 of them" % held,
-                     "its blocks take 50331648 under 'weights'", "the pool holds %d bytes" % held,
-                     "its largest free piece has"):
+        for part in ("33554432 bytes asked for", "its limit is 67108864 bytes",
+                     "this process holds %d bytes, 50331648 bytes of them" % held,
+                     "its blocks take 50331648 bytes under 'weights'", "the pool holds %d bytes" % held,
+                     "its largest free piece has", ". Raise the limit"):
             assert part in text, text
         assert hbmalloc.stats()["retries"] >= 1
     """)
@@ -227,4 +228,45 @@ def test_trim_to_a_target(sim):
         given = hbmalloc.trim(keep=64 << 20, device=0)
         assert hbmalloc.stats(0)["reserved"] == held - given == 64 << 20
         assert hbmalloc.trim() == 64 << 20 and hbmalloc.stats(0)["reserved"] == 0
+        free(malloc(100 << 20, 0, None), 0, 0, None)
+        hbmalloc.trim("64MiB")
+        assert hbmalloc.stats(0)["reserved"] == 64 << 20
+        hbmalloc.trim(0, "32 MiB")
+        assert hbmalloc.stats(0)["reserved"] == 32 << 20
     """, HBMALLOC_ASYNC_POOL="own")    # the driver's default pool keeps nothing at all over a trim
+
+
+def test_what_a_trim_does_not_take(sim):
+    sim("""
+        import hbmalloc
+        for bad in [(0, -1), (0, 1 << 64), (0, "lots"), (0, "50%"), ("lots",)]:
+            try:
+                hbmalloc.trim(*bad)
+            except ValueError:
+                continue
+            raise SystemExit("%r was accepted" % (bad,))
+        for bad in [(0, 1.5), (0, None), (None,), (1.0,), (True,), ("1GiB", 5)]:
+            try:
+                hbmalloc.trim(*bad)
+            except TypeError:
+                continue
+            raise SystemExit("%r was accepted" % (bad,))
+    """)
+
+
+def test_an_error_names_its_operation_once(sim):
+    sim("""
+        import hbmalloc
+        for call, text in [
+            (lambda: hbmalloc.tag("").__enter__(), "tag: invalid argument; a tag needs a name"),
+            (lambda: hbmalloc.tag_of(5), "tag_of: not owned; 0x5 is not the address of a live block. "
+                                         "It was freed already, or comes from another allocator"),
+            (lambda: hbmalloc.set_default_tag(""), "set_default_tag: tag: invalid argument; a tag needs a name"),
+        ]:
+            try:
+                call()
+            except hbmalloc.HbmallocError as error:
+                assert str(error) == text, error
+            else:
+                raise SystemExit(5)
+    """)
