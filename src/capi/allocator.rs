@@ -312,7 +312,10 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
         let align = match alignment {
             0 => ALIGN,
             other => Align::new(other as u64).ok_or_else(|| {
-                Error::invalid(OPERATION, format!("alignment {other} is no power of two"))
+                Error::invalid(
+                    OPERATION,
+                    format!("an alignment of {other} bytes is no power of two"),
+                )
             })?,
         };
         let found = find_for_block(OPERATION, allocator)?;

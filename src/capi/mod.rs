@@ -82,7 +82,7 @@ unsafe fn write_struct<T>(operation: &'static str, out: *mut T, value: &T) -> Re
     if size < size_of::<usize>() {
         return Err(Error::invalid(
             operation,
-            format!("struct_size is {size}; set it to the size of the struct"),
+            format!("struct_size is {size} bytes; set it to the size of the struct"),
         ));
     }
     let header = size_of::<usize>();
@@ -115,7 +115,7 @@ unsafe fn read_struct<T: Copy>(
     if !is_newer && !older_sizes.contains(&size) {
         return Err(Error::invalid(
             operation,
-            format!("struct_size is {size}; set it to the size of the struct"),
+            format!("struct_size is {size} bytes; set it to the size of the struct"),
         ));
     }
     // SAFETY: passed on to the caller: that many bytes are readable.

@@ -144,7 +144,7 @@ pub(super) unsafe fn write_name(
         return Err(Error::invalid(
             operation,
             format!(
-                "the name and its final zero need {} bytes, the buffer has {capacity}",
+                "the name and its final zero need {} bytes, the buffer has {capacity} bytes",
                 name.len() + 1
             ),
         )

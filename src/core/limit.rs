@@ -105,10 +105,10 @@ impl Limit {
         Error::new(Status::OutOfMemory, "allocate")
             .bytes(bytes)
             .detail(format!(
-                "the limit of {} is {limit} bytes and {used} are held",
+                "the limit of {} is {limit} bytes and {used} bytes are held",
                 self.of
             ))
-            .advice("Raise the limit or free something")
+            .advice("Raise the limit, or free memory")
     }
 }
 
@@ -180,7 +180,12 @@ mod tests {
         let error = limit.try_take(1).unwrap_err();
         assert_eq!(error.status(), Status::OutOfMemory);
         let text = error.to_string();
-        for part in ["device 3", "60", "100 are held", "1 bytes asked for"] {
+        for part in [
+            "device 3",
+            "60 bytes",
+            "100 bytes are held",
+            "1 bytes asked for",
+        ] {
             assert!(text.contains(part), "{text}");
         }
         limit.give(41);

@@ -143,7 +143,7 @@ fn check_name(name: &str) -> Result<()> {
     let problem = match name.len() {
         0 => "a tag needs a name".to_owned(),
         bytes if bytes > MAX_NAME => {
-            format!("a tag's name has at most {MAX_NAME} bytes, this one {bytes}")
+            format!("a tag's name has at most {MAX_NAME} bytes, this one has {bytes} bytes")
         }
         _ if name.contains('\0') => "a tag's name holds no NUL".to_owned(),
         _ => return Ok(()),

@@ -118,6 +118,9 @@ struct Parts {
     advice: Cow<'static, str>,
 }
 
+/// What can be done whenever memory has run out; who knows more says more.
+const ASK_FOR_LESS: &str = "Free memory, or ask for less at a time";
+
 /// The result of every fallible operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -177,6 +180,13 @@ impl Error {
         self
     }
 
+    /// Names the operation that the caller asked for, in place of the step of it that failed.
+    #[must_use]
+    pub fn during(mut self, operation: impl Into<Cow<'static, str>>) -> Error {
+        self.0.operation = operation.into();
+        self
+    }
+
     /// Adds the size that was asked for.
     #[must_use]
     pub fn bytes(mut self, bytes: u64) -> Error {
@@ -194,6 +204,11 @@ impl Error {
     /// The kind of failure.
     pub fn status(&self) -> Status {
         self.0.status
+    }
+
+    /// The bytes that were asked for, where that is known.
+    pub fn asked(&self) -> Option<u64> {
+        self.0.bytes
     }
 
     /// The driver's code, where the driver refused.
@@ -219,11 +234,32 @@ impl fmt::Display for Error {
         if !parts.detail.is_empty() {
             write!(f, "; {}", parts.detail)?;
         }
-        if !parts.advice.is_empty() {
-            write!(f, ". {}", parts.advice)?;
+        match (&*parts.advice, parts.status) {
+            ("", Status::OutOfMemory) => write!(f, ". {ASK_FOR_LESS}"),
+            ("", _) => Ok(()),
+            (advice, _) => write!(f, ". {advice}"),
         }
-        Ok(())
     }
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_has_run_out_always_comes_with_what_to_do() {
+        let driver = Error::driver("cuMemCreate", DriverCode::OUT_OF_MEMORY, "");
+        assert_eq!(
+            driver.bytes(3).to_string(),
+            "cuMemCreate: out of memory (driver code 2); 3 bytes asked for. Free memory, or ask for less at a time"
+        );
+        let advised = Error::new(Status::OutOfMemory, "allocate").advice("Wait");
+        assert_eq!(advised.to_string(), "allocate: out of memory. Wait");
+        assert_eq!(
+            Error::invalid("step", "no").during("whole").to_string(),
+            "whole: invalid argument; no"
+        );
+    }
+}

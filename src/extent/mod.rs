@@ -67,7 +67,7 @@ impl DeviceState {
         let bytes = spec.granularity(device)?;
         let align = Align::new(bytes).ok_or_else(|| {
             Error::new(Status::Unsupported, "cuMemGetAllocationGranularity")
-                .detail(format!("a granularity of {bytes} is no power of two"))
+                .detail(format!("a granularity of {bytes} bytes is no power of two"))
         })?;
         Ok((spec, align))
     }

@@ -142,14 +142,23 @@ impl Driver {
                 Error::invalid(
                     "device",
                     format!(
-                        "there is no device {ordinal}: the driver shows {}",
-                        self.devices.len()
+                        "there is no device {ordinal}: {}",
+                        shown(self.devices.len())
                     ),
                 )
             })?;
         slot.get_or_try_init(|| {
             Device::open(self.cuda.clone(), ordinal, self.warnings.clone()).map(Arc::new)
         })
+    }
+}
+
+/// Which devices there are, in words.
+fn shown(count: usize) -> String {
+    match count {
+        0 => "the driver shows none".to_owned(),
+        1 => "the driver shows one, device 0".to_owned(),
+        count => format!("the driver shows {count}, devices 0 to {}", count - 1),
     }
 }
 

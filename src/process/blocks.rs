@@ -44,7 +44,13 @@ impl Process {
         if demand.bytes == 0 {
             return Err(Error::invalid("allocate", "a size of 0 bytes"));
         }
-        let device = self.device(demand.device)?;
+        let device = self.device(demand.device).map_err(|error| {
+            match error.status() {
+                // What the driver did not like when the device was opened has its own call's name.
+                Status::InvalidArgument => error.during("allocate").bytes(demand.bytes),
+                _ => error,
+            }
+        })?;
         let location = self.located(&demand, device)?;
         if demand.kind == Kind::Pool {
             return self.allocate_pooled(&demand);

@@ -174,6 +174,10 @@ impl DeviceEntry {
         }
     }
 
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub(super) fn counters(&self, kind: Kind) -> &Counters {
         &self.counters[kind as usize]
     }

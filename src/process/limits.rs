@@ -110,7 +110,7 @@ impl DeviceEntry {
         }
         if limit.excess() > 0 {
             tracing::info!(
-                "device {}: {} bytes are held and the limit is {}; nothing more is had until less is held",
+                "device {}: {} bytes are held and the limit is {} bytes; nothing more is had until less is held",
                 self.state().device.ordinal(),
                 limit.used(),
                 limit.get().unwrap_or(u64::MAX)

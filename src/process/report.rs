@@ -1,32 +1,93 @@
 //! What an error says that memory has run out: who holds it, and what could be done.
 
 use super::{DeviceEntry, tags};
+use crate::config::table::Opt;
 use crate::error::{Error, Status};
+use crate::pool::LARGEST;
 use crate::source::Kind;
 
 /// How many tags an error names, those whose blocks take most.
 const TOLD_TAGS: usize = 3;
 
+/// What contexts of CUDA itself take of a device, which nobody can give back.
+const CONTEXTS: u64 = 1 << 30;
+
+/// How things stood when memory ran out, in bytes.
+struct Situation {
+    asked: u64,
+    /// Of the device, where it says so.
+    free: Option<u64>,
+    total: u64,
+    limit: Option<u64>,
+    held: u64,
+    in_blocks: u64,
+    /// Whether the pool could hold less beside its blocks.
+    could_lean: bool,
+}
+
+impl Situation {
+    /// What to do next: first what would surely have helped.
+    fn advice(&self) -> String {
+        const LESS: &str = "ask for less at a time, such as a smaller batch";
+        if self.asked > self.total {
+            return format!("The device as a whole is smaller: {LESS}");
+        }
+        if let Some(limit) = self.limit.filter(|limit| self.asked > *limit) {
+            return format!(
+                "Raise the limit of {limit} bytes (set_limit, HBMALLOC_LIMIT), or {LESS}"
+            );
+        }
+        let mut steps = Vec::new();
+        let over = |limit| self.held.saturating_add(self.asked) > limit;
+        if self.limit.is_some_and(over) {
+            steps.push("raise the limit (set_limit, HBMALLOC_LIMIT)".to_owned());
+        }
+        steps.push(format!("free blocks, or {LESS}"));
+        if self.could_lean && self.held - self.in_blocks.min(self.held) >= self.asked {
+            steps.push("set HBMALLOC_WASTE=tight, which leaves less memory idle".to_owned());
+        }
+        let elsewhere = self.elsewhere();
+        if elsewhere > CONTEXTS {
+            steps.push(format!(
+                "look who else holds {elsewhere} bytes of the device: nvidia-smi names processes, and \
+                 caches of other allocators in this one go back by their own calls, such as \
+                 torch.cuda.empty_cache()"
+            ));
+        }
+        let text = steps.join("; ");
+        let (first, rest) = text.split_at(1);
+        first.to_uppercase() + rest
+    }
+
+    /// What others hold of the device.
+    fn elsewhere(&self) -> u64 {
+        self.free.map_or(0, |free| {
+            self.total.saturating_sub(free).saturating_sub(self.held)
+        })
+    }
+}
+
 impl DeviceEntry {
     /// Adds to an error that memory has run out what is free, held, in blocks and waiting, the limit,
-    /// and the tags whose blocks take most.
+    /// the tags whose blocks take most, and what to do next.
     pub(super) fn out_of_memory(&self, error: Error) -> Error {
         if error.status() != Status::OutOfMemory {
             return error;
         }
-        let ordinal = self.state().device.ordinal();
         let (waiting, waiting_bytes) = self.pending();
-        let mut text = match self.state().device.memory_info() {
-            Ok((free, total)) => format!("device {ordinal} has {free} bytes free of {total}"),
-            Err(_) => format!("device {ordinal} does not say what it has free"),
+        let situation = self.situation(&error);
+        let Situation { total, held, .. } = situation;
+        let ordinal = self.state().device.ordinal();
+        let mut text = match situation.free {
+            Some(free) => format!("device {ordinal} has {free} bytes free of {total} bytes"),
+            None => format!("device {ordinal} does not say what it has free of {total} bytes"),
         };
-        if let Some(limit) = self.state().limit.get() {
-            text += &format!(", its limit is {limit}");
+        if let Some(limit) = situation.limit {
+            text += &format!(", its limit is {limit} bytes");
         }
         text += &format!(
-            "; this process holds {}, {} of them in blocks, and {waiting_bytes} of {waiting} freed blocks wait for work to end",
-            self.held_by_all(),
-            self.in_blocks(),
+            "; this process holds {held} bytes, {} bytes of them in blocks, and {waiting} freed blocks of {waiting_bytes} bytes wait for work to end",
+            situation.in_blocks,
         );
         let top = self.top_tags(TOLD_TAGS);
         // A program that uses no tags learns nothing by this.
@@ -34,11 +95,25 @@ impl DeviceEntry {
             let told = top.iter().map(|(tag, bytes)| {
                 let name = tags::table().name(*tag);
                 let name = name.map_or("no tag".to_owned(), |name| format!("'{name}'"));
-                format!("{bytes} under {name}")
+                format!("{bytes} bytes under {name}")
             });
             text += &format!("; its blocks take {}", told.collect::<Vec<_>>().join(", "));
         }
-        error.detail(text)
+        error.detail(text).advice(situation.advice())
+    }
+
+    fn situation(&self, error: &Error) -> Situation {
+        let device = &self.state().device;
+        Situation {
+            asked: error.asked().unwrap_or(0),
+            free: device.memory_info().ok().map(|(free, _)| free),
+            total: device.total_memory(),
+            limit: self.state().limit.get(),
+            held: self.held_by_all(),
+            in_blocks: self.in_blocks(),
+            could_lean: self.pool_in_use().is_some()
+                && self.settings().text(Opt::Waste) == "balanced",
+        }
     }
 
     /// [`DeviceEntry::out_of_memory`] of the pool: what it holds too.
@@ -46,12 +121,15 @@ impl DeviceEntry {
         let (Status::OutOfMemory, Some(pool)) = (error.status(), self.pool_in_use()) else {
             return error;
         };
-        let text = format!(
-            "the pool holds {} bytes, {} of them in blocks; its largest free piece has {}",
+        let mut text = format!(
+            "the pool holds {} bytes, {} bytes of them in blocks; its largest free piece has {} bytes",
             self.held(Kind::Pool).now,
             pool.total().allocated,
             pool.largest_free(),
         );
+        if error.asked() > Some(LARGEST) {
+            text += &format!("; it serves blocks of up to {LARGEST} bytes");
+        }
         self.out_of_memory(error).also(&text)
     }
 
@@ -71,5 +149,73 @@ impl DeviceEntry {
             + sources
                 .map(|kind| self.counters(kind).allocated())
                 .sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// A device of 80 GiB of which this process holds 10, 4 of them in blocks.
+    fn situation(asked: u64, free: u64) -> Situation {
+        Situation {
+            asked,
+            free: Some(free),
+            total: 80 * GIB,
+            limit: None,
+            held: 10 * GIB,
+            in_blocks: 4 * GIB,
+            could_lean: false,
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_first() {
+        let text = situation(81 * GIB, 70 * GIB).advice();
+        assert!(
+            text.starts_with("The device as a whole is smaller: ask for less"),
+            "{text}"
+        );
+        let limited = Situation {
+            limit: Some(12 * GIB),
+            ..situation(13 * GIB, 70 * GIB)
+        };
+        let text = limited.advice();
+        assert!(
+            text.starts_with("Raise the limit of 12884901888 bytes"),
+            "{text}"
+        );
+        let nearly = Situation {
+            asked: 3 * GIB,
+            ..limited
+        };
+        let text = nearly.advice();
+        assert!(
+            text.starts_with("Raise the limit (set_limit, HBMALLOC_LIMIT); free blocks"),
+            "{text}"
+        );
+        assert!(!text.contains("nvidia-smi"), "{text}");
+    }
+
+    #[test]
+    fn a_full_device_says_who_else_could_give() {
+        let text = situation(8 * GIB, GIB).advice();
+        assert!(text.starts_with("Free blocks, or ask for less"), "{text}");
+        assert!(text.contains("who else holds 74088185856 bytes"), "{text}");
+        assert!(!text.contains("WASTE"), "{text}");
+        let context = situation(8 * GIB, 69 * GIB).advice();
+        assert!(!context.contains("nvidia-smi"), "{context}");
+        let leaning = Situation {
+            could_lean: true,
+            ..situation(5 * GIB, 0)
+        };
+        assert!(leaning.advice().contains("HBMALLOC_WASTE=tight"));
+        let unknown = Situation {
+            free: None,
+            ..situation(8 * GIB, 0)
+        };
+        assert!(!unknown.advice().contains("nvidia-smi"));
     }
 }

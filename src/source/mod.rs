@@ -229,7 +229,7 @@ fn check_align(request: &Request) -> Result<()> {
     Err(Error::invalid(
         "allocate",
         format!(
-            "alignment {} is more than this source's {}",
+            "an alignment of {} bytes is more than this source's {} bytes",
             request.align.get(),
             ALIGN.get()
         ),

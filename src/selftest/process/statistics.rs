@@ -235,6 +235,21 @@ pub fn out_of_memory_text() -> Outcome {
         for figure in [60 * MIB, 48 * MIB, 64 * MIB, 16 * MIB] {
             ensure!(text.contains(&figure.to_string()), "no {figure} in: {text}");
         }
+        ensure!(
+            text.contains(". Free blocks, or ask for less"),
+            "no next step in: {text}"
+        );
+        let too_large = house.demand(kind, 1 << 45, Stream::LEGACY);
+        let text = (house.process.allocate(too_large).err())
+            .ok_or("32 TiB of 64 MiB".to_owned())?
+            .to_string();
+        ensure!(
+            text.contains("35184372088832 bytes asked for")
+                && text.contains(". The device as a whole is smaller: ask for less"),
+            "no next step in: {text}"
+        );
+        let beyond = "it serves blocks of up to 1099511627264 bytes";
+        ensure_eq!(text.contains(beyond), kind == Kind::Pool, "{text}");
     }
     house.free(live)?;
     house.finish()
@@ -269,7 +284,7 @@ pub fn out_of_memory_report() -> Outcome {
         let taken = (32 + 48 + 2 + 8 + 2) * MIB;
         let held = taken - 40 * MIB + pooled.reserved;
         let wanted = format!(
-            "device 0 has {} bytes free of {}, its limit is {}; this process holds {held}, {taken} of them in blocks, and 0 of 0 freed blocks wait for work to end; its blocks take {} under 'kv_cache', {} under 'weights', {} under no tag",
+            "device 0 has {} bytes free of {} bytes, its limit is {} bytes; this process holds {held} bytes, {taken} bytes of them in blocks, and 0 freed blocks of 0 bytes wait for work to end; its blocks take {} bytes under 'kv_cache', {} bytes under 'weights', {} bytes under no tag",
             256 * MIB - held,
             256 * MIB,
             128 * MIB,
@@ -282,12 +297,18 @@ pub fn out_of_memory_report() -> Outcome {
             "{kind:?}: not as expected: {error}"
         );
         let pool = format!(
-            "; the pool holds {} bytes, {} of them in blocks; its largest free piece has {}",
+            "; the pool holds {} bytes, {} bytes of them in blocks; its largest free piece has {} bytes",
             pooled.reserved,
             40 * MIB,
             pooled.reserved - 40 * MIB
         );
         ensure_eq!(error.contains(&pool), kind == Kind::Pool, "{error}");
+        ensure!(
+            error.contains(
+                ". Raise the limit (set_limit, HBMALLOC_LIMIT); free blocks, or ask for less"
+            ),
+            "no next step in: {error}"
+        );
     }
     for block in blocks {
         house.free(block)?;
