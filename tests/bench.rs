@@ -268,6 +268,102 @@ fn a_program_that_does_not_compile_is_skipped_with_the_reason() {
 }
 
 #[test]
+fn what_would_measure_nothing_is_a_wrong_use() {
+    let workbench = Workbench::new("bench_nothing");
+    for argument in ["--pairs", "--reps", "--batch-ms", "--live"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_hbmalloc"))
+            .args(["bench", "--only", "sources", argument, "0"])
+            .env(
+                "HBMALLOC_DRIVER",
+                workbench.libraries().join("libhbmalloc_sim.so"),
+            )
+            .output()
+            .unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains(&format!("invalid value '0' for '{argument}")),
+            "{told}"
+        );
+    }
+    let output = command(&workbench, &["--only", "sources", "--pairs", "1"]);
+    let (table, told) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{table}{told}");
+    assert!(table.contains("1 GiB"), "{table}");
+}
+
+#[test]
+fn torch_on_the_simulator_is_skipped_with_the_reason() {
+    let workbench = Workbench::new("bench_torch_simulated");
+    let output = command(&workbench, &["--only", "torch"]);
+    let (table, told) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{table}{told}");
+    assert!(
+        table.contains("torch: skipped: PyTorch does not run on the simulated driver"),
+        "{table}"
+    );
+    assert!(
+        !table.contains("torch.empty") && !told.contains("measured"),
+        "{table}{told}"
+    );
+    let output = command(&workbench, &["--only", "torch", "--json"]);
+    let lines = text(&output.stdout);
+    assert!(
+        lines.contains("{\"bench\":\"torch\",\"skipped\":\"PyTorch does not"),
+        "{lines}"
+    );
+}
+
+#[test]
+fn an_error_names_the_path_and_the_call_that_failed() {
+    let workbench = Workbench::new("bench_errors");
+    let output = command(
+        &workbench,
+        &["--only", "steady", "--build", "/proc/none/here"],
+    );
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        told,
+        "hbmalloc bench: /proc/none/here: No such file or directory (os error 2)\n"
+    );
+    let output = Command::new(env!("CARGO_BIN_EXE_hbmalloc"))
+        .args(["bench", "--only", "sources", "--pairs", "1"])
+        .env(
+            "HBMALLOC_DRIVER",
+            workbench.libraries().join("libhbmalloc_sim.so"),
+        )
+        .env("HBMALLOC_SIM", "devices=1,memory=64MiB")
+        .output()
+        .unwrap();
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("hbmalloc bench: cuMemAlloc_v2: out of memory (driver code 2"),
+        "{told}"
+    );
+    assert!(!told.contains("unsupported"), "{told}");
+}
+
+#[test]
+fn a_bench_that_is_stopped_leaves_nothing() {
+    for (signal, name) in [(libc::SIGINT, "bench_int"), (libc::SIGTERM, "bench_term")] {
+        let workbench = Workbench::new(&format!("{name}_libraries"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hbmalloc"));
+        command
+            .args(["bench", "--only", "steady"])
+            .env(
+                "HBMALLOC_DRIVER",
+                workbench.libraries().join("libhbmalloc_sim.so"),
+            )
+            .env(
+                "HBMALLOC_LIBRARY",
+                workbench.libraries().join("libhbmalloc.so.0"),
+            );
+        support::stopped_while_compiling(name, command, signal);
+    }
+}
+
+#[test]
 fn every_source_travels_in_the_command() {
     let folder = repository().join("benches/peers");
     let embedded = ["bench/programs.rs", "replay/peers.rs"].map(|file| {

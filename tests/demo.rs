@@ -49,6 +49,8 @@ fn the_table_has_a_row_a_backend_and_says_that_it_is_simulated() {
     let first = table.lines().find(|line| line.ends_with(" ok")).unwrap();
     assert!(first.starts_with("pool "), "{table}");
     assert!(table.contains("The pool, the default, served"), "{table}");
+    let (small, tight) = ("60 MiB more than is asked for", "HBMALLOC_WASTE=tight");
+    assert!(table.contains(small) && table.contains(tight), "{table}");
     assert!(table.contains("How to read it"), "{table}");
     assert!(table.contains("All checks passed"), "{table}");
     assert!(told.contains("SIMULATED"), "{told}");

@@ -1,72 +1,11 @@
 //! `hbmalloc replay` as a user runs it, on the simulated driver with small traces.
 #![allow(missing_docs)]
 
+mod support;
+
 use hbmalloc::source::Kind;
-use std::path::PathBuf;
-use std::process::{Command, Output};
-
-const MIB: u64 = 1 << 20;
-const COLUMNS: &str = "op,id,size,stream,t_us\n";
-
-/// Five MiB asked for at most, in blocks of virtual memory that take two, four and two.
-const SMALL: &str =
-    "a,1,1048576,0,0\na,2,3145728,1,5\nf,1,1048576,0,9\na,3,2097152,0,10\nf,2,3145728,1,11\n";
-
-/// A folder of its own for one test, gone when it ends.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let name = format!("replay-{name}-{}", std::process::id());
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        Folder(folder)
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hbmalloc"));
-    command.arg("replay").args(arguments);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("HBMALLOC_") {
-            command.env_remove(name);
-        }
-    }
-    command.env("HBMALLOC_DRIVER", "sim");
-    command
-}
-
-fn replay(arguments: &[&str]) -> Output {
-    command(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// The value behind `"name":` in one JSON object.
-fn value<'a>(object: &'a str, name: &str) -> &'a str {
-    let start = object.find(&format!("\"{name}\":")).expect(name) + name.len() + 3;
-    object[start..].split([',', '}']).next().unwrap()
-}
-
-fn number(object: &str, name: &str) -> f64 {
-    let text = value(object, name);
-    text.parse().unwrap_or_else(|_| panic!("{name}: {text}"))
-}
+use std::process::Command;
+use support::replay::{COLUMNS, Folder, MIB, SMALL, command, number, replay, text, value};
 
 #[test]
 fn the_figures_of_a_small_trace_are_exact() {
@@ -262,83 +201,6 @@ fn the_table_names_the_machine_and_says_that_it_is_simulated() {
     assert!(width <= Some(120), "{table}");
 }
 
-#[test]
-fn another_allocator_is_replayed_beside_ours_and_compared() {
-    let folder = Folder::new("compare");
-    // Far less than the 32 MiB by which a stream-ordered pool grows, in blocks far below 2 MiB.
-    let blocks = (0..100).map(|at| format!("a,{at},4096,{},0\n", at % 2));
-    let trace = folder.file(
-        "small.csv",
-        &format!("{COLUMNS}{}f,7,4096,1,0\n", blocks.collect::<String>()),
-    );
-    let compare = |backend: &str| {
-        replay(&[
-            "--json",
-            "--peers",
-            "--compare",
-            "--backend",
-            backend,
-            &trace,
-        ])
-    };
-    let output = compare("vmm");
-    let (lines, told) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(1), "{lines}{told}");
-    let losses: Vec<&str> = told
-        .lines()
-        .filter(|line| line.starts_with("loss: "))
-        .collect();
-    assert_eq!(
-        losses,
-        ["loss: small, vmm: ratio 512.0000, cudaMallocAsync 81.9200"],
-        "{told}"
-    );
-    let peer = lines.lines().nth(1).unwrap();
-    assert!(peer.starts_with("{\"trace\":\"small\",\"backend\":\"cudaMallocAsync\",\"driver\":\"sim\",\"peak_requested\":409600,"), "{peer}");
-    assert_eq!(number(peer, "peak_reserved") as u64, 32 * MIB);
-    assert_eq!(
-        (number(peer, "pairs"), number(peer, "driver_calls")),
-        (1.0, 101.0)
-    );
-    // 290 and 285 ns on the virtual clock.
-    assert!(
-        (570.0..580.0).contains(&number(peer, "pair_ns_p50")),
-        "{peer}"
-    );
-    for name in ["torch-native", "torch-expandable", "rmm-pool", "rmm-arena"] {
-        assert!(told.contains(&format!("skipped: {name}: ")), "{told}");
-    }
-    let output = compare("device");
-    let told = text(&output.stderr);
-    assert!(
-        output.status.success() && told.contains("No loss."),
-        "{told}"
-    );
-}
-
-#[test]
-fn without_other_allocators_there_is_nothing_to_compare() {
-    let folder = Folder::new("alone");
-    let trace = folder.file("small.csv", &format!("{COLUMNS}{SMALL}"));
-    for arguments in [
-        &["--compare", &trace][..],
-        &["--compare", "--peers", "--lag", "1", &trace],
-    ] {
-        let output = replay(arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(text(&output.stderr).contains("nothing to compare with"));
-    }
-    let output = command(&["--peers", "--json", &trace])
-        .env("CXX", "no-such-compiler")
-        .output();
-    let output = output.unwrap();
-    let told = text(&output.stderr);
-    assert!(
-        output.status.success() && told.contains("no-such-compiler"),
-        "{told}"
-    );
-}
-
 /// The coordinates of each drawn line, a list a line.
 fn drawn(svg: &str) -> Vec<Vec<(f64, f64)>> {
     let paths = svg
@@ -385,12 +247,42 @@ fn the_plot_shows_what_was_asked_for_and_held_after_every_event() {
     assert_eq!(heights(&lines[2]), [1.0, 4.0, 3.0, 5.0, 2.0]);
     assert_eq!(heights(&lines[0])[..2], [2.0, 6.0]);
     let png = folder.0.join("memory.png");
-    let output = command(&["--plot", png.to_str().unwrap(), &trace])
-        .env("HBMALLOC_PYTHON", "/bin/false")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("a name that ends in .svg needs no Python"));
+    for python in ["/bin/false", "/no/such/python"] {
+        let output = command(&["--plot", png.to_str().unwrap(), &trace])
+            .env("HBMALLOC_PYTHON", python)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let told = text(&output.stderr);
+        assert!(told.contains(&format!("{python} cannot draw it")), "{told}");
+        assert!(
+            told.contains("a name that ends in .svg needs no Python"),
+            "{told}"
+        );
+        assert!(
+            output.stdout.is_empty() && !png.exists(),
+            "found out after the replays"
+        );
+    }
+}
+
+#[test]
+fn a_replay_that_runs_out_of_memory_says_so() {
+    let folder = Folder::new("full");
+    let trace = folder.file("small.csv", &format!("{COLUMNS}{SMALL}"));
+    for backend in ["pool", "vmm", "device"] {
+        let output = command(&["--json", "--backend", backend, &trace])
+            .env("HBMALLOC_SIM", "devices=1,memory=4MiB")
+            .output()
+            .unwrap();
+        let lines = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{lines}");
+        assert!(
+            lines.contains("out of memory") && lines.contains(". Free blocks"),
+            "{lines}"
+        );
+        assert!(!lines.contains("unsupported"), "{lines}");
+    }
 }
 
 /// Whoever stops the command stops all of it, also by a signal to the one process. Its children hold
@@ -426,7 +318,7 @@ fn bad_files_and_arguments_end_with_2_and_a_reason() {
     let bad = folder.file("bad.csv", &format!("{COLUMNS}a,1,2,0\n"));
     let empty = folder.file("empty.csv", COLUMNS);
     let missing = folder.0.join("missing.csv");
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 10] = [
         (&[&bad], "bad.csv, line 2: 5 fields were expected"),
         (&[&good, &empty], "empty.csv: no events"),
         (&[missing.to_str().unwrap()], "missing.csv: No such file"),
@@ -434,6 +326,10 @@ fn bad_files_and_arguments_end_with_2_and_a_reason() {
         (&["--repeat", "0", &good], "--repeat"),
         (&["--lag", "x", &good], "--lag"),
         (&["--plot", "x.gif", &good], ".svg or .png"),
+        (
+            &["--plot", "/proc/none/x.svg", &good],
+            "/proc/none/x.svg: No such file",
+        ),
         (&["--waste", "much", &good], "waste"),
         (&[], "TRACE"),
     ];

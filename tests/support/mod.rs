@@ -2,6 +2,9 @@
 //! out as after installation, compilers, and runs that are cut off when they hang.
 #![allow(dead_code, missing_docs)]
 
+#[cfg(feature = "cli")]
+pub mod replay;
+
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -233,6 +236,55 @@ impl Run {
         assert!(status.success(), "{described}: {status}\n{text}");
         text
     }
+}
+
+/// Starts `command` with a compiler that never ends, stops it by `signal` once that runs, and checks that
+/// neither the compiler nor the folder that it was to compile in is left.
+pub fn stopped_while_compiling(name: &str, mut command: Command, signal: i32) {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    let (temporary, compiler) = (folder.join("tmp"), folder.join("compiler"));
+    fs::create_dir_all(&temporary).unwrap();
+    let number = folder.join("number");
+    let script = format!(
+        "#!/bin/sh\necho $$ > {0}.new && mv {0}.new {0}\nexec sleep 1000\n",
+        number.display()
+    );
+    fs::write(&compiler, script).unwrap();
+    fs::set_permissions(&compiler, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut child = command
+        .env("CXX", &compiler)
+        .env("TMPDIR", &temporary)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while !number.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(begin.elapsed() < TIME_LIMIT, "nothing is compiled");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let entries = || fs::read_dir(&temporary).unwrap().count();
+    assert_eq!(entries(), 1, "folders of programs");
+    // SAFETY: the process is a child of this one and has not been waited for.
+    unsafe { libc::kill(child.id() as i32, signal) };
+    assert_eq!(child.wait().unwrap().signal(), Some(signal));
+    assert_eq!(entries(), 0, "folders left behind");
+    let stat = Path::new("/proc").join(read(&number).trim()).join("stat");
+    // Whoever inherits children may leave them unburied.
+    let runs = || fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z "));
+    let stopped = Instant::now();
+    while runs() {
+        assert!(
+            stopped.elapsed() < Duration::from_secs(5),
+            "the compiler runs on"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 fn read(path: &Path) -> String {

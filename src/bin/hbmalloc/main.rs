@@ -5,11 +5,13 @@ mod cxx;
 mod demo;
 mod doctor;
 mod json;
+mod kinds;
 mod machine;
 mod progress;
 mod python;
 mod replay;
 mod selftest;
+mod stopped;
 mod trace;
 
 use clap::{Parser, Subcommand};
@@ -32,7 +34,7 @@ enum Command {
     Doctor,
     /// Shows the library at work: trains on a GPU with PyTorch, or replays a recorded program without
     Demo(demo::Options),
-    /// Replays recorded programs: memory held, host time, driver calls, on every backend
+    /// Replays recorded programs through the pool or other backends: memory held, host time, driver calls
     Replay(replay::Options),
     /// Measures what an allocation and its free cost, beside the driver's own calls and other allocators
     Bench(bench::Options),

@@ -2,7 +2,6 @@
 
 use super::Part;
 use crate::json::{field, quoted};
-use clap::ValueEnum;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
@@ -68,8 +67,7 @@ impl Line {
     }
 
     pub fn json(&self, part: Part, simulated: bool) -> String {
-        let named = part.to_possible_value();
-        let bench = named.as_ref().map_or("", |value| value.get_name());
+        let bench = part.name();
         let rest = match &self.outcome {
             Ok(figures) => format!(
                 "\"case\":{},\"reps\":{},\"ns_median\":{:.2},\"ns_min\":{:.2},\"ns_max\":{:.2}",

@@ -9,10 +9,11 @@ mod sources;
 mod table;
 
 use crate::json::quoted;
+use crate::kinds;
 use crate::machine::Machine;
 use crate::progress::Progress;
 use clap::ValueEnum;
-use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::error::Error;
 use hbmalloc::observe;
 use hbmalloc::source::Kind;
 use line::Line;
@@ -33,20 +34,20 @@ pub struct Options {
     #[arg(long)]
     ours: bool,
     /// Which of hbmalloc's kinds, separated by commas [default: the pool]
-    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kinds::parse)]
     kinds: Vec<Kind>,
     /// Batches a case; the median is told, and the least and the most
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     reps: u32,
     /// Length of a batch
-    #[arg(long, value_name = "MS", default_value_t = 30)]
+    #[arg(long, value_name = "MS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     batch_ms: u32,
     /// Live blocks of random sizes
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     live: u32,
     /// Pairs of each source beside the driver's calls, at most
-    #[arg(long, value_name = "N", default_value_t = 2000)]
-    pairs: usize,
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
     /// Keep the compiled programs in this folder
     #[arg(long, value_name = "FOLDER")]
     build: Option<PathBuf>,
@@ -73,11 +74,12 @@ pub enum Part {
     Torch,
 }
 
-fn kind(name: &str) -> std::result::Result<Kind, String> {
-    Kind::from_name(name).ok_or_else(|| {
-        let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        format!("no such kind; there are {}", names.join(", "))
-    })
+impl Part {
+    /// What arguments call it.
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or(String::new(), |value| value.get_name().to_owned())
+    }
 }
 
 impl Options {
@@ -89,10 +91,7 @@ impl Options {
     }
 
     fn kinds(&self) -> Vec<Kind> {
-        match self.kinds.as_slice() {
-            [] => vec![Kind::Pool],
-            named => named.to_vec(),
-        }
+        kinds::chosen(&self.kinds)
     }
 }
 
@@ -106,12 +105,13 @@ pub fn run(options: &Options) -> ExitCode {
     }
 }
 
-fn measure(options: &Options) -> Result<()> {
+fn measure(options: &Options) -> Result<(), String> {
+    let text = |error: Error| error.to_string();
     let process = observe::process();
     process.set_hooked(true);
-    let machine = Machine::find(process)?;
-    let driver = process.driver()?;
-    process.device(0)?;
+    let machine = Machine::find(process).map_err(text)?;
+    let driver = process.driver().map_err(text)?;
+    process.device(0).map_err(text)?;
     if options.json {
         println!("{{\"machine\":true,{}}}", machine.json());
     } else {
@@ -121,16 +121,18 @@ fn measure(options: &Options) -> Result<()> {
         .filter(|part| *part != Part::Sources)
         .collect();
     if parts.len() < options.parts().len() {
-        sources::measure(driver, options.pairs, options.json)?;
+        sources::measure(driver, options.pairs as usize, options.json).map_err(text)?;
     }
     if parts.is_empty() {
         return Ok(());
     }
-    let failed =
-        |reason: String| Error::new(Status::Unsupported, "prepare the benchmarks").detail(reason);
-    let peers = Peers::find(options, driver.path(), &machine).map_err(failed)?;
-    let programs = Programs::build(options.build.as_deref(), peers).map_err(failed)?;
+    let peers = Peers::find(options, driver.path(), &machine)?;
+    let programs = Programs::build(options.build.as_deref(), peers)?;
     for part in parts {
+        if programs.entries().iter().all(|entry| !entry.takes(part)) {
+            tell_skipped(part, &machine, options.json);
+            continue;
+        }
         let lines = measure_part(&programs, part, options);
         if options.json {
             for line in lines.iter().flat_map(|(_, lines)| lines) {
@@ -161,9 +163,7 @@ fn measure_part<'a>(
 ) -> Vec<(&'a Entry, Vec<Line>)> {
     let takes = |entry: &&Entry| entry.takes(part);
     let entries: Vec<&Entry> = programs.entries().iter().filter(takes).collect();
-    let value = part.to_possible_value();
-    let name = value.as_ref().map_or("", |value| value.get_name());
-    let mut progress = Progress::start(name.to_owned(), entries.len());
+    let mut progress = Progress::start(part.name(), entries.len());
     let mut lines = Vec::new();
     for (done, entry) in entries.into_iter().enumerate() {
         progress.at(done);
@@ -171,6 +171,22 @@ fn measure_part<'a>(
     }
     progress.end("measured");
     lines
+}
+
+/// Says why nothing of a part can be measured here.
+fn tell_skipped(part: Part, machine: &Machine, json: bool) {
+    let reason = match (part, machine.is_simulated) {
+        (Part::Torch, true) => "PyTorch does not run on the simulated driver",
+        _ => "no allocator for it could be prepared; the reasons are at the end",
+    };
+    match json {
+        true => println!(
+            "{{\"bench\":\"{}\",\"skipped\":{}}}",
+            part.name(),
+            quoted(reason)
+        ),
+        false => println!("{}: skipped: {reason}\n", part.name()),
+    }
 }
 
 fn print_machine(machine: &Machine) {

@@ -5,7 +5,7 @@ use super::peers::{Entry, Peers, Program};
 use super::{Options, Part};
 use crate::cxx::{Folder, compile, compile_nothing};
 use crate::python;
-use clap::ValueEnum;
+use crate::stopped::Child;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -45,14 +45,13 @@ pub struct Programs {
 impl Programs {
     /// Compiles what the allocators need. Those whose program does not compile are skipped.
     pub fn build(folder: Option<&Path>, peers: Peers) -> Result<Programs, String> {
-        let text = |error: std::io::Error| error.to_string();
         let mut programs = Programs {
             nothing: Err("it was not compiled".to_owned()),
-            folder: Folder::open(folder).map_err(text)?,
+            folder: Folder::open(folder)?,
             peers,
         };
-        programs.folder.write(&SOURCES).map_err(text)?;
-        programs.folder.write(&[HEADER]).map_err(text)?;
+        programs.folder.write(&SOURCES)?;
+        programs.folder.write(&[HEADER])?;
         for program in Program::COMPILED {
             programs.compile(program);
         }
@@ -122,11 +121,9 @@ impl Programs {
                 command.arg("--library").arg(self.nothing.as_ref()?);
             }
         } else {
-            let value = part.to_possible_value();
-            let bench = value.as_ref().map_or("", |value| value.get_name());
             command = Command::new(self.folder.path().join(entry.program.name()));
             command
-                .args(["--bench", bench, "--driver"])
+                .args(["--bench", &part.name(), "--driver"])
                 .arg(&self.peers.driver);
         }
         if let Some(library) = &entry.library {
@@ -143,20 +140,23 @@ impl Programs {
     fn output(&self, mut command: Command) -> Result<String, String> {
         let folder = self.folder.path();
         let (out, err) = (folder.join("out.log"), folder.join("err.log"));
-        let file = |path: &Path| File::create(path).map_err(|error| error.to_string());
-        let mut child = command
+        let file = |path: &Path| {
+            File::create(path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        let name = command.get_program().to_string_lossy().into_owned();
+        let failed = |error: std::io::Error| format!("{name}: {error}");
+        command
             .stdin(Stdio::null())
             .stdout(file(&out)?)
-            .stderr(file(&err)?)
-            .spawn()
-            .map_err(|error| error.to_string())?;
+            .stderr(file(&err)?);
+        let mut child = Child::spawn(&mut command).map_err(failed)?;
         let started = Instant::now();
         let status = loop {
-            if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            if let Some(status) = child.try_wait().map_err(failed)? {
                 break status;
             }
             if started.elapsed() > TIME_LIMIT {
-                let _ = child.kill();
+                let _ = child.0.kill();
                 let _ = child.wait();
                 return Err(format!("no end in {} s", TIME_LIMIT.as_secs()));
             }

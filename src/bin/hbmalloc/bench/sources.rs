@@ -2,14 +2,14 @@
 //! own calls, in one run.
 
 use cuda_sys::driver::sys as cuda;
-use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::error::{Error, Result, Status, last};
 use hbmalloc::gpu::Driver;
 use hbmalloc::gpu::driver::DriverKind;
 use hbmalloc::observe;
 use hbmalloc::sys::cuda::{Cuda, Handle, Refusal};
 use hbmalloc::sys::library::Library;
 use hbmalloc::torch;
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::time::{Duration, Instant};
 
 const SIZES: [(u64, &str); 4] = [
@@ -25,7 +25,7 @@ const MOST_TIME: Duration = Duration::from_millis(600);
 type Malloc = extern "C-unwind" fn(usize, c_int, *mut c_void) -> *mut c_void;
 type Free = extern "C" fn(*mut c_void, usize, c_int, *mut c_void);
 
-/// Measures up to `count` pairs for each line.
+/// Measures up to `count` pairs, at least one, for each line.
 pub fn measure(driver: &Driver, count: usize, json: bool) -> Result<()> {
     let process = observe::process();
     let simulated = driver.kind() == DriverKind::Simulator;
@@ -45,7 +45,7 @@ pub fn measure(driver: &Driver, count: usize, json: bool) -> Result<()> {
             let ours = pairs(count, || {
                 let address = malloc(bytes as usize, 0, std::ptr::null_mut());
                 if address.is_null() {
-                    return Err(last_error());
+                    return Err(last::error());
                 }
                 free(address, bytes as usize, 0, std::ptr::null_mut());
                 Ok(())
@@ -117,13 +117,6 @@ fn pairs(count: usize, mut pair: impl FnMut() -> Result<()>) -> Result<Times> {
         p50: times[times.len() / 2],
         p99: times[times.len() * 99 / 100],
     })
-}
-
-/// The entry points return NULL and leave their reason to be asked for.
-fn last_error() -> Error {
-    // SAFETY: the text is a C string, valid until this thread's next error.
-    let text = unsafe { CStr::from_ptr(hbmalloc::capi::hbm_last_error()) };
-    Error::new(Status::Unsupported, text.to_string_lossy().into_owned())
 }
 
 /// The driver's own calls, as a program without an allocator would make them.

@@ -1,7 +1,9 @@
 //! The machine's C and C++ compilers.
 
+use crate::stopped::Child;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Compiles `name.cpp` of a folder to the program `name` beside it.
 pub fn compile(folder: &Path, name: &str, arguments: &[String]) -> Result<(), String> {
@@ -28,14 +30,25 @@ fn compiler(variable: &str, usual: &str, folder: &Path) -> Command {
 }
 
 fn finish(compiler: &mut Command, variable: &str) -> Result<(), String> {
-    let output = compiler.output().map_err(|error| {
+    compiler
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut told = Vec::new();
+    let outcome = Child::spawn(compiler).and_then(|mut child| {
+        if let Some(mut errors) = child.0.stderr.take() {
+            errors.read_to_end(&mut told)?;
+        }
+        child.wait()
+    });
+    let status = outcome.map_err(|error| {
         let name = compiler.get_program().to_string_lossy();
         format!("{name}: {error} (set {variable})")
     })?;
-    if output.status.success() {
+    if status.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&told);
     let first = text.lines().find(|line| line.contains("error"));
     let told = first.or_else(|| text.lines().last());
     let told = told.unwrap_or("the compiler said nothing").trim();

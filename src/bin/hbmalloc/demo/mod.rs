@@ -11,6 +11,7 @@ mod data;
 mod report;
 mod torch;
 
+use crate::kinds;
 use crate::progress::Progress;
 use crate::trace::Trace;
 use hbmalloc::config::table::Opt;
@@ -41,12 +42,8 @@ pub struct Options {
     #[arg(long, value_name = "N", hide = true)]
     damage: Option<u64>,
     /// Replay on one backend in this process and tell the parent
-    #[arg(long, value_name = "BACKEND", hide = true, value_parser = backend_name)]
+    #[arg(long, value_name = "BACKEND", hide = true, value_parser = kinds::parse)]
     replay: Option<Kind>,
-}
-
-fn backend_name(name: &str) -> Result<Kind, String> {
-    Kind::from_name(name).ok_or_else(|| "no such backend".to_owned())
 }
 
 pub fn run(options: &Options) -> ExitCode {
@@ -157,7 +154,8 @@ fn show(trace: &Trace, outcomes: &[Outcome], expected: u32, failed: usize) {
         report::mib(trace.peak().0)
     );
     println!("{}", report::table(outcomes));
-    if let Some(text) = report::headline(outcomes) {
+    let is_tight = observe::process().settings().text(Opt::Waste) == "tight";
+    if let Some(text) = report::headline(outcomes, is_tight) {
         println!("{text}\n");
     }
     println!("{}", report::READING);

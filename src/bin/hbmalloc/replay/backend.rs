@@ -8,7 +8,7 @@ use super::lag::{Lag, Range};
 use super::options::Options;
 use super::points::{Point, Points};
 use crate::trace::{Action, Event, Trace};
-use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::error::{Error, Result, Status, last};
 use hbmalloc::gpu::driver::Timing;
 use hbmalloc::gpu::{Driver, OwnedStream, Stream};
 use hbmalloc::observe;
@@ -16,7 +16,7 @@ use hbmalloc::process::{Process, Stats};
 use hbmalloc::selftest::simulator::Simulator;
 use hbmalloc::source::Kind;
 use hbmalloc::torch::{self, Free, Malloc};
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -172,7 +172,7 @@ impl<'a> Replay<'a> {
                 let malloc = self.malloc;
                 let (address, nanoseconds) = self.timed(|| malloc(bytes, DEVICE, stream));
                 if address.is_null() {
-                    return Err(last_error());
+                    return Err(last::error());
                 }
                 self.addresses[block] = address;
                 self.spent[block] = nanoseconds;
@@ -336,11 +336,4 @@ impl<'a> Replay<'a> {
             problems.push(format!("faults on the device: {}", faults.join("; ")));
         }
     }
-}
-
-/// The entry points return NULL and leave their reason to be asked for.
-fn last_error() -> Error {
-    // SAFETY: the text is a C string, valid until this thread's next error.
-    let text = unsafe { CStr::from_ptr(hbmalloc::capi::hbm_last_error()) };
-    Error::new(Status::Unsupported, "replay").detail(text.to_string_lossy())
 }

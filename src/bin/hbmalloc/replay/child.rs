@@ -5,6 +5,7 @@ use super::options::Options;
 use super::points::Point;
 use crate::machine::Machine;
 use crate::progress::Progress;
+use crate::stopped::Child;
 use hbmalloc::source::Kind;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -43,11 +44,9 @@ pub fn listen(
     progress: &mut Progress,
     problems: &mut Vec<String>,
 ) -> std::io::Result<Option<Told>> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let lines = child.stdout.take().map(BufReader::new);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = Child::spawn(&mut command)?;
+    let lines = child.0.stdout.take().map(BufReader::new);
     let (mut told, mut is_complete) = (Told::default(), false);
     for line in lines.into_iter().flat_map(BufRead::lines) {
         match figures::hear(&line?, &mut told.figures) {

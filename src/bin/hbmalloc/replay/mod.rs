@@ -28,8 +28,11 @@ use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Exit status of a replay that could not run, as opposed to one that found something wrong.
+/// Exit status of a replay or a comparison that could not be made, as opposed to one that found
+/// something wrong.
 const CANNOT_RUN: u8 = 2;
+
+const NOBODY: &str = "--compare has nothing to compare with: no other allocator";
 
 pub fn run(options: &Options) -> ExitCode {
     let outcome = match options.child {
@@ -91,6 +94,9 @@ fn replay_all(options: &Options) -> Result<ExitCode, String> {
     let machine = Machine::find(process).map_err(text)?;
     let programs: Result<Vec<_>, String> = options.traces.iter().map(|path| read(path)).collect();
     let programs = programs?;
+    if let Some(file) = &options.plot {
+        plot::check(file)?;
+    }
     let peers = match options.wants_peers(machine.is_simulated) {
         true => Peers::find(
             process.driver().map_err(text)?.path(),
@@ -104,6 +110,7 @@ fn replay_all(options: &Options) -> Result<ExitCode, String> {
         machine,
         peers,
     };
+    plan.check()?;
     plan.begin();
     let mut outcomes = Vec::new();
     for program in &programs {
@@ -113,6 +120,20 @@ fn replay_all(options: &Options) -> Result<ExitCode, String> {
 }
 
 impl Plan<'_> {
+    /// What would only show after all replays is looked at before the first.
+    fn check(&self) -> Result<(), String> {
+        if !self.options.compare || !self.peers.programs.is_empty() {
+            return Ok(());
+        }
+        for (peer, reason) in &self.peers.skipped {
+            eprintln!("skipped: {peer}: {reason}");
+        }
+        Err(match self.peers.skipped.is_empty() {
+            true => format!("{NOBODY} was asked for; add --peers"),
+            false => format!("{NOBODY} can be replayed here"),
+        })
+    }
+
     /// Prints what the figures are of, and what is left out.
     fn begin(&self) {
         if !self.options.json {
@@ -210,9 +231,8 @@ impl Plan<'_> {
 
     /// Says how to read it, compares and draws, as asked for.
     fn end(&self, programs: &[Program], outcomes: &[Outcome]) -> Result<ExitCode, String> {
-        let has_peers = outcomes.iter().any(|outcome| outcome.is_peer);
         if !self.options.json {
-            println!("\n{}", outcome::reading(&self.machine, has_peers));
+            println!("\n{}", outcome::reading(&self.machine, outcomes));
         }
         if let Some(file) = &self.options.plot {
             let panels = self.panels(programs)?;
@@ -224,16 +244,26 @@ impl Plan<'_> {
             return Ok(ExitCode::from(u8::from(failed > 0)));
         }
         if !outcomes.iter().any(|one| one.is_peer && one.is_good()) {
-            return Err("--compare has nothing to compare with: no other allocator ran".to_owned());
+            return Err(format!("{NOBODY} came to its end"));
         }
-        let losses = compare::losses(outcomes);
-        for loss in &losses {
+        let found = compare::compare(outcomes);
+        for gap in &found.gaps {
+            self.tell(&format!("not compared: {gap}"));
+        }
+        for loss in &found.losses {
             self.tell(&format!("loss: {loss}"));
         }
-        if losses.is_empty() && failed == 0 {
-            self.tell("No loss.");
+        if failed + found.losses.len() > 0 {
+            return Ok(ExitCode::FAILURE);
         }
-        Ok(ExitCode::from(u8::from(failed + losses.len() > 0)))
+        match found.gaps.is_empty() {
+            true => self.tell("No loss."),
+            false => self.tell("No loss in what was compared."),
+        }
+        Ok(ExitCode::from(match found.gaps.is_empty() {
+            true => 0,
+            false => CANNOT_RUN,
+        }))
     }
 
     /// Replays once more for the picture, so that the figures are not of runs that were looked at.

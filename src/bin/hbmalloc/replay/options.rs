@@ -1,7 +1,8 @@
 //! What a replay is asked to do.
 
 use crate::json::quoted;
-use hbmalloc::config::table;
+use crate::kinds;
+use hbmalloc::config::table::Opt;
 use hbmalloc::error::Result;
 use hbmalloc::observe;
 use hbmalloc::process::Process;
@@ -13,8 +14,8 @@ pub struct Options {
     /// Recorded programs: CSV with op,id,size,stream,t_us or RMM's log, plain or gzipped
     #[arg(required = true, value_name = "TRACE")]
     pub traces: Vec<PathBuf>,
-    /// Which backends, separated by commas
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = backend_name)]
+    /// Which backends, separated by commas [default: pool]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = kinds::parse)]
     pub backend: Vec<Kind>,
     /// Replay so many times and print medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -37,22 +38,15 @@ pub struct Options {
     /// Replay through our own backends only
     #[arg(long)]
     no_peers: bool,
-    /// End with status 1 where we lose: a ratio above a peer's, more time than torch's own allocator
+    /// End with status 1 where we lose (a ratio above another's, more time than torch's own allocator), with 2 where memory or time could be compared with nobody
     #[arg(long)]
     pub compare: bool,
     /// Replay on one backend in this process and tell the parent
-    #[arg(long, value_name = "BACKEND", hide = true, value_parser = backend_name)]
+    #[arg(long, value_name = "BACKEND", hide = true, value_parser = kinds::parse)]
     pub child: Option<Kind>,
     /// So many points for a plot, in place of exact times
     #[arg(long, value_name = "N", hide = true, default_value_t = 0)]
     pub points: usize,
-}
-
-fn backend_name(name: &str) -> std::result::Result<Kind, String> {
-    Kind::from_name(name).ok_or_else(|| {
-        let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        format!("no such backend; there are {}", names.join(", "))
-    })
 }
 
 fn picture(name: &str) -> std::result::Result<PathBuf, String> {
@@ -80,10 +74,9 @@ impl Options {
         }
     }
 
-    /// The value of the option `waste`, where this version has it.
-    fn waste(&self) -> Option<String> {
-        let spec = table::find("waste")?;
-        Some(observe::process().settings().describe(spec.opt).0)
+    /// The value of the option `waste`.
+    fn waste(&self) -> String {
+        observe::process().settings().text(Opt::Waste)
     }
 
     /// What the figures are of, in words.
@@ -92,9 +85,7 @@ impl Options {
             0 => "Work on the device is done when asked for".to_owned(),
             lag => format!("Work on the device lags {lag} events behind"),
         };
-        if let Some(waste) = self.waste() {
-            text.push_str(&format!("; waste {waste}"));
-        }
+        text.push_str(&format!("; waste {}", self.waste()));
         if self.repeat > 1 {
             text.push_str(&format!("; medians of {} runs", self.repeat));
         }
@@ -103,19 +94,15 @@ impl Options {
 
     /// The same as `"name":value` for JSON.
     pub fn json(&self) -> String {
-        let waste = self.waste().map(|waste| quoted(&waste));
         format!(
             "\"lag\":{},\"waste\":{},\"repeat\":{}",
             self.lag,
-            waste.as_deref().unwrap_or("null"),
+            quoted(&self.waste()),
             self.repeat
         )
     }
 
     pub fn backends(&self) -> Vec<Kind> {
-        match self.backend.as_slice() {
-            [] => vec![Kind::Pool],
-            named => named.to_vec(),
-        }
+        kinds::chosen(&self.backend)
     }
 }

@@ -97,23 +97,76 @@ pub fn header() -> String {
 }
 
 /// What the columns mean.
-pub fn reading(machine: &Machine, has_peers: bool) -> String {
+pub fn reading(machine: &Machine, outcomes: &[Outcome]) -> String {
     let driver = match machine.is_simulated {
         true => {
             "what the calls would have cost on an H200, by the simulator's clock; what simulating took is left out."
         }
         false => "time inside the driver, without questions that cost it next to nothing.",
     };
-    let peers = match has_peers {
-        true => {
-            "\nPeers do not tell the driver's part: it is in their host time. Compare the sums."
-        }
-        false => "",
-    };
+    let peers = told_by_peers(outcomes);
     format!(
         "How to read it. asked, held: the most bytes asked for, and taken from the device, at a time.
 pair: nanoseconds of an allocation with its free, the driver's part included, the clock's own cost not.
 host: time in the allocator, without the driver's.
 driver: {driver}{peers}"
     )
+}
+
+/// Which other allocators tell the driver's part of their time.
+fn told_by_peers(outcomes: &[Outcome]) -> String {
+    let names = |tells: bool| {
+        let mut names: Vec<&str> = (outcomes.iter())
+            .filter(|one| one.is_peer && one.figures.is_some())
+            .filter(|one| one.figure("driver_ms").is_some() == tells)
+            .map(|one| one.backend.as_str())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names.join(", ")
+    };
+    let (telling, silent) = (names(true), names(false));
+    let mut text = String::new();
+    if !telling.is_empty() {
+        text += &format!("\nAll time of {telling} is the driver's.");
+    }
+    if !silent.is_empty() {
+        text += &format!(
+            "\nThe driver's part is not told of {silent}: it is in their host time. Compare the sums."
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_which_peers_tell_the_drivers_part() {
+        let outcome = |backend: &str, is_peer, driver_ms: Option<f64>| {
+            let mut figures = Figures::default();
+            if let Some(time) = driver_ms {
+                figures.set("driver_ms", time);
+            }
+            Outcome {
+                figures: Some(figures),
+                ..Outcome::new("train", backend, is_peer)
+            }
+        };
+        let ours = outcome("pool", false, Some(1.0));
+        assert_eq!(told_by_peers(std::slice::from_ref(&ours)), "");
+        let all = [
+            ours,
+            outcome("torch-native", true, None),
+            outcome("cudaMallocAsync", true, Some(2.0)),
+            outcome("rmm-pool", true, None),
+            outcome("rmm-pool", true, None),
+        ];
+        assert_eq!(
+            told_by_peers(&all),
+            "\nAll time of cudaMallocAsync is the driver's.\nThe driver's part is not told of rmm-pool, \
+             torch-native: it is in their host time. Compare the sums."
+        );
+    }
 }

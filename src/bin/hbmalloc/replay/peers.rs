@@ -96,7 +96,7 @@ impl Peers {
         let folder = match prepared {
             Ok(folder) => folder,
             Err(error) => {
-                peers.skip(|_| true, &format!("their sources: {error}"));
+                peers.skip(|_| true, &error);
                 return peers;
             }
         };

@@ -3,8 +3,11 @@
 use super::memory_file;
 use super::points::Point;
 use crate::python;
+use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
+use std::process::Stdio;
 
 /// Points a panel, a little more than it is wide.
 pub const POINTS: usize = 1500;
@@ -33,11 +36,55 @@ const RIGHT: f64 = 20.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 40.0;
 
+/// Whether `file` can be written, and drawn in the form that its name asks for. Whoever replays for
+/// minutes learns so at once.
+pub fn check(file: &Path) -> Result<(), String> {
+    let is_new = !file.exists();
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(file)
+        .map_err(|error| format!("{}: {error}", file.display()))?;
+    if is_new {
+        let _ = fs::remove_file(file);
+    }
+    if is_svg(file) {
+        return Ok(());
+    }
+    let program = python::program();
+    let output = python::command(&program)
+        .args(["-c", "import matplotlib"])
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(cannot_draw(file, &program, &last_line(&output.stderr))),
+        Err(error) => Err(cannot_draw(file, &program, &error.to_string())),
+    }
+}
+
+fn is_svg(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "svg")
+}
+
+fn last_line(told: &[u8]) -> String {
+    let told = String::from_utf8_lossy(told);
+    told.lines().last().unwrap_or("it said nothing").to_owned()
+}
+
+fn cannot_draw(file: &Path, program: &OsString, reason: &str) -> String {
+    format!(
+        "{}: {} cannot draw it ({reason}); a name that ends in .svg needs no Python",
+        file.display(),
+        program.to_string_lossy()
+    )
+}
+
 /// Draws one panel below the other into `file`, in the form that its name asks for.
 pub fn draw(file: &Path, panels: &[Panel]) -> Result<(), String> {
     let told = |error: std::io::Error| format!("{}: {error}", file.display());
-    if file.extension().is_some_and(|extension| extension == "svg") {
-        return std::fs::write(file, svg(panels)).map_err(told);
+    if is_svg(file) {
+        return fs::write(file, svg(panels)).map_err(told);
     }
     let program = python::program();
     let points = memory_file::filled(|out| out.write_all(table(panels).as_bytes()));
@@ -46,17 +93,11 @@ pub fn draw(file: &Path, panels: &[Panel]) -> Result<(), String> {
         .arg(file)
         .stdin(points.map_err(told)?)
         .output()
-        .map_err(|error| format!("{}: {error}", program.to_string_lossy()))?;
-    if output.status.success() {
-        return Ok(());
+        .map_err(|error| cannot_draw(file, &program, &error.to_string()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(cannot_draw(file, &program, &last_line(&output.stderr))),
     }
-    let reason = String::from_utf8_lossy(&output.stderr);
-    let reason = reason.lines().last().unwrap_or("it said nothing");
-    Err(format!(
-        "{}: {} cannot draw it ({reason}); a name that ends in .svg needs no Python",
-        file.display(),
-        program.to_string_lossy()
-    ))
 }
 
 /// The panels for the Python program: a line with the title, then one a point.
