@@ -163,6 +163,22 @@ impl Extents {
         outcome
     }
 
+    /// Those of `places` that are mapped. After a failure of [`Extents::unback`] these can be used as
+    /// before; the others cannot, and what is left of them goes with a later operation.
+    pub fn still_mapped(&self, places: &[u64]) -> Vec<u64> {
+        let mut table = lock(&self.table);
+        let mut is_mapped = |place: &u64| {
+            let run = table.run_at(*place);
+            let extent = run.and_then(|run| run.extents.get(place));
+            extent.is_some_and(|extent| extent.mapping.is_some())
+        };
+        places
+            .iter()
+            .copied()
+            .filter(|place| is_mapped(place))
+            .collect()
+    }
+
     fn take_down(&self, operation: &'static str, places: &[u64], alias: bool) -> Result<u64> {
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
@@ -170,11 +186,27 @@ impl Extents {
         for place in places {
             table.check_place(operation, *place, alias)?;
         }
-        self.vacate(&mut table, places)
+        let outcome = self.vacate(&mut table, places);
+        if outcome.is_err() {
+            table.leave_unmapped(places);
+        }
+        outcome
     }
 }
 
 impl Table {
+    /// Places that are mapped no more and yet hold a chunk are tried again by later operations.
+    fn leave_unmapped(&mut self, places: &[u64]) {
+        for place in places {
+            let run = self.run_at(*place);
+            let extent = run.and_then(|run| run.extents.get(place));
+            let is_left = extent.is_some_and(|extent| extent.mapping.is_none());
+            if is_left && !self.left_places.contains(place) {
+                self.left_places.push(*place);
+            }
+        }
+    }
+
     /// A pool's range that holds a whole stretch, nothing of which is backed.
     fn hole(&mut self, operation: &'static str, address: u64, bytes: u64) -> Result<&mut Run> {
         let end = address.checked_add(bytes);

@@ -144,12 +144,22 @@ impl Backing {
         }
     }
 
-    /// Gives places back that no work uses; the bytes.
-    pub(super) fn give_back(&self, state: &DeviceState, places: &[(u64, u64)]) -> Result<u64> {
+    /// Gives places back that no work uses.
+    pub(super) fn give_back(&self, state: &DeviceState, places: &[(u64, u64)]) -> GivenBack {
         match self {
             Backing::Chunks { .. } => {
                 let addresses: Vec<u64> = places.iter().map(|(address, _)| *address).collect();
-                state.extents.unback(&addresses)
+                match state.extents.unback(&addresses) {
+                    Ok(bytes) => GivenBack {
+                        bytes,
+                        ..GivenBack::default()
+                    },
+                    Err(error) => GivenBack {
+                        bytes: 0,
+                        kept: state.extents.still_mapped(&addresses),
+                        error: Some(error),
+                    },
+                }
             }
             Backing::Segments {
                 source,
@@ -157,19 +167,32 @@ impl Backing {
                 held,
                 by_tag,
             } => {
-                let mut bytes = 0;
+                let mut back = GivenBack::default();
                 for (address, _) in places {
                     let gone = lock(blocks).remove(address);
                     if let Some((block, tag)) = gone {
-                        bytes += block.bytes;
+                        back.bytes += block.bytes;
                         held.sub(block.bytes);
                         lock(by_tag).entry(tag).or_default().sub(block.bytes);
-                        // Its stream may be gone by now and must not be named.
-                        source.deallocate(&block, LastUse::Anywhere)?;
+                        // Its stream may be gone by now and must not be named. Whatever comes of it,
+                        // the block is the source's again.
+                        let outcome = source.deallocate(&block, LastUse::Anywhere);
+                        back.error = outcome.err().or(back.error);
                     }
                 }
-                Ok(bytes)
+                back
             }
         }
     }
+}
+
+/// What came of giving places back.
+#[derive(Default)]
+pub(super) struct GivenBack {
+    /// The bytes of those that are gone; 0 where not all of them are.
+    pub bytes: u64,
+    /// Those that are still what they were.
+    pub kept: Vec<u64>,
+    /// What went wrong.
+    pub error: Option<Error>,
 }

@@ -226,6 +226,8 @@ impl DevicePool {
         if held.is_empty() {
             return None;
         }
+        // What other threads have put there may have been in use until now.
+        let epoch = self.epoch();
         for block in &held {
             space.free(
                 self.radix.entry(block.address, block.units).node(),

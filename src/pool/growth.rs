@@ -200,6 +200,8 @@ impl DevicePool {
                         address: place.address,
                         bytes: place.bytes,
                         piece_bytes: place.piece_bytes,
+                        color: place.color,
+                        epoch: place.epoch,
                     });
                 }
             }
@@ -269,12 +271,7 @@ impl DevicePool {
         let taken: Vec<(Candidate, bool)> = stretch
             .moved
             .iter()
-            .map(|place| {
-                (
-                    *place,
-                    lock(&arenas[place.arena].space).take_place(place.address),
-                )
-            })
+            .map(|place| (*place, place.take_from(arenas)))
             .collect();
         let lost = taken.iter().filter(|(_, is_ours)| !is_ours);
         stretch.new.extend(lost.map(|(place, _)| place.bytes));
@@ -297,19 +294,17 @@ impl DevicePool {
     /// Gives chunks back that no work uses. One that is in use again, or cannot go now, stays.
     fn release(&self, arenas: &[Arc<Arena>], chunks: &[Candidate]) {
         for chunk in chunks {
-            let space = &arenas[chunk.arena].space;
-            if !lock(space).take_place(chunk.address) {
+            if !chunk.take_from(arenas) {
                 continue;
             }
-            let gone = self
-                .backing
-                .give_back(&self.state, &[(chunk.address, chunk.bytes)]);
-            match gone {
-                Ok(_) => {
+            let gone = (self.backing).give_back(&self.state, &[(chunk.address, chunk.bytes)]);
+            let mut space = lock(&arenas[chunk.arena].space);
+            match gone.kept.is_empty() {
+                true => {
                     add(&self.counters.releases, 1);
-                    lock(space).place_gone(chunk.address);
+                    space.place_gone(chunk.address);
                 }
-                Err(_) => lock(space).give_back_place(chunk.address),
+                false => space.give_back_place(chunk.address),
             }
         }
     }
@@ -389,7 +384,10 @@ impl DevicePool {
         self.give_back_before(wanted, bytes);
         let (stream, capturing) = (wanted.heap.key.stream, wanted.heap.key.graph.is_some());
         let segment = |bytes| self.backing.segment(bytes, stream, arena.tag, capturing);
-        let address = segment(bytes).or_else(|_| segment(least))?;
+        let address = segment(bytes).or_else(|error| match error.status() {
+            Status::OutOfMemory if least < bytes => segment(least),
+            _ => Err(error),
+        })?;
         add(&self.counters.creates, 1);
         let mut space = lock(&arena.space);
         space.add_backed_range(address, self.backing.length(address), color);
@@ -414,6 +412,14 @@ impl DevicePool {
             wanted.heap.settle();
             self.or_later(self.give_back(beyond));
         }
+    }
+}
+
+impl Candidate {
+    /// Takes it, if nobody has used it since it was found.
+    fn take_from(&self, arenas: &[Arc<Arena>]) -> bool {
+        let mut space = lock(&arenas[self.arena].space);
+        space.take_place(self.address, self.color, self.epoch)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::pace::Pace;
 use crate::core::size::Align;
+use crate::core::space::{Color, Epoch};
 
 /// A free chunk that could be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub struct Candidate {
     pub bytes: u64,
     /// The length of the free piece around it.
     pub piece_bytes: u64,
+    /// In whose order it is free, ...
+    pub color: Color,
+    /// ... and until when that one's work may use it.
+    pub epoch: Epoch,
     /// Whether no work uses it any more.
     pub is_done: bool,
 }
@@ -248,6 +253,8 @@ mod tests {
             address,
             bytes: mib * MIB,
             piece_bytes: mib * MIB,
+            color: Color::NEUTRAL,
+            epoch: 0,
             is_done: mib > 8,
         }
     }

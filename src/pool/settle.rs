@@ -228,7 +228,7 @@ impl DevicePool {
                 if given_back + planned >= bytes {
                     break;
                 }
-                if lock(&arena.space).take_place(place.address) {
+                if lock(&arena.space).take_place(place.address, place.color, place.epoch) {
                     taken.push((place.address, place.bytes));
                 }
             }
@@ -238,19 +238,17 @@ impl DevicePool {
             let gone = self.backing.give_back(&self.state, &taken);
             let mut space = lock(&arena.space);
             for (address, _) in &taken {
-                match (&gone, self.backing.is_movable()) {
-                    (Ok(_), true) => space.place_gone(*address),
-                    (Ok(_), false) => {
-                        space.place_gone(*address);
-                        space.remove_range(*address);
-                    }
-                    (Err(_), _) => space.give_back_place(*address),
+                if gone.kept.contains(address) {
+                    space.give_back_place(*address);
+                    continue;
+                }
+                space.place_gone(*address);
+                if !self.backing.is_movable() {
+                    space.remove_range(*address);
                 }
             }
-            match gone {
-                Ok(bytes) => given_back += bytes,
-                Err(error) => outcome = Err(error),
-            }
+            given_back += gone.bytes;
+            outcome = gone.error.map_or(outcome, Err);
         }
         match outcome {
             Err(error) if given_back == 0 => Err(error),

@@ -71,8 +71,9 @@ impl Space {
     }
 
     /// Takes a place of which nothing is in use: its addresses are in limbo until
-    /// [`Space::place_gone`] or [`Space::give_back_place`]. No if it is in use after all.
-    pub fn take_place(&mut self, address: u64) -> bool {
+    /// [`Space::place_gone`] or [`Space::give_back_place`]. No if it was in use since it was seen
+    /// free for `color` until `epoch`: what was true of its work then need not be true now.
+    pub fn take_place(&mut self, address: u64, color: Color, epoch: Epoch) -> bool {
         let Some(bytes) = self.places.get(&address).copied() else {
             return false;
         };
@@ -80,6 +81,11 @@ impl Space {
             return false;
         };
         let was = self.pieces.get(number).state();
+        let is_as_seen = matches!(was, State::Free { color: now, epoch: freed }
+            if now == Color::NEUTRAL || (now == color && freed <= epoch));
+        if !is_as_seen {
+            return false;
+        }
         self.unlist(number);
         let number = self.carve(number, address, address + bytes);
         self.pieces.get_mut(number).set_state(State::Limbo);

@@ -73,13 +73,13 @@ fn a_place_taken_leaves_a_hole_that_is_filled_again() {
     let color = Color(1);
     let blocks: Vec<Given> = (0..3).map(|_| grow(&mut space, GRANULE, color)).collect();
     space.free(blocks[1].piece, color, 3);
-    assert!(!space.take_place(blocks[0].address));
+    assert!(!space.take_place(blocks[0].address, Color(1), Epoch::MAX));
     let place = space.free_places()[0];
-    assert!(space.take_place(place.address));
+    assert!(space.take_place(place.address, place.color, place.epoch));
     assert!(space.allocate(UNIT, align(UNIT), color).is_none());
     space.audit().unwrap();
     space.give_back_place(place.address);
-    assert!(space.take_place(place.address));
+    assert!(space.take_place(place.address, place.color, place.epoch));
     space.place_gone(place.address);
     space.audit().unwrap();
     let window = space.plan(GRANULE, align(UNIT), color).unwrap();
@@ -87,6 +87,29 @@ fn a_place_taken_leaves_a_hole_that_is_filled_again() {
     space.abandon(window, [], color, 4);
     space.audit().unwrap();
     assert_eq!(grow(&mut space, GRANULE, color).address, blocks[1].address);
+}
+
+#[test]
+fn a_place_that_was_used_since_it_was_seen_free_is_not_taken() {
+    let mut space = space();
+    let (one, two) = (Color(1), Color(2));
+    let block = grow(&mut space, GRANULE, one);
+    space.free(block.piece, one, 1);
+    let coloured = space.free_places()[0];
+    space.settle(one, 1);
+    let neutral = space.free_places()[0];
+    let used = space.allocate(GRANULE, align(UNIT), two).unwrap();
+    space.free(used.piece, two, 2);
+    for seen in [coloured, neutral] {
+        assert!(!space.take_place(seen.address, seen.color, seen.epoch));
+    }
+    let used = space.allocate(GRANULE, align(UNIT), two).unwrap();
+    let seen = space.free_places();
+    assert!(seen.is_empty());
+    space.free(used.piece, two, 5);
+    assert!(!space.take_place(used.address, two, 4));
+    assert!(space.take_place(used.address, two, 5));
+    space.audit().unwrap();
 }
 
 #[test]
@@ -196,7 +219,7 @@ proptest! {
                     let free = space.free_places();
                     if free.is_empty() { continue }
                     let place = free[which % free.len()];
-                    prop_assert!(space.take_place(place.address));
+                    prop_assert!(space.take_place(place.address, place.color, place.epoch));
                     match keep {
                         true => space.give_back_place(place.address),
                         false => space.place_gone(place.address),
@@ -220,7 +243,7 @@ proptest! {
             space.settle(Color(color), epoch);
         }
         for place in space.free_places() {
-            prop_assert!(space.take_place(place.address));
+            prop_assert!(space.take_place(place.address, place.color, place.epoch));
             space.place_gone(place.address);
         }
         prop_assert_eq!(space.audit(), Ok(()));

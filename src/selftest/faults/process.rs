@@ -63,25 +63,41 @@ const OPERATIONS: [Operation; 11] = [
 pub struct OnProcess {
     /// The kind.
     pub kind: Kind,
+    /// What a pool is over.
+    pub pool_source: &'static str,
     /// The operation.
     pub operation: Operation,
 }
 
 /// A case a kind.
 pub const CASES: &[Case] = &[
-    on_process("process, device", |context| all_of(context, Kind::Device)),
-    on_process("process, managed", |context| all_of(context, Kind::Managed)),
-    on_process("process, async", |context| all_of(context, Kind::Async)),
-    on_process("process, vmm", |context| all_of(context, Kind::Vmm)),
-    on_process("process, pool", |context| all_of(context, Kind::Pool)),
+    on_process("process, device", |context| {
+        all_of(context, Kind::Device, "vmm")
+    }),
+    on_process("process, managed", |context| {
+        all_of(context, Kind::Managed, "vmm")
+    }),
+    on_process("process, async", |context| {
+        all_of(context, Kind::Async, "vmm")
+    }),
+    on_process("process, vmm", |context| all_of(context, Kind::Vmm, "vmm")),
+    on_process("process, pool", |context| {
+        all_of(context, Kind::Pool, "vmm")
+    }),
+    on_process("process, pool over device", |context| {
+        all_of(context, Kind::Pool, "device")
+    }),
+    on_process("process, pool over managed", |context| {
+        all_of(context, Kind::Pool, "managed")
+    }),
 ];
 
 const fn on_process(name: &'static str, run: fn(&Context) -> Outcome) -> Case {
     Case { name, run }
 }
 
-fn all_of(context: &Context, kind: Kind) -> Outcome {
-    for scenario in OnProcess::all().filter(|one| one.kind == kind) {
+fn all_of(context: &Context, kind: Kind, pool_source: &'static str) -> Outcome {
+    for scenario in OnProcess::all(kind, pool_source) {
         let operation = scenario.operation;
         let tried = exhaust(&scenario).map_err(|stop| stop.at(format_args!("{operation:?}")))?;
         context.observe(&format!("{operation:?}: {tried} faults"));
@@ -90,14 +106,17 @@ fn all_of(context: &Context, kind: Kind) -> Outcome {
 }
 
 impl OnProcess {
-    /// Every operation on every kind.
-    pub fn all() -> impl Iterator<Item = OnProcess> {
-        let pairs = |kind| OPERATIONS.map(|operation| OnProcess { kind, operation });
-        let endless = |one: &OnProcess| one.kind == Kind::Managed && one.operation == OutOfMemory;
-        Kind::ALL
+    /// Every operation on a kind.
+    pub fn all(kind: Kind, pool_source: &'static str) -> impl Iterator<Item = OnProcess> {
+        let is_endless = kind == Kind::Managed || pool_source == "managed";
+        OPERATIONS
             .into_iter()
-            .flat_map(pairs)
-            .filter(move |one| !endless(one))
+            .filter(move |operation| !(is_endless && *operation == OutOfMemory))
+            .map(move |operation| OnProcess {
+                kind,
+                pool_source,
+                operation,
+            })
     }
 }
 
@@ -116,7 +135,7 @@ impl Scenario for OnProcess {
         machine.set_context(None)?;
         let streams = [machine.stream()?, machine.stream()?];
         let mut scene = Scene {
-            process: machine.process(&[("sim", spec)])?,
+            process: machine.process(&[("sim", spec), ("pool_source", self.pool_source)])?,
             base: sim.counters(),
             kind: self.kind,
             operation: self.operation,
@@ -280,6 +299,12 @@ impl Stage for Scene {
         match self.allocate(0) {
             Err(_) if refused => {}
             outcome => outcome.map_err(|error| Stop::from(error).at("the next allocation"))?,
+        }
+        for address in &self.live {
+            self.machine
+                .device
+                .fill(*address, 7, BYTES, self.streams[0].stream())
+                .map_err(|error| Stop::from(error).at("the next work"))?;
         }
         while !self.live.is_empty() {
             self.free()
