@@ -222,6 +222,18 @@ impl Device {
         act()
     }
 
+    /// An error where one of `streams`, which must be live, captures: an event recorded there would
+    /// be the graph's. Needs the device's context current.
+    pub fn none_captures(&self, streams: &[Stream]) -> Result<()> {
+        for stream in streams {
+            if self.is_capturing(*stream)? {
+                return Err(Error::new(Status::Capturing, "record an event")
+                    .advice("End the stream capture first"));
+            }
+        }
+        Ok(())
+    }
+
     fn still_captures(&self, met: Met) -> bool {
         if !met.can_be_asked() {
             return true;

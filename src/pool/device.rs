@@ -184,7 +184,7 @@ impl DevicePool {
         if let Some(given) = self.take_free(&wanted) {
             return Ok(given.address);
         }
-        if heap.settle_pending(Effort::Record)? > 0 {
+        if self.or_later(heap.settle_pending(Effort::Record)) > 0 {
             if let Some(given) = self.take_free(&wanted) {
                 add(&self.counters.searches, 1);
                 return Ok(given.address);

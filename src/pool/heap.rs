@@ -137,6 +137,8 @@ impl Heap {
     /// The stream is about to go: no thread keeps blocks for it any more.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
+        // Who was about to name the stream has done so from here on.
+        drop(lock(&self.progress));
         self.flush(true);
     }
 

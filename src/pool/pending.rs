@@ -116,7 +116,10 @@ impl Pending {
         };
         let fence = match uses {
             Uses::Everything => Fence::order_point(device)?,
-            Uses::Streams(streams) => Fence::behind_streams(device, streams)?,
+            Uses::Streams(streams) => {
+                device.none_captures(streams)?;
+                Fence::behind_streams(device, streams)?
+            }
         };
         self.behind = None;
         self.fenced
@@ -124,6 +127,8 @@ impl Pending {
         Ok(())
     }
 
+    /// The blocks that no work uses any more. Those whose events cannot be asked wait for everything
+    /// from here on.
     fn done(&mut self, effort: Effort) -> Result<Vec<Block>> {
         let (mut busy, mut done) = (Vec::new(), Vec::new());
         let mut left = VecDeque::new();
@@ -135,9 +140,11 @@ impl Pending {
             };
             match ready {
                 Ok(true) => done.extend(blocks),
-                other => {
-                    outcome = outcome.and(other.map(|_| ()));
-                    left.push_back((fence, blocks));
+                Ok(false) => left.push_back((fence, blocks)),
+                Err(error) => {
+                    self.waiting.extend(blocks);
+                    self.behind = Some(Uses::Everything);
+                    outcome = Err(error);
                 }
             }
         }
@@ -150,17 +157,15 @@ impl Pending {
 }
 
 impl Heap {
-    /// A freed block that other work may use.
-    pub(super) fn free_later(&self, address: u64, word: Word, uses: Uses) {
-        let is_time = lock(&self.pending).add(address, word, uses.clone());
-        if is_time {
+    /// A freed block that other work may use. The answer is what to do about those that wait by now.
+    pub(super) fn free_later(&self, address: u64, word: Word, uses: Uses) -> Option<Effort> {
+        let effort = match uses {
+            Uses::Streams(_) => Effort::Record,
             // In a program that tells of no captures one may be open, which an order point breaks.
-            let settled = self.settle_pending(match uses {
-                Uses::Streams(_) => Effort::Record,
-                Uses::Everything => Effort::Ask,
-            });
-            self.pool.or_later(settled);
-        }
+            Uses::Everything => Effort::Ask,
+        };
+        let is_time = lock(&self.pending).add(address, word, uses);
+        is_time.then_some(effort)
     }
 
     /// Takes blocks back that no work uses any more; how many. Nothing while a capture is open.
@@ -175,7 +180,14 @@ impl Heap {
             if effort != Effort::Ask {
                 pending.record(device)?;
             }
-            pending.done(effort)
+            match pending.done(effort) {
+                Err(error) if effort == Effort::Wait => {
+                    self.pool.or_later::<()>(Err(error));
+                    pending.record(device)?;
+                    pending.done(effort)
+                }
+                outcome => outcome,
+            }
         });
         let done = match done {
             Err(error) if error.status() == Status::Capturing => return Ok(0),

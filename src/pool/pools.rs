@@ -234,7 +234,7 @@ impl Pools {
         allocator: Option<u64>,
         used_on: Option<Stream>,
     ) -> Result<Freed> {
-        let (word, heap, named) = loop {
+        let (word, heap, waits) = loop {
             let word = Word(entry.state());
             let Some(heap) = self.heap_of(word).filter(|_| word.is_live()) else {
                 return Ok(Freed::Nothing);
@@ -242,27 +242,27 @@ impl Pools {
             if allocator.is_some_and(|allocator| allocator != heap.key.allocator) {
                 return Ok(Freed::Nothing);
             }
-            // The lock keeps a stream from being named between the two steps.
+            // The lock keeps a stream from being named between the two steps, and from being forgotten
+            // before the block waits for it.
             let mut uses = lock(&self.uses);
             if entry.change(word.0, 0).is_ok() {
-                break (word, heap, uses.remove(&address));
+                let behind = uses_of(&heap, word, uses.remove(&address), used_on);
+                break (
+                    word,
+                    heap.clone(),
+                    behind.map(|behind| heap.free_later(address, word, behind)),
+                );
             }
         };
-        let mut uses = named;
-        if word.is_unordered() {
-            uses = Some(Uses::Everything);
-        }
-        if let Some(stream) = used_on.filter(|stream| !heap.is_own_stream(*stream)) {
-            uses.get_or_insert(Uses::Streams(Vec::new())).add(stream);
-        }
         let cache = local::cache_of(self.instance, &heap);
         match &cache {
             Some(cache) => cache.counts.gave(word.requested(), word.bytes()),
             None => heap.late_counts().gave(word.requested(), word.bytes()),
         }
         let units = word.bytes() / UNIT;
-        match (uses, cache) {
-            (Some(uses), _) => heap.free_later(address, word, uses),
+        match (waits, cache) {
+            (Some(None), _) => {}
+            (Some(Some(effort)), _) => drop(heap.pool.or_later(heap.settle_pending(effort))),
             (None, Some(cache)) if heap.key.thread == 0 => {
                 keep(&cache, Held { address, units });
             }
@@ -356,6 +356,18 @@ impl Pools {
                 inside.then(|| (begin, word.bytes()))
             })
     }
+}
+
+/// Which work may use a freed block besides that of its own stream.
+fn uses_of(heap: &Heap, word: Word, named: Option<Uses>, used_on: Option<Stream>) -> Option<Uses> {
+    if word.is_unordered() {
+        return Some(Uses::Everything);
+    }
+    let mut uses = named;
+    if let Some(stream) = used_on.filter(|stream| !heap.is_own_stream(*stream)) {
+        uses.get_or_insert(Uses::Streams(Vec::new())).add(stream);
+    }
+    uses
 }
 
 /// A thread's cache gets a freed block; what then has no room in it goes where others find it.

@@ -36,7 +36,10 @@ impl Progress {
         let device = heap.pool.device();
         let epoch = heap.pool.next_epoch();
         let fence = match heap.is_nameable() {
-            true => Fence::behind_streams(device, &[heap.key.stream])?,
+            true => {
+                device.none_captures(&[heap.key.stream])?;
+                Fence::behind_streams(device, &[heap.key.stream])?
+            }
             false => Fence::order_point(device)?,
         };
         match fence.is_done()? {
@@ -145,8 +148,9 @@ impl DevicePool {
             let _guard = device.enter()?;
             let mut settled = 0;
             for heap in heaps {
-                let done = lock(&heap.progress).look(heap)?;
-                if let Some(epoch) = done {
+                // One that cannot be asked does not keep the others from it.
+                let looked = lock(&heap.progress).look(heap);
+                if let Some(epoch) = self.or_later(looked) {
                     heap.settle_until(epoch);
                     settled += 1;
                 }
@@ -252,7 +256,10 @@ impl DevicePool {
         }
         match outcome {
             Err(error) if given_back == 0 => Err(error),
-            _ => Ok(given_back),
+            outcome => {
+                self.or_later(outcome);
+                Ok(given_back)
+            }
         }
     }
 

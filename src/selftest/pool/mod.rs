@@ -13,6 +13,7 @@ mod model;
 mod need;
 mod run;
 pub mod step;
+mod untold;
 
 use super::stress::random::Random;
 use super::stress::{seconds, seed};
@@ -36,6 +37,14 @@ pub const SUITE: Suite = Suite {
         Case {
             name: "graphs one after another",
             run: |_| need::graphs_one_after_another(),
+        },
+        Case {
+            name: "an untold capture of a recorded stream",
+            run: |_| untold::recorded_stream(),
+        },
+        Case {
+            name: "an untold capture of memory's own stream",
+            run: |_| untold::own_stream(),
         },
     ]],
 };

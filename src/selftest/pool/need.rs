@@ -14,7 +14,7 @@ use crate::source::Kind;
 
 const MIB: u64 = 1 << 20;
 /// In use at a time, at most.
-const NEED: u64 = 256 * MIB;
+pub(super) const NEED: u64 = 256 * MIB;
 /// What may be held beyond it.
 const MORE: u64 = 80 * MIB;
 /// The same where memory cannot move.
@@ -23,22 +23,22 @@ const STREAMS: usize = 4;
 
 /// Blocks that come to [`NEED`], of one size, for a stream and a tag by their numbers.
 #[derive(Clone, Copy)]
-struct Phase {
+pub(super) struct Phase {
     stream: usize,
     tag: usize,
     bytes: u64,
 }
 
-struct Scene {
-    process: Process,
+pub(super) struct Scene {
+    pub process: Process,
     more: u64,
-    streams: Vec<OwnedStream>,
+    pub streams: Vec<OwnedStream>,
     tags: Vec<TagId>,
-    machine: Machine,
+    pub machine: Machine,
 }
 
 impl Scene {
-    fn open(source: &str, waste: &str) -> Result<Scene, Stop> {
+    pub fn open(source: &str, waste: &str) -> Result<Scene, Stop> {
         let spec = "devices=1,memory=4GiB";
         let machine = Machine::open(spec)?;
         machine.set_context(None)?;
@@ -61,7 +61,7 @@ impl Scene {
         })
     }
 
-    fn demand(&self, phase: Phase) -> Demand {
+    pub fn demand(&self, phase: Phase) -> Demand {
         Demand {
             stream: self.streams[phase.stream].stream(),
             tag: self.tags[phase.tag],
@@ -70,7 +70,7 @@ impl Scene {
     }
 
     /// Allocates all, then frees all, in the order of a program's variables.
-    fn take(&self, phase: Phase) -> Outcome {
+    pub fn take(&self, phase: Phase) -> Outcome {
         let mut blocks = Vec::new();
         for _ in 0..NEED / phase.bytes {
             blocks.push(self.process.allocate(self.demand(phase))?);
@@ -93,7 +93,7 @@ impl Scene {
     }
 }
 
-fn phase(stream: usize, tag: usize, bytes: u64) -> Phase {
+pub(super) fn phase(stream: usize, tag: usize, bytes: u64) -> Phase {
     Phase { stream, tag, bytes }
 }
 
