@@ -58,7 +58,7 @@ impl Backing {
         }
     }
 
-    /// The sources's blocks, if that is what it is.
+    /// Whether memory can move between addresses: chunks can, blocks of a source cannot.
     pub(super) fn is_movable(&self) -> bool {
         matches!(self, Backing::Chunks { .. })
     }
