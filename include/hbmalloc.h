@@ -628,7 +628,9 @@ int32_t hbm_torch_serve_cache_info(void);
 // for size 0; on failure it raises torch.OutOfMemoryError or RuntimeError where torch is in the
 // process, and returns NULL elsewhere. X_segment_malloc serves torch.cuda.MemPool, vLLM and CuPy: it
 // returns NULL on failure and never raises. X_free trusts the library's own record over size, device
-// and stream, and reports and ignores what is no block.
+// and stream, and reports and ignores what is no block. Until hbm_torch_set_hooked says that streams are
+// told of, it takes a block back behind all work of the device; hbm_allocator_deallocate, behind the
+// streams named for the block.
 
 // From what the option `backend` names; segments, where that is the pool, from what the pool is over,
 // since who divides up segments keeps freed memory already.

@@ -35,7 +35,7 @@ const TORCH_SOURCES: [(&str, &str); 6] = [
 
 fn torch_entry_points() -> String {
     let mut text = String::from(
-        "\n// Entry points with the signatures of torch.cuda.memory.CUDAPluggableAllocator. X_malloc returns NULL\n// for size 0; on failure it raises torch.OutOfMemoryError or RuntimeError where torch is in the\n// process, and returns NULL elsewhere. X_segment_malloc serves torch.cuda.MemPool, vLLM and CuPy: it\n// returns NULL on failure and never raises. X_free trusts the library's own record over size, device\n// and stream, and reports and ignores what is no block.\n",
+        "\n// Entry points with the signatures of torch.cuda.memory.CUDAPluggableAllocator. X_malloc returns NULL\n// for size 0; on failure it raises torch.OutOfMemoryError or RuntimeError where torch is in the\n// process, and returns NULL elsewhere. X_segment_malloc serves torch.cuda.MemPool, vLLM and CuPy: it\n// returns NULL on failure and never raises. X_free trusts the library's own record over size, device\n// and stream, and reports and ignores what is no block. Until hbm_torch_set_hooked says that streams are\n// told of, it takes a block back behind all work of the device; hbm_allocator_deallocate, behind the\n// streams named for the block.\n",
     );
     for (prefix, what) in TORCH_SOURCES {
         text += &format!(
