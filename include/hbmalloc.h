@@ -145,7 +145,7 @@ typedef struct hbm_stats_t {
     uint64_t requested;
     // Bytes of blocks now given out.
     uint64_t allocated;
-    // Bytes held from the device.
+    // Bytes held from the device, and from the host for what is placed there.
     uint64_t reserved;
     // The most `requested` has been; over all kinds, the sum of their peaks.
     uint64_t peak_requested;
@@ -188,6 +188,9 @@ typedef struct hbm_stats_t {
     uint64_t total_segments;
     // Requests that were tried again after cached memory had been given back.
     uint64_t retries;
+    // The part of what all kinds hold of the device that counts to `limit`: memory of the host does
+    // not. Of the stream-ordered pool, what it was last seen to hold; statistics of all kinds look.
+    uint64_t limit_used;
 } hbm_stats_t;
 
 // Statistics of the blocks of one tag or of one stream, of all kinds together. Fill in `struct_size`
@@ -466,17 +469,22 @@ int32_t hbm_driver_stats(struct hbm_driver_stats_t *out);
 
 // Says where memory of the tag `name` lives: an hbm_placement. It holds for memory taken from the
 // driver from here on, in the whole process; blocks there are, and cached memory, stay where they
-// are. An allocator whose descriptor names a location keeps to that.
+// are. The pool over virtual memory asks once, at the first block of a tag for a stream, an allocator
+// and a graph, and goes by that from then on: place a tag before it is used. An allocator whose
+// descriptor names a location keeps to that.
 //
 // Managed memory follows by advice: the device, as without a tag; or the host, at the NUMA node
 // nearest to the device, without prefetch, and mapped for the device where that has concurrent
-// access. Virtual memory is made on that node; HBM_UNSUPPORTED at the allocation where the driver
-// cannot. Device, stream-ordered and pool memory are the device's: with HBM_PLACEMENT_HOST their
+// access. Virtual memory, and the pool's over it, is made on that node, pinned and mapped for the
+// device, which reads it over the link; HBM_UNSUPPORTED at the allocation where the driver cannot.
+// What the pool holds of the host never serves the device's tags, nor the other way round. Device and
+// stream-ordered memory is the device's, and that of the pool over it: with HBM_PLACEMENT_HOST their
 // allocations are HBM_UNSUPPORTED. Memory placed on the host takes nothing of the device's limit.
 // Any thread; makes no driver call.
 //
 // Required: `name` must be a C string.
-int32_t hbm_tag_place(const char *name, int32_t placement);
+int32_t hbm_tag_place(const char *name,
+                      int32_t placement);
 
 // What the calling thread allocates from here on has the tag `name`, until hbm_tag_pop. A name has 1
 // to 255 bytes of UTF-8; it is copied. Tags nest: the one pushed last counts. Blocks of allocators

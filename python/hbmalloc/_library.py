@@ -36,7 +36,7 @@ class Stats(ctypes.Structure):
         "pending_frees", "pending_bytes", "warnings",
         "total_requested", "total_allocated", "total_reserved",
         "peak_blocks", "out_of_memory", "limit",
-        "segments", "peak_segments", "total_segments", "retries",
+        "segments", "peak_segments", "total_segments", "retries", "limit_used",
     )
 
 

@@ -30,11 +30,13 @@ class tag(contextlib.ContextDecorator):
     `name` has 1 to 255 bytes; a process can have 65535 names.
 
     `placement` says where memory of this tag lives, in the whole process and from the
-    first use of the tag on: "device"; "host", mapped for the device; "none", where the
-    driver thinks best. It beats the option `placement`; None leaves things as they are.
-    Managed and vmm memory can be placed on the host, and the pool's where `pool_source` is
-    managed; with other backends allocating is an UnsupportedError then. What is allocated
-    already, or cached by the pool for the tag, stays where it is.
+    first use of the tag on: "device"; "host", pinned and mapped for the device, taking
+    nothing of its limit; "none", where the driver thinks best. It beats the option
+    `placement`; None leaves things as they are. The pool's, managed and vmm memory can be
+    placed on the host; with device and async memory, and the pool over device, allocating is
+    an UnsupportedError then. What is allocated already, or cached by the pool for the tag,
+    stays where it is; the pool asks once, at the tag's first block on a stream, so place a
+    tag before it is used.
     """
 
     def __init__(self, name, placement=None):

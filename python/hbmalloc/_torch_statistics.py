@@ -104,7 +104,7 @@ def _within_limit(memory_info):
         free, total = memory_info(device)
         now = _statistics.stats(int(device))
         if now["limit"] != NO_LIMIT:
-            free = min(free, max(now["limit"] - now["reserved"], 0))
+            free = min(free, max(now["limit"] - now["limit_used"], 0))
         return free, total
 
     return mem_get_info

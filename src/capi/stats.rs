@@ -18,7 +18,7 @@ pub struct hbm_stats_t {
     pub requested: u64,
     /// Bytes of blocks now given out.
     pub allocated: u64,
-    /// Bytes held from the device.
+    /// Bytes held from the device, and from the host for what is placed there.
     pub reserved: u64,
     /// The most `requested` has been; over all kinds, the sum of their peaks.
     pub peak_requested: u64,
@@ -61,6 +61,9 @@ pub struct hbm_stats_t {
     pub total_segments: u64,
     /// Requests that were tried again after cached memory had been given back.
     pub retries: u64,
+    /// The part of what all kinds hold of the device that counts to `limit`: memory of the host does
+    /// not. Of the stream-ordered pool, what it was last seen to hold; statistics of all kinds look.
+    pub limit_used: u64,
 }
 
 impl From<Stats> for hbm_stats_t {
@@ -90,6 +93,7 @@ impl From<Stats> for hbm_stats_t {
             peak_segments: stats.peak_segments,
             total_segments: stats.total_segments,
             retries: stats.retries,
+            limit_used: stats.limit_used,
         }
     }
 }

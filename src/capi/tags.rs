@@ -24,12 +24,16 @@ pub enum hbm_placement {
 
 /// Says where memory of the tag `name` lives: an hbm_placement. It holds for memory taken from the
 /// driver from here on, in the whole process; blocks there are, and cached memory, stay where they
-/// are. An allocator whose descriptor names a location keeps to that.
+/// are. The pool over virtual memory asks once, at the first block of a tag for a stream, an allocator
+/// and a graph, and goes by that from then on: place a tag before it is used. An allocator whose
+/// descriptor names a location keeps to that.
 ///
 /// Managed memory follows by advice: the device, as without a tag; or the host, at the NUMA node
 /// nearest to the device, without prefetch, and mapped for the device where that has concurrent
-/// access. Virtual memory is made on that node; HBM_UNSUPPORTED at the allocation where the driver
-/// cannot. Device, stream-ordered and pool memory are the device's: with HBM_PLACEMENT_HOST their
+/// access. Virtual memory, and the pool's over it, is made on that node, pinned and mapped for the
+/// device, which reads it over the link; HBM_UNSUPPORTED at the allocation where the driver cannot.
+/// What the pool holds of the host never serves the device's tags, nor the other way round. Device and
+/// stream-ordered memory is the device's, and that of the pool over it: with HBM_PLACEMENT_HOST their
 /// allocations are HBM_UNSUPPORTED. Memory placed on the host takes nothing of the device's limit.
 /// Any thread; makes no driver call.
 ///

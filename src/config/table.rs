@@ -219,7 +219,7 @@ pub static TABLE: [Spec; 16] = [
         name: "placement",
         default: "",
         accepted: "tag=device, tag=host or tag=none, separated by commas, each tag once, such as weights=device,kv_cache=host",
-        help: "Where memory of a tag lives; a placement given with the tag by call goes before it.",
+        help: "Where memory of a tag lives; a placement given with the tag by call goes before it. The pool over `vmm` asks at the tag's first block on a stream, and keeps to it.",
         parse: |text| value::parse_placements(text).map(Value::Placements),
     },
     Spec {

@@ -39,8 +39,7 @@ impl Extents {
                 Backing::New(bytes) => {
                     let chunk = Chunk::create(&self.device, bytes, run.spec)?;
                     room.keep_part(charged(run.spec, bytes));
-                    self.physical.add(bytes);
-                    self.part_of(run.owner).add(bytes);
+                    self.count_new(run, bytes);
                     run.of_tag.add(bytes);
                     Arc::new(chunk)
                 }
@@ -114,12 +113,13 @@ impl Extents {
         if let Some(chunk) = extent.chunk.as_mut().and_then(Arc::get_mut) {
             chunk.release()?;
             freed = chunk.bytes();
-            self.physical.sub(freed);
-            self.part_of(run.owner).sub(freed);
-            self.limit.give(charged(run.spec, freed));
         }
         if extent.chunk.take().is_some() && !extent.alias {
             run.of_tag.sub(extent.bytes);
+        }
+        if freed > 0 {
+            self.count_gone(run, freed);
+            self.limit.give(charged(run.spec, freed));
         }
         if run.owner == Owner::Pool {
             run.extents.remove(&place);

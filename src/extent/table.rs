@@ -4,6 +4,7 @@
 //! device that joins as a peer misses no extent.
 
 use super::backing::Backing;
+use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::limit::Limit;
 use crate::core::sync::lock;
@@ -63,6 +64,12 @@ pub(super) struct Run {
     pub(super) of_tag: Arc<Gauge>,
 }
 
+impl Run {
+    fn is_pools_on_host(&self) -> bool {
+        self.owner == Owner::Pool && self.spec.location != Location::Device
+    }
+}
+
 /// What a range is to be.
 #[derive(Clone, Debug)]
 pub struct RunSpec {
@@ -96,6 +103,8 @@ pub struct ExtentInfo {
     pub owner: Owner,
     /// Its tag.
     pub tag: TagId,
+    /// Where its chunk is.
+    pub location: Location,
 }
 
 /// What is reserved and what backs it.
@@ -126,6 +135,8 @@ pub struct Extents {
     /// The part of it behind ranges of pools, and the rest.
     pub(super) pooled: Holding,
     pub(super) unpooled: Holding,
+    /// The part of what is behind ranges of pools that is memory of the host.
+    pub(super) pooled_on_host: Gauge,
     /// What is at home in ranges of each tag. Never locked while something else is asked for.
     by_tag: Mutex<FxHashMap<TagId, Arc<Gauge>>>,
     /// The limit of the device.
@@ -140,6 +151,7 @@ impl Extents {
             physical: Gauge::default(),
             pooled: Holding::default(),
             unpooled: Holding::default(),
+            pooled_on_host: Gauge::default(),
             by_tag: Mutex::default(),
             limit,
         }
@@ -289,6 +301,15 @@ impl Extents {
         self.pooled.pieces()
     }
 
+    /// The bytes of [`Extents::pooled`] in memory of the device, or in that of the host.
+    pub fn pooled_at(&self, location: Location) -> u64 {
+        let on_host = self.pooled_on_host.read().now;
+        match location {
+            Location::Device => self.pooled().now.saturating_sub(on_host),
+            Location::HostNuma(_) => on_host,
+        }
+    }
+
     /// The part of [`Extents::physical`] behind blocks and segments with ranges of their own.
     pub fn unpooled(&self) -> Reading {
         self.unpooled.read()
@@ -324,10 +345,27 @@ impl Extents {
         }
     }
 
-    pub(super) fn part_of(&self, owner: Owner) -> &Holding {
-        match owner {
-            Owner::Pool => &self.pooled,
-            Owner::Block | Owner::Segment => &self.unpooled,
+    /// A chunk was made behind a range.
+    pub(super) fn count_new(&self, run: &Run, bytes: u64) {
+        self.physical.add(bytes);
+        match run.owner {
+            Owner::Pool => self.pooled.add(bytes),
+            Owner::Block | Owner::Segment => self.unpooled.add(bytes),
+        }
+        if run.is_pools_on_host() {
+            self.pooled_on_host.add(bytes);
+        }
+    }
+
+    /// The last place that named a chunk, in this range, does so no more.
+    pub(super) fn count_gone(&self, run: &Run, bytes: u64) {
+        self.physical.sub(bytes);
+        match run.owner {
+            Owner::Pool => self.pooled.sub(bytes),
+            Owner::Block | Owner::Segment => self.unpooled.sub(bytes),
+        }
+        if run.is_pools_on_host() {
+            self.pooled_on_host.sub(bytes);
         }
     }
 
@@ -342,6 +380,7 @@ impl Extents {
                 alias: extent.alias,
                 owner: run.owner,
                 tag: run.tag,
+                location: run.spec.location,
             };
             run.extents.iter().map(line).collect::<Vec<_>>()
         };

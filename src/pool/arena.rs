@@ -2,7 +2,8 @@
 //! arena a heap, so that they never stand in the way of large ones; large blocks share one arena a
 //! tag, where memory goes from stream to stream at the same address.
 
-use super::heap::GraphId;
+use super::heap::{GraphId, HeapKey};
+use crate::config::value::Location;
 use crate::core::size::Align;
 use crate::core::space::{Color, Epoch, Fit, Space};
 use crate::core::sync::lock;
@@ -12,6 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// From so many units on (1 MiB) a block is large.
 pub const LARGE_UNITS: u64 = 2048;
 
+/// Where the memory of an arena is made, and of what it is a multiple.
+#[derive(Clone, Copy, Debug)]
+pub struct Ground {
+    /// Where; only for memory that moves between addresses.
+    pub location: Location,
+    /// A multiple of what the driver asks for there.
+    pub granularity: Align,
+}
+
 /// An arena.
 pub struct Arena {
     /// What is where.
@@ -20,6 +30,8 @@ pub struct Arena {
     pub tag: u16,
     /// Whether it is for large blocks.
     pub is_large: bool,
+    /// Where its memory is; other arenas' may move here only if it is there too.
+    pub ground: Ground,
     /// The graphs whose replays may write to it.
     graph: Option<GraphId>,
     /// When they went; [`Epoch::MAX`] until then.
@@ -29,17 +41,13 @@ pub struct Arena {
 }
 
 impl Arena {
-    pub(super) fn new(
-        tag: u16,
-        is_large: bool,
-        graph: Option<GraphId>,
-        granularity: Align,
-        fit: Fit,
-    ) -> Arena {
+    pub(super) fn new(key: &HeapKey, is_large: bool, ground: Ground, fit: Fit) -> Arena {
+        let HeapKey { tag, graph, .. } = *key;
         Arena {
-            space: Mutex::new(Space::new(granularity, fit)),
+            space: Mutex::new(Space::new(ground.granularity, fit)),
             tag,
             is_large,
+            ground,
             graph,
             released: AtomicU64::new(match graph {
                 None | Some(GraphId::Segments) => 0,

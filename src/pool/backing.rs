@@ -1,28 +1,23 @@
 //! Where a pool's memory comes from: chunks that move between addresses, where the device has virtual
 //! memory management, or whole blocks of any other source.
 
+use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
-use crate::extent::range::RangeSpec;
 use crate::extent::table::Owner;
-use crate::gpu::{ChunkSpec, Stream};
+use crate::gpu::Stream;
 use crate::source::{Block, Kind, LastUse, Request, Source};
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, Mutex};
 
 /// The source under a pool.
 pub enum Backing {
-    /// Chunks of one kind, of these granules.
-    Chunks {
-        /// The kind.
-        spec: ChunkSpec,
-        /// Their sizes are multiples of this.
-        granularity: Align,
-    },
+    /// Chunks, of one kind for each place where memory lives.
+    Chunks,
     /// Blocks of a source, which stay where they are.
     Segments {
         /// The source.
@@ -36,8 +31,8 @@ pub enum Backing {
     },
 }
 
-/// Segments are multiples of this, as chunks are.
-const SEGMENT_GRAIN: Align = Align::new(2 << 20).expect("a power of two");
+/// Segments and chunks are multiples of this, and chunks of what the driver asks for too.
+const GRAIN: Align = Align::new(2 << 20).expect("a power of two");
 
 impl Backing {
     /// Blocks of `source`.
@@ -50,30 +45,18 @@ impl Backing {
         }
     }
 
-    /// The sizes of places are multiples of this.
-    pub fn granularity(&self) -> Align {
+    /// The sizes of places in memory at `location` are multiples of this. Asks the driver at the first
+    /// call for each; an error where it has no such memory.
+    pub(super) fn granularity(&self, state: &DeviceState, location: Location) -> Result<Align> {
         match self {
-            Backing::Chunks { granularity, .. } => *granularity,
-            Backing::Segments { .. } => SEGMENT_GRAIN,
+            Backing::Chunks => Ok(state.grain(location)?.1.max(GRAIN)),
+            Backing::Segments { .. } => Ok(GRAIN),
         }
     }
 
     /// Whether memory can move between addresses: chunks can, blocks of a source cannot.
-    pub(super) fn is_movable(&self) -> bool {
-        matches!(self, Backing::Chunks { .. })
-    }
-
-    /// Reserves addresses for chunks.
-    pub(super) fn reserve(&self, state: &DeviceState, bytes: u64, tag: u16) -> Result<u64> {
-        let Backing::Chunks { spec, granularity } = self else {
-            return Err(Error::new(Status::Internal, "reserve addresses"));
-        };
-        state.extents.reserve(&RangeSpec {
-            bytes,
-            align: granularity.get(),
-            chunk: *spec,
-            tag: TagId::from_number(tag),
-        })
+    pub fn is_movable(&self) -> bool {
+        matches!(self, Backing::Chunks)
     }
 
     /// A block of the source.
@@ -110,7 +93,7 @@ impl Backing {
     /// The kind of the source, and what it gave, where it is not chunks.
     pub(super) fn held_in_segments(&self) -> Option<(Kind, &Holding)> {
         match self {
-            Backing::Chunks { .. } => None,
+            Backing::Chunks => None,
             Backing::Segments { source, held, .. } => Some((source.kind(), held)),
         }
     }
@@ -118,7 +101,7 @@ impl Backing {
     /// What the source gave for a tag.
     pub(super) fn held_for_tag(&self, tag: u16) -> Reading {
         match self {
-            Backing::Chunks { .. } => Reading::default(),
+            Backing::Chunks => Reading::default(),
             Backing::Segments { by_tag, .. } => {
                 let held = lock(by_tag).get(&tag).map(Gauge::read);
                 held.unwrap_or_default()
@@ -137,7 +120,7 @@ impl Backing {
     /// The length of a segment.
     pub(super) fn length(&self, address: u64) -> u64 {
         match self {
-            Backing::Chunks { .. } => 0,
+            Backing::Chunks => 0,
             Backing::Segments { blocks, .. } => lock(blocks)
                 .get(&address)
                 .map_or(0, |(block, _)| block.bytes),
@@ -147,7 +130,7 @@ impl Backing {
     /// Gives places back that no work uses.
     pub(super) fn give_back(&self, state: &DeviceState, places: &[(u64, u64)]) -> GivenBack {
         match self {
-            Backing::Chunks { .. } => {
+            Backing::Chunks => {
                 let addresses: Vec<u64> = places.iter().map(|(address, _)| *address).collect();
                 match state.extents.unback(&addresses) {
                     Ok(bytes) => GivenBack {

@@ -1,6 +1,6 @@
 //! The pool of one device: its arenas, and the way of a request that no cache can serve.
 
-use super::arena::Arena;
+use super::arena::{Arena, Ground};
 use super::backing::Backing;
 use super::cache::{Cache, Held, Kept};
 use super::counters::{Counters, add};
@@ -9,6 +9,7 @@ use super::pace::Pace;
 use super::pending::Effort;
 use super::tally::Tally;
 use super::word::units;
+use crate::config::value::Location;
 use crate::core::gauge::{Holding, Reading};
 use crate::core::radix::{Radix, UNIT};
 use crate::core::size::Align;
@@ -25,6 +26,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Says whether to lean towards holding less memory rather than spending less time.
 pub type Lean = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// Says where memory of a tag is to be made, by its number.
+pub type Placing = Box<dyn Fn(u16) -> Result<Location> + Send + Sync>;
+
 /// The pool of one device.
 pub struct DevicePool {
     pub(super) state: Arc<DeviceState>,
@@ -39,7 +43,9 @@ pub struct DevicePool {
     pub(super) tally: Tally,
     pub(super) tag_tallies: Mutex<FxHashMap<u16, Arc<Tally>>>,
     pub(super) stream_tallies: Mutex<FxHashMap<Stream, Arc<Tally>>>,
+    pub(super) location_tallies: Mutex<FxHashMap<Location, Arc<Tally>>>,
     is_tight: Lean,
+    placing: Placing,
     /// What happened.
     pub counters: Counters,
 }
@@ -50,6 +56,7 @@ impl DevicePool {
         backing: Backing,
         radix: Arc<Radix>,
         is_tight: Lean,
+        placing: Placing,
     ) -> DevicePool {
         DevicePool {
             state,
@@ -62,7 +69,9 @@ impl DevicePool {
             tally: Tally::default(),
             tag_tallies: Mutex::default(),
             stream_tallies: Mutex::default(),
+            location_tallies: Mutex::default(),
             is_tight,
+            placing,
             counters: Counters::default(),
         }
     }
@@ -85,13 +94,30 @@ impl DevicePool {
         self.epoch.fetch_add(1, Ordering::AcqRel)
     }
 
-    /// A heap for `key`, which has none yet.
-    pub(super) fn add_heap(self: &Arc<DevicePool>, id: u16, key: HeapKey) -> Arc<Heap> {
-        let granularity = self.backing.granularity();
+    /// Where memory of a tag is to be made now. May ask the driver; takes no lock of the pool.
+    pub(super) fn ground_of(&self, tag: u16) -> Result<Ground> {
+        let location = (self.placing)(tag)?;
+        Ok(Ground {
+            location,
+            granularity: self.backing.granularity(&self.state, location)?,
+        })
+    }
+
+    /// A heap for `key`, which has none yet, of memory made on `ground`.
+    pub(super) fn add_heap(
+        self: &Arc<DevicePool>,
+        id: u16,
+        key: HeapKey,
+        ground: Ground,
+    ) -> Arc<Heap> {
         let mut arenas = lock(&self.arenas);
-        let shared = arenas
-            .iter()
-            .find(|arena| arena.is_large && arena.tag == key.tag && arena.graph() == key.graph)
+        let is_its = |arena: &&Arc<Arena>| {
+            (arena.tag, arena.graph()) == (key.tag, key.graph)
+                && arena.ground.location == ground.location
+        };
+        let mut large_ones = arenas.iter().filter(|arena| arena.is_large);
+        let shared = large_ones
+            .find(is_its)
             .filter(|arena| key.graph.is_none() || !arena.is_open())
             .cloned();
         let large = shared.unwrap_or_else(|| {
@@ -100,17 +126,11 @@ impl DevicePool {
                 true => Fit::Lowest,
                 false => Fit::Best,
             };
-            let arena = Arc::new(Arena::new(key.tag, true, key.graph, granularity, fit));
+            let arena = Arc::new(Arena::new(&key, true, ground, fit));
             arenas.push(arena.clone());
             arena
         });
-        let small = Arc::new(Arena::new(
-            key.tag,
-            false,
-            key.graph,
-            granularity,
-            Fit::Best,
-        ));
+        let small = Arc::new(Arena::new(&key, false, ground, Fit::Best));
         arenas.push(small.clone());
         let heap = Arc::new(Heap::new(id, key, self.clone(), small, large));
         lock(&self.heaps).push(heap.clone());
@@ -121,9 +141,9 @@ impl DevicePool {
         (self.is_tight)()
     }
 
-    /// Bytes held from the device or the source.
-    pub fn reserved(&self) -> u64 {
-        let arenas = lock(&self.arenas).clone();
+    /// Bytes held, at one place where one is named.
+    pub(super) fn reserved_at(&self, location: Option<Location>) -> u64 {
+        let arenas = self.arenas_at(location);
         arenas.iter().map(|arena| lock(&arena.space).backed()).sum()
     }
 
@@ -162,6 +182,22 @@ impl DevicePool {
 
     pub(super) fn heap_list(&self) -> Vec<Arc<Heap>> {
         lock(&self.heaps).clone()
+    }
+
+    /// The heaps whose memory is at a place, where one is named. A source knows by itself where its is.
+    pub(super) fn heaps_at(&self, location: Option<Location>) -> Vec<Arc<Heap>> {
+        let location = location.filter(|_| self.backing.is_movable());
+        let mut heaps = self.heap_list();
+        heaps.retain(|heap| location.is_none_or(|at| at == heap.location()));
+        heaps
+    }
+
+    /// [`DevicePool::heaps_at`] of arenas.
+    pub(super) fn arenas_at(&self, location: Option<Location>) -> Vec<Arc<Arena>> {
+        let location = location.filter(|_| self.backing.is_movable());
+        let mut arenas = lock(&self.arenas).clone();
+        arenas.retain(|arena| location.is_none_or(|at| at == arena.ground.location));
+        arenas
     }
 
     /// Memory for a block of `heap` that the thread's cache has not got.

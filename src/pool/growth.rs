@@ -3,23 +3,28 @@
 //! addresses are put together and chunks moved behind them, or made; when the device has no more,
 //! everything that waits is waited for and everything cached is given back.
 
-use super::arena::Arena;
+use super::arena::{Arena, Ground};
 use super::counters::add;
 use super::device::{DevicePool, Wanted};
 use super::pace::{Account, Pace};
 use super::pending::Effort;
-use super::policy::{self, Candidate, Stretch};
+use super::policy::{self, Candidate, Lengths, Stretch};
+use crate::config::value::Location;
 use crate::core::space::{Color, Epoch, Given, Space, Window};
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::deferral::Behind;
+use crate::extent::range::RangeSpec;
+use crate::sys::linux;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 impl DevicePool {
     /// Memory for what [`DevicePool::take_free`] has none for.
     pub(super) fn grow(self: &Arc<DevicePool>, wanted: &Wanted) -> Result<Given> {
-        self.check_possible(wanted.bytes)?;
+        let location = wanted.heap.location();
+        self.check_possible(wanted.bytes, location)?;
         let mut turn = lock(&self.growth);
         self.state.deferral.drain();
         // Somebody else may have grown meanwhile.
@@ -32,13 +37,18 @@ impl DevicePool {
             }
         }
         add(&self.counters.growths, 1);
-        let mut outcome = self.extend(wanted, &mut turn, self.state.limit.room());
+        let room = match location {
+            Location::Device => self.state.limit.room(),
+            // Memory of the host takes nothing of the limit.
+            Location::HostNuma(_) => u64::MAX,
+        };
+        let mut outcome = self.extend(wanted, &mut turn, room);
         for relief in [Relief::Thrift, Relief::WhatIsDone, Relief::Everything] {
             match &outcome {
                 Err(error) if error.status() == Status::OutOfMemory => {}
                 _ => break,
             }
-            if self.relieve(relief) {
+            if self.relieve(relief, location) {
                 outcome = match self.take_free(wanted) {
                     Some(given) => Ok(given),
                     None => self.extend(wanted, &mut turn, 0),
@@ -48,16 +58,19 @@ impl DevicePool {
         outcome
     }
 
-    /// What the whole device could not hold is not tried at all: that would take every chunk it has
-    /// before it failed.
-    fn check_possible(&self, bytes: u64) -> Result<()> {
-        let total = self.device().total_memory();
+    /// What the whole device or host could not hold is not tried at all: that would take every chunk
+    /// it has before it failed.
+    fn check_possible(&self, bytes: u64, location: Location) -> Result<()> {
+        let (total, whose) = match location {
+            Location::Device => (self.device().total_memory(), "device"),
+            Location::HostNuma(_) => (linux::total_memory(), "host"),
+        };
         if !self.backing.is_movable() || bytes <= total {
             return Ok(());
         }
         Err(Error::new(Status::OutOfMemory, "allocate")
             .bytes(bytes)
-            .detail(format!("{total} bytes is all that the device has")))
+            .detail(format!("{total} bytes is all that the {whose} has")))
     }
 
     /// Collects what other threads keep of the arena and what other streams are done with; the bytes
@@ -97,9 +110,13 @@ impl DevicePool {
         }
         wanted.heap.look_at_progress();
         let arenas = lock(&self.arenas).clone();
-        let sums = self.total();
+        let Ground {
+            location,
+            granularity,
+        } = arena.ground;
+        let sums = self.at(location);
         let most = sums.peak_allocated.max(sums.allocated + wanted.bytes);
-        let held = self.state.extents.pooled().now;
+        let held = self.state.extents.pooled_at(location);
         let is_tight = self.is_tight();
         let lean = policy::Lean::of(is_tight);
         let room = |pace| (lean.may_hold(most, pace).saturating_sub(held)).min(credit);
@@ -108,16 +125,9 @@ impl DevicePool {
             wanted.give_up_kept();
             self.settle_elsewhere(wanted);
             candidates = self.candidates(&arenas, wanted);
-            let counters = &self.counters;
             match is_tight {
                 true => *pace = Pace::default(),
-                false => pace.look(&Account {
-                    creates: counters.creates.load(Relaxed),
-                    moves: counters.stitches.load(Relaxed),
-                    releases: counters.releases.load(Relaxed),
-                    blocks: sums.taken,
-                    most,
-                }),
+                false => pace.look(&self.account(wanted.bytes)),
             }
         }
         let credit = room(*pace);
@@ -127,12 +137,15 @@ impl DevicePool {
             live: sums.allocated,
             total: sums.total_allocated,
         };
-        let chunk = lean.chunk_bytes(purpose, self.backing.granularity(), *pace);
+        let lengths = Lengths {
+            chunk: lean.chunk_bytes(purpose, granularity, *pace),
+            grain: granularity.get(),
+        };
         let (stretches, extra) =
-            policy::assemble(&window.missing, window.room, candidates, chunk, credit);
+            policy::assemble(&window.missing, window.room, candidates, lengths, credit);
         lock(&arena.space).extend(&mut window, extra);
         tracing::debug!(
-            "{} bytes: {} of {} missing are moved there, {} made, in chunks of up to {chunk}",
+            "{} bytes: {} of {} missing are moved there, {} made, in chunks of up to {}",
             wanted.bytes,
             stretches
                 .iter()
@@ -140,8 +153,21 @@ impl DevicePool {
                 .sum::<u64>(),
             window.missing_bytes(),
             stretches.iter().map(Stretch::new_bytes).sum::<u64>(),
+            lengths.chunk,
         );
         self.back(wanted, &arenas, window, stretches)
+    }
+
+    /// What misses have cost so far, wherever the memory is, at one of `bytes`.
+    fn account(&self, bytes: u64) -> Account {
+        let (counters, sums) = (&self.counters, self.total());
+        Account {
+            creates: counters.creates.load(Relaxed),
+            moves: counters.stitches.load(Relaxed),
+            releases: counters.releases.load(Relaxed),
+            blocks: sums.taken,
+            most: sums.peak_allocated.max(sums.allocated + bytes),
+        }
     }
 
     /// Sets addresses aside for a block, in a new range where none are left.
@@ -151,12 +177,18 @@ impl DevicePool {
         if let Some(window) = planned {
             return Ok(window);
         }
-        let granularity = self.backing.granularity();
+        let granularity = arena.ground.granularity;
         let least = (wanted.bytes.checked_add(wanted.align.get()))
             .and_then(|bytes| granularity.round_up(bytes))
             .ok_or_else(|| Error::new(Status::OutOfMemory, "allocate").bytes(wanted.bytes))?;
         let bytes = least.max(self.range_bytes(arena));
-        let address = self.backing.reserve(&self.state, bytes, arena.tag)?;
+        let (chunk, _) = self.state.grain(arena.ground.location)?;
+        let address = self.state.extents.reserve(&RangeSpec {
+            bytes,
+            align: granularity.get(),
+            chunk,
+            tag: TagId::from_number(arena.tag),
+        })?;
         let mut space = lock(&arena.space);
         space.add_range(address, bytes);
         space
@@ -177,13 +209,13 @@ impl DevicePool {
         }
     }
 
-    /// Free chunks that may be moved behind a block of the heap: those whose work comes before the
-    /// heap's own, and those that no work uses.
+    /// Free chunks that may be moved behind a block of the heap: those of the same place whose work
+    /// comes before the heap's own, and those that no work uses.
     fn candidates(&self, arenas: &[Arc<Arena>], wanted: &Wanted) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (index, arena) in arenas.iter().enumerate() {
             // A replay writes where its capture did, so nothing leaves its address.
-            if !arena.is_open() {
+            if !arena.is_open() || arena.ground.location != wanted.heap.location() {
                 continue;
             }
             let places = lock(&arena.space).free_places();
@@ -369,7 +401,7 @@ impl DevicePool {
     /// A block of a source that cannot move memory.
     fn add_segment(&self, wanted: &Wanted) -> Result<Given> {
         let (arena, color) = wanted.heap.arena(wanted.bytes);
-        let granularity = self.backing.granularity();
+        let granularity = arena.ground.granularity;
         let slack = wanted
             .align
             .get()
@@ -410,7 +442,7 @@ impl DevicePool {
             wanted.give_up_kept();
             self.settle_elsewhere(wanted);
             wanted.heap.settle();
-            self.or_later(self.give_back(beyond));
+            self.or_later(self.give_back(beyond, None));
         }
     }
 }

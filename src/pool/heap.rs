@@ -9,6 +9,7 @@ use super::pending::Pending;
 use super::pools::thread_number;
 use super::settle::Progress;
 use super::stats::Tallies;
+use crate::config::value::Location;
 use crate::core::radix::UNIT;
 use crate::core::space::Color;
 use crate::core::sync::lock;
@@ -87,7 +88,7 @@ impl Heap {
     ) -> Heap {
         small.add_color(id);
         let large_color = large.add_color(id);
-        let tallies = pool.tallies_of(&key);
+        let tallies = pool.tallies_of(&key, large.ground.location);
         Heap {
             id,
             key,
@@ -117,6 +118,11 @@ impl Heap {
 
     pub(super) fn arenas(&self) -> [(&Arc<Arena>, Color); 2] {
         [(&self.small, OWN), (&self.large, self.large_color)]
+    }
+
+    /// Where its memory is.
+    pub(super) fn location(&self) -> Location {
+        self.large.ground.location
     }
 
     /// Whether its stream may be gone.

@@ -25,7 +25,7 @@ pub mod stats;
 mod tally;
 mod word;
 
-pub use device::DevicePool;
+pub use device::{DevicePool, Placing};
 pub use heap::{GraphId, HeapKey};
 pub use pending::Uses;
 pub use pools::{Freed, Pools, thread_number};

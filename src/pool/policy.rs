@@ -168,6 +168,15 @@ impl Lean {
     }
 }
 
+/// How long new chunks are to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// About so many bytes, ...
+    pub chunk: u64,
+    /// ... multiples of this.
+    pub grain: u64,
+}
+
 /// Where memory cannot move, large blocks are cut from segments of at least this: what torch takes.
 pub const SEGMENT_BYTES: u64 = 20 << 20;
 
@@ -182,7 +191,7 @@ pub fn assemble(
     missing: &[(u64, u64)],
     room: u64,
     mut candidates: Vec<Candidate>,
-    chunk: u64,
+    Lengths { chunk, grain }: Lengths,
     mut credit: u64,
 ) -> (Vec<Stretch>, u64) {
     // Largest first, and of one size those first that lie in the smallest pieces.
@@ -214,26 +223,23 @@ pub fn assemble(
         }
         if index + 1 == missing.len() && left > 0 && stretch.moved.is_empty() {
             let ahead = chunk.min(AHEAD).min(credit).min(left + room);
-            extra = ahead.saturating_sub(left) / GRAIN * GRAIN;
+            extra = ahead.saturating_sub(left) / grain * grain;
             left += extra;
         }
         credit = credit.saturating_sub(left);
-        stretch.new = parts(left, chunk);
+        stretch.new = parts(left, chunk, grain);
         stretches.push(stretch);
     }
     (stretches, extra)
 }
 
-/// Parts are multiples of this, as every device's granularity is.
-const GRAIN: u64 = 2 << 20;
-
-/// Cuts a length into equal parts of about `most`, multiples of what it is a multiple of.
-fn parts(bytes: u64, most: u64) -> Vec<u64> {
+/// Cuts a length into equal parts of about `most`, multiples of `grain` as the length is.
+fn parts(bytes: u64, most: u64, grain: u64) -> Vec<u64> {
     let mut count = bytes.div_ceil(most.max(1));
     let mut left = bytes;
     let mut parts = Vec::new();
     while left > 0 {
-        let part = (left / count.max(1)).next_multiple_of(GRAIN).min(left);
+        let part = (left / count.max(1)).next_multiple_of(grain).min(left);
         parts.push(part);
         left -= part;
         count = count.saturating_sub(1);
@@ -246,6 +252,13 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    fn about(chunk: u64) -> Lengths {
+        Lengths {
+            chunk,
+            grain: 2 * MIB,
+        }
+    }
 
     fn candidate(address: u64, mib: u64) -> Candidate {
         Candidate {
@@ -263,30 +276,33 @@ mod tests {
     fn beyond_the_credit_free_chunks_are_moved_and_long_ones_cut_to_length() {
         let free = vec![candidate(1, 2), candidate(2, 8), candidate(3, 64)];
         let missing = [(100, 13 * MIB - MIB)];
-        let stretch = &assemble(&missing, 0, free.clone(), 4 * MIB, 12 * MIB).0[0];
+        let stretch = &assemble(&missing, 0, free.clone(), about(4 * MIB), 12 * MIB).0[0];
         assert_eq!((stretch.moved.len(), &stretch.new), (0, &vec![4 * MIB; 3]));
-        let stretch = &assemble(&missing, 0, free.clone(), 4 * MIB, 0).0[0];
+        let stretch = &assemble(&missing, 0, free.clone(), about(4 * MIB), 0).0[0];
         let moved: Vec<u64> = stretch.moved.iter().map(|c| c.address).collect();
         assert_eq!((moved, &stretch.new), (vec![2, 1], &vec![2 * MIB]));
         assert_eq!(stretch.released, [free[2]]);
         let mut busy = free;
         busy[2].is_done = false;
-        let stretch = &assemble(&missing, 0, busy, 4 * MIB, 0).0[0];
+        let stretch = &assemble(&missing, 0, busy, about(4 * MIB), 0).0[0];
         assert_eq!((stretch.new_bytes(), stretch.released.len()), (2 * MIB, 0));
         assert_eq!(stretch.bytes(), 12 * MIB);
     }
 
     #[test]
     fn a_length_is_cut_into_parts_that_are_alike() {
-        assert_eq!(parts(12 * MIB, 5 * MIB), [4 * MIB; 3]);
-        assert_eq!(parts(14 * MIB, 8 * MIB), [8 * MIB, 6 * MIB]);
-        assert_eq!(parts(2 * MIB, 256 * MIB), [2 * MIB]);
-        assert!(parts(0, 2 * MIB).is_empty());
+        let grain = 2 * MIB;
+        assert_eq!(parts(12 * MIB, 5 * MIB, grain), [4 * MIB; 3]);
+        assert_eq!(parts(14 * MIB, 8 * MIB, grain), [8 * MIB, 6 * MIB]);
+        assert_eq!(parts(2 * MIB, 256 * MIB, grain), [2 * MIB]);
+        assert!(parts(0, 2 * MIB, grain).is_empty());
+        // Where the driver wants longer ones.
+        assert_eq!(parts(24 * MIB, 16 * MIB, 8 * MIB), [16 * MIB, 8 * MIB]);
     }
 
     #[test]
     fn small_blocks_share_a_chunk_within_the_credit() {
-        let grown = |room, credit| assemble(&[(0, 2 * MIB)], room, vec![], 8 * MIB, credit);
+        let grown = |room, credit| assemble(&[(0, 2 * MIB)], room, vec![], about(8 * MIB), credit);
         assert_eq!(grown(64 * MIB, 64 * MIB).1, 6 * MIB);
         assert_eq!(grown(64 * MIB, 64 * MIB).0[0].new, [8 * MIB]);
         assert_eq!(grown(4 * MIB, 64 * MIB).1, 4 * MIB);

@@ -1,12 +1,13 @@
 //! The pools of a process: one way in for every request and every free, whatever device they concern.
 
 use super::cache::{BINNED_UNITS, Cache, Held, Kept};
-use super::device::{DevicePool, Lean};
+use super::device::{DevicePool, Lean, Placing};
 use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local;
 use super::pending::Uses;
 use super::word::{LARGEST, Word, units};
+use crate::config::value::Location;
 use crate::core::radix::{Entry, Radix, UNIT};
 use crate::core::size::Align;
 use crate::core::space::Color;
@@ -77,9 +78,10 @@ impl Pools {
         state: Arc<DeviceState>,
         backing: Backing,
         is_tight: Lean,
+        placing: Placing,
     ) -> Arc<DevicePool> {
         let radix = self.radix.clone();
-        Arc::new(DevicePool::new(state, backing, radix, is_tight))
+        Arc::new(DevicePool::new(state, backing, radix, is_tight, placing))
     }
 
     /// A block that this thread freed before and may have again at once. Takes no lock, makes no
@@ -166,6 +168,11 @@ impl Pools {
     }
 
     fn heap(&self, pool: &Arc<DevicePool>, key: &HeapKey) -> Result<Arc<Heap>> {
+        if let Some(heap) = lock(&self.heaps).get(key) {
+            return Ok(heap.clone());
+        }
+        // Asks the driver, so no lock is held.
+        let ground = pool.ground_of(key.tag)?;
         let mut heaps = lock(&self.heaps);
         if let Some(heap) = heaps.get(key) {
             return Ok(heap.clone());
@@ -179,10 +186,15 @@ impl Pools {
                 Color::END - 1
             ))
         })?;
-        let heap = pool.add_heap(id, *key);
+        let heap = pool.add_heap(id, *key, ground);
         by_id.push(heap.clone());
         heaps.insert(*key, heap.clone());
         Ok(heap)
+    }
+
+    /// Where the memory of `key` is made, once it has a heap.
+    pub fn location_of(&self, key: &HeapKey) -> Option<Location> {
+        Some(lock(&self.heaps).get(key)?.location())
     }
 
     fn heap_of(&self, word: Word) -> Option<Arc<Heap>> {

@@ -6,6 +6,7 @@ use super::device::{DevicePool, Wanted};
 use super::growth::Relief;
 use super::heap::Heap;
 use super::pending::Effort;
+use crate::config::value::Location;
 use crate::core::space::{Color, Epoch};
 use crate::core::sync::lock;
 use crate::error::{Result, Status, Warning};
@@ -80,9 +81,10 @@ impl Heap {
 
     /// Whether there may be whole chunks in what it has freed and still has to itself.
     fn has_chunks(&self) -> bool {
-        let grain = self.pool.backing.granularity().get();
-        (self.arenas().iter())
-            .any(|(arena, color)| arena.is_open() && lock(&arena.space).largest(*color) >= grain)
+        (self.arenas().iter()).any(|(arena, color)| {
+            let grain = arena.ground.granularity.get();
+            arena.is_open() && lock(&arena.space).largest(*color) >= grain
+        })
     }
 
     fn settle_until(&self, epoch: Epoch) {
@@ -118,11 +120,12 @@ impl DevicePool {
     }
 
     /// Takes what other heaps keep and are done with for everybody, wherever it is, so that its chunks
-    /// can serve a request. Nothing while a capture is open.
+    /// can serve a request; what is of another place cannot. Nothing while a capture is open.
     pub(super) fn settle_elsewhere(&self, wanted: &Wanted) {
-        let heaps = self.heap_list();
+        let (arena, _) = wanted.heap.arena(wanted.bytes);
+        let heaps = self.heaps_at(Some(arena.ground.location));
         let others = heaps.iter().filter(|heap| !Arc::ptr_eq(heap, wanted.heap));
-        let grain = self.backing.granularity().get();
+        let grain = arena.ground.granularity.get();
         for heap in others.clone().filter(|heap| heap.kept_bytes() >= grain) {
             heap.flush(false);
         }
@@ -189,19 +192,20 @@ impl DevicePool {
         Ok(())
     }
 
-    /// Makes room on the device; whether there is a point in trying again.
-    pub(super) fn relieve(&self, relief: Relief) -> bool {
+    /// Makes room on the device, or where else memory has run out; whether there is a point in trying
+    /// again.
+    pub(super) fn relieve(&self, relief: Relief, location: Location) -> bool {
         if relief == Relief::Thrift {
             return true;
         }
-        for heap in self.heap_list() {
+        let heaps = self.heaps_at(Some(location));
+        for heap in &heaps {
             heap.flush(false);
         }
         match relief {
             Relief::Thrift => {}
             Relief::WhatIsDone => {
                 add(&self.counters.retries, 1);
-                let heaps = self.heap_list();
                 for heap in &heaps {
                     self.or_later(heap.settle_pending(Effort::Record));
                 }
@@ -215,14 +219,14 @@ impl DevicePool {
                 self.state.deferral.wait();
             }
         }
-        let given_back = self.or_later(self.give_back(u64::MAX));
+        let given_back = self.or_later(self.give_back(u64::MAX, Some(location)));
         given_back > 0 || relief == Relief::Everything
     }
 
-    /// Gives free chunks that no work uses back to the device, up to about `bytes`; the bytes given
-    /// back. Whoever calls holds the growth lock.
-    pub(super) fn give_back(&self, bytes: u64) -> Result<u64> {
-        let arenas = lock(&self.arenas).clone();
+    /// Gives free chunks that no work uses back, at one place where one is named, up to about `bytes`;
+    /// the bytes given back. Whoever calls holds the growth lock.
+    pub(super) fn give_back(&self, bytes: u64, location: Option<Location>) -> Result<u64> {
+        let arenas = self.arenas_at(location);
         let (mut given_back, mut outcome) = (0, Ok(()));
         for arena in arenas.iter().filter(|arena| arena.is_open()) {
             let free = lock(&arena.space).free_places();
@@ -263,11 +267,11 @@ impl DevicePool {
         }
     }
 
-    /// Gives cached memory back until the pool holds no more than `keep` bytes, or nothing more is
-    /// free; waits for work on freed blocks. Nothing while a capture is open.
-    pub fn trim(&self, keep: u64) -> Result<u64> {
+    /// Gives cached memory back until the pool holds no more than `keep` bytes, at one place where one is
+    /// named, or nothing more is free; waits for work on freed blocks. Nothing while a capture is open.
+    pub fn trim(&self, keep: u64, location: Option<Location>) -> Result<u64> {
         let _turn = lock(&self.growth);
-        for heap in self.heap_list() {
+        for heap in self.heaps_at(location) {
             heap.flush(false);
         }
         match self.settle_all() {
@@ -275,10 +279,10 @@ impl DevicePool {
             other => other?,
         }
         self.state.deferral.wait();
-        let held = self.reserved();
+        let held = self.reserved_at(location);
         let given_back = match held.checked_sub(keep) {
             None | Some(0) => 0,
-            Some(surplus) => self.give_back(surplus)?,
+            Some(surplus) => self.give_back(surplus, location)?,
         };
         self.release_addresses();
         Ok(given_back)

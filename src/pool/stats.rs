@@ -5,6 +5,7 @@ use super::cache::Counts;
 use super::device::DevicePool;
 use super::heap::{Heap, HeapKey};
 use super::tally::{Level, Tally};
+use crate::config::value::Location;
 use crate::core::sync::lock;
 use crate::gpu::Stream;
 use std::sync::Arc;
@@ -39,11 +40,13 @@ pub(super) struct Tallies {
     pub tag: Arc<Tally>,
     /// The blocks of its stream.
     pub stream: Arc<Tally>,
+    /// The blocks where its memory is.
+    pub location: Arc<Tally>,
 }
 
 impl Tallies {
-    fn both(&self) -> [&Tally; 2] {
-        [&self.tag, &self.stream]
+    fn all(&self) -> [&Tally; 3] {
+        [&self.tag, &self.stream, &self.location]
     }
 }
 
@@ -124,7 +127,7 @@ impl DevicePool {
             return;
         }
         let level = self.tally.look();
-        for part in heap.tallies.both() {
+        for part in heap.tallies.all() {
             match level {
                 Some(level) if part.len() == self.tally.len() => part.raise(level),
                 _ => drop(part.look()),
@@ -139,15 +142,18 @@ impl DevicePool {
             tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
             return;
         }
-        for part in heap.tallies.both() {
+        for part in heap.tallies.all() {
             // It has room, as the whole had.
             let _ = part.add(counts.clone());
         }
     }
 
     /// What a heap's blocks are counted with.
-    pub(super) fn tallies_of(&self, key: &HeapKey) -> Tallies {
+    pub(super) fn tallies_of(&self, key: &HeapKey, location: Location) -> Tallies {
         Tallies {
+            location: (lock(&self.location_tallies).entry(location))
+                .or_default()
+                .clone(),
             tag: lock(&self.tag_tallies).entry(key.tag).or_default().clone(),
             stream: (lock(&self.stream_tallies).entry(key.stream))
                 .or_default()
@@ -168,6 +174,9 @@ impl DevicePool {
         for (stream, tally) in streams {
             tally.reset(self.sum(|heap| heap.key.stream == stream).level());
         }
+        for (location, tally) in lock(&self.location_tallies).clone() {
+            tally.reset(self.sum(|heap| heap.location() == location).level());
+        }
         for heap in self.heap_list() {
             heap.each_count(Counts::reset_peaks);
         }
@@ -187,6 +196,24 @@ impl DevicePool {
         let tally = lock(&self.stream_tallies).get(&stream).cloned();
         let sums = self.sum(|heap| heap.key.stream == stream);
         tally.map_or(sums, |tally| sums.with_peak(&tally))
+    }
+
+    /// The sums over the heaps whose memory is at a place. Peaks as [`DevicePool::total`]'s.
+    pub fn at(&self, location: Location) -> Sums {
+        let tally = lock(&self.location_tallies).get(&location).cloned();
+        let sums = self.sum(|heap| heap.location() == location);
+        tally.map_or(sums, |tally| sums.with_peak(&tally))
+    }
+
+    /// Bytes of chunks in memory of the host that are in no block.
+    pub fn cached_on_host(&self) -> u64 {
+        let places: Vec<Location> = lock(&self.location_tallies).keys().copied().collect();
+        (places.iter())
+            .find(|place| **place != Location::Device)
+            .map_or(0, |place| {
+                let held = self.state.extents.pooled_at(*place);
+                held.saturating_sub(self.at(*place).allocated)
+            })
     }
 
     /// The tags that blocks have had.

@@ -51,10 +51,10 @@ impl Process {
                 _ => error,
             }
         })?;
-        let location = self.located(&demand, device)?;
         if demand.kind == Kind::Pool {
             return self.allocate_pooled(&demand);
         }
+        let location = self.located(&demand, device)?;
         let capturing = device.is_capturing(demand.stream)?;
         if !capturing {
             device.state().device.captures().abandon_hidden();

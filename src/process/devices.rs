@@ -12,7 +12,7 @@ use crate::error::{Result, Status};
 use crate::extent::DeviceState;
 use crate::gpu::{Device, Driver, Stream};
 use crate::pool::backing::Backing;
-use crate::pool::{DevicePool, Pools};
+use crate::pool::{DevicePool, Placing, Pools};
 use crate::source::device::DeviceSource;
 use crate::source::managed::{ManagedSource, Policy};
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
@@ -96,27 +96,48 @@ impl DeviceEntry {
         self.pool.get_or_try_init(|| {
             self.settings.fix(Opt::PoolSource);
             let over = self.settings.text(Opt::PoolSource);
-            let backing = match Kind::from_name(&over).unwrap_or(Kind::Vmm) {
-                Kind::Vmm | Kind::Pool => self.chunks()?,
+            let over = match Kind::from_name(&over).unwrap_or(Kind::Vmm) {
+                Kind::Vmm | Kind::Pool => self.chunks_or_device()?,
+                kind => kind,
+            };
+            let backing = match over {
+                Kind::Vmm => Backing::Chunks,
                 kind => Backing::segments(self.source(kind)),
             };
             let settings = self.settings.clone();
             let is_tight = Box::new(move || settings.text(Opt::Waste) == "tight");
-            Ok(pools.device(self.state.clone(), backing, is_tight))
+            let placing = self.placing(over);
+            Ok(pools.device(self.state.clone(), backing, is_tight, placing))
         })
     }
 
-    fn chunks(&self) -> Result<Backing> {
+    fn chunks_or_device(&self) -> Result<Kind> {
         match self.state.grain(Location::Device) {
-            Ok((spec, granularity)) => Ok(Backing::Chunks { spec, granularity }),
+            Ok(_) => Ok(Kind::Vmm),
             Err(error) if error.status() == Status::Unsupported => {
                 tracing::warn!(
                     "the pool takes memory of the device source and cannot move it: {error}"
                 );
-                Ok(Backing::segments(self.device.clone()))
+                Ok(Kind::Device)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Where the pool over a source is to make memory of a tag.
+    fn placing(&self, over: Kind) -> Placing {
+        let (settings, gpu) = (self.settings.clone(), self.state.device.clone());
+        Box::new(move |tag| {
+            let tag = TagId::from_number(tag);
+            let placement = match tag.is_none() {
+                true => None,
+                false => placement::of(&settings, tag),
+            };
+            match over {
+                Kind::Vmm => placement::of_chunks(&gpu, placement),
+                over => placement::of_segments(over, tag, placement),
+            }
+        })
     }
 
     /// The pool, if it is in use.
@@ -178,6 +199,11 @@ impl DeviceEntry {
         &self.settings
     }
 
+    /// Bytes that the pool holds of the host's memory, and that are in no block.
+    pub(super) fn cached_on_host(&self) -> u64 {
+        self.pool_in_use().map_or(0, |pool| pool.cached_on_host())
+    }
+
     pub(super) fn counters(&self, kind: Kind) -> &Counters {
         &self.counters[kind as usize]
     }
@@ -211,10 +237,10 @@ impl DeviceEntry {
             Err(error) if error.status() == Status::OutOfMemory => {
                 self.counters(source.kind()).retried();
                 // That memory has run out is what the caller needs to know, whatever else fails.
-                let _ = self.trim(0);
+                let _ = self.trim_at(0, Some(source.location()));
                 source
                     .allocate(request)
-                    .map_err(|error| self.out_of_memory(error))
+                    .map_err(|error| self.out_of_memory(error, source.location()))
             }
             outcome => outcome,
         };
@@ -223,12 +249,17 @@ impl DeviceEntry {
 
     /// Gives back what is cached or waits, down to `keep` bytes a source.
     pub(super) fn trim(&self, keep: u64) -> Result<u64> {
+        self.trim_at(keep, None)
+    }
+
+    /// [`DeviceEntry::trim`] of what the pool holds at one place only, where one is named.
+    pub(super) fn trim_at(&self, keep: u64, location: Option<Location>) -> Result<u64> {
         if self.state.device.capture_open() {
             return Ok(0);
         }
         let before = self.held_by_all();
         if let Some(pool) = self.pool_in_use() {
-            pool.trim(keep)?;
+            pool.trim(keep, location)?;
         }
         self.trim_sources(keep)?;
         self.state.device.drop_idle_events();

@@ -3,7 +3,7 @@
 
 use super::{DeviceEntry, Process, lifetime};
 use crate::config::table::{self, Opt};
-use crate::config::value::Size;
+use crate::config::value::{Location, Size};
 use crate::core::sync::lock;
 use crate::error::Result;
 use rustc_hash::FxHashMap;
@@ -104,7 +104,7 @@ impl DeviceEntry {
         }
         self.recharge();
         if limit.excess() > 0 {
-            if let Err(error) = self.trim(0) {
+            if let Err(error) = self.trim_at(0, Some(Location::Device)) {
                 tracing::debug!("not all that is cached was given back: {error}");
             }
         }

@@ -3,16 +3,17 @@
 
 use super::{Demand, DeviceEntry, Process, lifetime, tags};
 use crate::config::Settings;
-use crate::config::table::Opt;
 use crate::config::value::{Location, Placement};
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
+use crate::gpu::Device;
 use crate::source::Kind;
 use rustc_hash::FxHashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-/// What was set by call. Read when memory is made, not when a cached block is handed out.
+/// What was set by call. Read when memory is made, by the pool when it sees a tag with a stream first;
+/// not when a cached block is handed out.
 static BY_CALL: Mutex<Option<FxHashMap<TagId, Placement>>> = Mutex::new(None);
 
 /// Sets where memory of a tag is made from here on; none for what the option says.
@@ -40,7 +41,8 @@ pub fn of(settings: &Settings, tag: TagId) -> Option<Placement> {
 }
 
 impl Process {
-    /// The place of a block by its tag, where its allocator names none.
+    /// The place of a block by its tag, where its allocator names none. The pool asks for itself, when
+    /// it makes memory.
     pub(super) fn located(
         &self,
         demand: &Demand,
@@ -51,34 +53,51 @@ impl Process {
         }
         match (of(&self.settings, demand.tag), demand.kind) {
             (Some(Placement::Device), Kind::Vmm) => Ok(Some(Location::Device)),
-            (Some(Placement::Host), Kind::Vmm) => {
-                let gpu = &device.state().device;
-                gpu.host_numa()?
-                    .map_err(|error| error.advice("Here managed memory can be placed there"))?;
-                Ok(Some(Location::HostNuma(gpu.nearest_host_node()?)))
-            }
+            (Some(Placement::Host), Kind::Vmm) => on_host(&device.state().device).map(Some),
             // The managed source asks for each block by itself.
             (Some(Placement::Host), Kind::Managed) => Ok(None),
-            (Some(Placement::Host), Kind::Pool) if self.pool_is_managed() => Ok(None),
-            (Some(Placement::Host), kind) => Err(refusal(demand.tag, kind)),
+            (Some(Placement::Host), kind) => Err(refusal(demand.tag, kind.name())),
             _ => Ok(None),
         }
     }
+}
 
-    /// Whether the pool is over managed memory, which has a place for each segment, and so for each tag.
-    fn pool_is_managed(&self) -> bool {
-        Kind::from_name(&self.settings.text(Opt::PoolSource)) == Some(Kind::Managed)
+/// Where the pool makes memory of a tag that is said to be placed, if it is, where its memory is chunks.
+pub(super) fn of_chunks(gpu: &Arc<Device>, placement: Option<Placement>) -> Result<Location> {
+    match placement {
+        Some(Placement::Host) => on_host(gpu),
+        Some(Placement::Device | Placement::None) | None => Ok(Location::Device),
     }
 }
 
-fn refusal(tag: TagId, kind: Kind) -> Error {
+/// The same where its memory is blocks of a source.
+pub(super) fn of_segments(
+    source: Kind,
+    tag: TagId,
+    placement: Option<Placement>,
+) -> Result<Location> {
+    match (placement, source) {
+        (Some(Placement::Host), source) if source != Kind::Managed => {
+            let over = format!("the pool over {}", source.name());
+            Err(refusal(tag, &over))
+        }
+        // The managed source asks for each segment by itself.
+        _ => Ok(Location::Device),
+    }
+}
+
+/// The node of the host that is nearest to a device.
+fn on_host(gpu: &Arc<Device>) -> Result<Location> {
+    gpu.host_numa()?
+        .map_err(|error| error.advice("Here managed memory can be placed there"))?;
+    Ok(Location::HostNuma(gpu.nearest_host_node()?))
+}
+
+fn refusal(tag: TagId, whose: &str) -> Error {
     let name = tags::table().name(tag).map_or("", |name| name);
     Error::new(Status::Unsupported, "allocate")
         .detail(format!(
-            "tag '{name}' is placed on the host, and memory of {} is the device's",
-            kind.name()
+            "tag '{name}' is placed on the host, and memory of {whose} is the device's"
         ))
-        .advice(
-            "Memory of managed and vmm can be placed there, and of the pool over managed memory",
-        )
+        .advice("Memory of vmm, of managed, and of the pool over these can be placed there")
 }

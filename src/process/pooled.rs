@@ -89,7 +89,7 @@ impl Process {
                 }
                 _ => Err(error),
             })
-            .map_err(|error| device.pool_out_of_memory(error))
+            .map_err(|error| device.pool_out_of_memory(error, self.pools.location_of(&key)))
             .inspect_err(|error| device.counters(Kind::Pool).failed(error))
     }
 

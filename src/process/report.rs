@@ -2,9 +2,11 @@
 
 use super::{DeviceEntry, tags};
 use crate::config::table::Opt;
+use crate::config::value::Location;
 use crate::error::{Error, Status};
 use crate::pool::LARGEST;
 use crate::source::Kind;
+use crate::sys::linux;
 
 /// How many tags an error names, those whose blocks take most.
 const TOLD_TAGS: usize = 3;
@@ -20,7 +22,11 @@ struct Situation {
     total: u64,
     limit: Option<u64>,
     held: u64,
+    /// The part of it that is memory of the host.
+    on_host: u64,
     in_blocks: u64,
+    /// Of the device, and in no block.
+    idle: u64,
     /// Whether the pool could hold less beside its blocks.
     could_lean: bool,
 }
@@ -38,12 +44,12 @@ impl Situation {
             );
         }
         let mut steps = Vec::new();
-        let over = |limit| self.held.saturating_add(self.asked) > limit;
+        let over = |limit| self.of_device().saturating_add(self.asked) > limit;
         if self.limit.is_some_and(over) {
             steps.push("raise the limit (set_limit, HBMALLOC_LIMIT)".to_owned());
         }
         steps.push(format!("free blocks, or {LESS}"));
-        if self.could_lean && self.held - self.in_blocks.min(self.held) >= self.asked {
+        if self.could_lean && self.idle >= self.asked {
             steps.push("set HBMALLOC_WASTE=tight, which leaves less memory idle".to_owned());
         }
         let elsewhere = self.elsewhere();
@@ -59,18 +65,35 @@ impl Situation {
         first.to_uppercase() + rest
     }
 
+    /// What this process holds of the device.
+    fn of_device(&self) -> u64 {
+        self.held.saturating_sub(self.on_host)
+    }
+
     /// What others hold of the device.
     fn elsewhere(&self) -> u64 {
         self.free.map_or(0, |free| {
-            self.total.saturating_sub(free).saturating_sub(self.held)
+            let taken = self.total.saturating_sub(free);
+            taken.saturating_sub(self.of_device())
         })
+    }
+}
+
+/// What to do next where a node of the host has no more, which has `total` bytes with all its nodes.
+fn advice_on_host(node: i32, asked: u64, total: u64) -> String {
+    let whose = format!("It was to be memory of the host, of NUMA node {node}");
+    match asked > total {
+        true => format!("{whose}, which as a whole has {total} bytes: ask for less at a time"),
+        false => format!(
+            "{whose}: free blocks there, or memory of other programs, or place the tag on the device"
+        ),
     }
 }
 
 impl DeviceEntry {
     /// Adds to an error that memory has run out what is free, held, in blocks and waiting, the limit,
-    /// the tags whose blocks take most, and what to do next.
-    pub(super) fn out_of_memory(&self, error: Error) -> Error {
+    /// the tags whose blocks take most, and what to do next for more memory at `location`.
+    pub(super) fn out_of_memory(&self, error: Error, location: Location) -> Error {
         if error.status() != Status::OutOfMemory {
             return error;
         }
@@ -85,8 +108,12 @@ impl DeviceEntry {
         if let Some(limit) = situation.limit {
             text += &format!(", its limit is {limit} bytes");
         }
+        let on_host = match situation.on_host {
+            0 => String::new(),
+            bytes => format!(" ({bytes} bytes of the host)"),
+        };
         text += &format!(
-            "; this process holds {held} bytes, {} bytes of them in blocks, and {waiting} freed blocks of {waiting_bytes} bytes wait for work to end",
+            "; this process holds {held} bytes{on_host}, {} bytes of them in blocks, and {waiting} freed blocks of {waiting_bytes} bytes wait for work to end",
             situation.in_blocks,
         );
         let top = self.top_tags(TOLD_TAGS);
@@ -99,25 +126,35 @@ impl DeviceEntry {
             });
             text += &format!("; its blocks take {}", told.collect::<Vec<_>>().join(", "));
         }
-        error.detail(text).advice(situation.advice())
+        let advice = match location {
+            Location::Device => situation.advice(),
+            Location::HostNuma(node) => {
+                advice_on_host(node, situation.asked, linux::total_memory())
+            }
+        };
+        error.detail(text).advice(advice)
     }
 
     fn situation(&self, error: &Error) -> Situation {
         let device = &self.state().device;
+        self.recharge();
+        let (held, in_blocks) = (self.held_by_all(), self.in_blocks());
         Situation {
+            on_host: held.saturating_sub(self.state().limit.used()),
+            idle: (held.saturating_sub(in_blocks)).saturating_sub(self.cached_on_host()),
             asked: error.asked().unwrap_or(0),
             free: device.memory_info().ok().map(|(free, _)| free),
             total: device.total_memory(),
             limit: self.state().limit.get(),
-            held: self.held_by_all(),
-            in_blocks: self.in_blocks(),
+            held,
+            in_blocks,
             could_lean: self.pool_in_use().is_some()
                 && self.settings().text(Opt::Waste) == "balanced",
         }
     }
 
     /// [`DeviceEntry::out_of_memory`] of the pool: what it holds too.
-    pub(super) fn pool_out_of_memory(&self, error: Error) -> Error {
+    pub(super) fn pool_out_of_memory(&self, error: Error, location: Option<Location>) -> Error {
         let (Status::OutOfMemory, Some(pool)) = (error.status(), self.pool_in_use()) else {
             return error;
         };
@@ -130,7 +167,8 @@ impl DeviceEntry {
         if error.asked() > Some(LARGEST) {
             text += &format!("; it serves blocks of up to {LARGEST} bytes");
         }
-        self.out_of_memory(error).also(&text)
+        let location = location.unwrap_or(Location::Device);
+        self.out_of_memory(error, location).also(&text)
     }
 
     /// Freed blocks that wait for work to end, and their bytes.
@@ -166,7 +204,9 @@ mod tests {
             total: 80 * GIB,
             limit: None,
             held: 10 * GIB,
+            on_host: 0,
             in_blocks: 4 * GIB,
+            idle: 6 * GIB,
             could_lean: false,
         }
     }
@@ -197,6 +237,23 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("nvidia-smi"), "{text}");
+    }
+
+    #[test]
+    fn what_is_on_the_host_is_nobodys_on_the_device() {
+        let placed = Situation {
+            held: 60 * GIB,
+            on_host: 50 * GIB,
+            limit: Some(20 * GIB),
+            ..situation(8 * GIB, GIB)
+        };
+        let text = placed.advice();
+        assert!(text.starts_with("Free blocks, or ask for less"), "{text}");
+        assert!(text.contains("who else holds 74088185856 bytes"), "{text}");
+        let text = advice_on_host(1, 8 * GIB, 64 * GIB);
+        assert!(text.contains("NUMA node 1: free blocks there"), "{text}");
+        let text = advice_on_host(1, 80 * GIB, 64 * GIB);
+        assert!(text.contains("as a whole has 68719476736 bytes"), "{text}");
     }
 
     #[test]

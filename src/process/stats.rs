@@ -67,7 +67,7 @@ pub struct Stats {
     pub requested: u64,
     /// Bytes of blocks now given out.
     pub allocated: u64,
-    /// Bytes held from the device.
+    /// Bytes held from the device, and from the host for what is placed there.
     pub reserved: u64,
     /// The most `requested` has been; over all kinds, the sum of their peaks.
     pub peak_requested: u64,
@@ -110,6 +110,9 @@ pub struct Stats {
     pub total_segments: u64,
     /// Requests that were tried again after cached memory had been given back.
     pub retries: u64,
+    /// The part of what all kinds hold of the device that counts to the limit: memory of the host
+    /// does not. Of the stream-ordered pool, what it was last seen to hold.
+    pub limit_used: u64,
 }
 
 impl Process {
@@ -128,7 +131,11 @@ impl Process {
         };
         stats.pending_frees = device.state().deferral.entries();
         stats.pending_bytes = device.state().deferral.bytes();
+        if kind.is_none_or(|kind| kind == Kind::Async) {
+            device.recharge();
+        }
         stats.limit = device.state().limit.get().unwrap_or(u64::MAX);
+        stats.limit_used = device.state().limit.used();
         for kind in Kind::ALL
             .into_iter()
             .filter(|one| kind.is_none_or(|kind| kind == *one))
@@ -153,9 +160,9 @@ impl Process {
         let device = self.device(ordinal)?;
         let (free, _) = device.state().device.memory_info()?;
         let stats = self.stats(ordinal, None)?;
-        let allowed = stats.limit.saturating_sub(stats.reserved);
+        let allowed = stats.limit.saturating_sub(stats.limit_used);
         let cached = stats.reserved.saturating_sub(stats.allocated);
-        Ok(free.min(allowed) + cached)
+        Ok(free.min(allowed) + cached.saturating_sub(device.cached_on_host()))
     }
 
     /// Starts every peak of a device again from what there is now. Whatever fails, the others are

@@ -6,6 +6,7 @@ pub mod managed;
 pub mod stream_ordered;
 pub mod vmm;
 
+use crate::config::value::Location;
 use crate::core::size::Align;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
@@ -133,6 +134,11 @@ pub use crate::core::gauge::Reading as Held;
 pub trait Source: Send + Sync {
     /// What kind it is.
     fn kind(&self) -> Kind;
+
+    /// Whose memory it takes: where room must be made when it has none.
+    fn location(&self) -> Location {
+        Location::Device
+    }
 
     /// Gives out a block of at least the bytes asked for, aligned as asked for, that no other block
     /// overlaps and that work given to the request's stream from now on may use.

@@ -29,11 +29,6 @@ impl VmmSource {
         }
     }
 
-    /// Where its memory is.
-    pub fn location(&self) -> Location {
-        self.location
-    }
-
     /// What no device could hold is not tried chunk by chunk until memory runs out. One chunk is the
     /// driver's to refuse.
     fn check_possible(&self, request: &Request, bytes: u64) -> Result<()> {
@@ -63,6 +58,10 @@ impl VmmSource {
 impl Source for VmmSource {
     fn kind(&self) -> Kind {
         Kind::Vmm
+    }
+
+    fn location(&self) -> Location {
+        self.location
     }
 
     fn allocate(&self, request: &Request) -> Result<Block> {

@@ -12,6 +12,17 @@ pub fn at_exit(handler: extern "C" fn()) -> bool {
     unsafe { libc::atexit(handler) == 0 }
 }
 
+/// Bytes of memory that the machine has; the most there can be where it does not say.
+pub fn total_memory() -> u64 {
+    // SAFETY: a struct of integers, for which zeros are values.
+    let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is valid for the call.
+    match unsafe { libc::sysinfo(&mut info) } {
+        0 => (info.totalram).saturating_mul(u64::from(info.mem_unit)),
+        _ => u64::MAX,
+    }
+}
+
 const MEMBARRIER_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 

@@ -102,11 +102,15 @@ static void memory_lives_where_its_tag_is_placed(void) {
             hbm_allocator_t *allocator = allocator_of(kind, 0);
             void *block = NULL;
             int is_host = cases[i].placement == HBM_PLACEMENT_HOST;
-            int can = !is_host || kind == HBM_KIND_MANAGED || kind == HBM_KIND_VMM;
+            int is_mapped = kind == HBM_KIND_VMM || kind == HBM_KIND_POOL;
+            int can = !is_host || kind == HBM_KIND_MANAGED || is_mapped;
             EXPECT(can ? HBM_OK : HBM_UNSUPPORTED, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
             CHECK((block != NULL) == can);
-            if (kind == HBM_KIND_VMM) {
+            if (is_mapped) {
+                hbm_stats_t stats = {.struct_size = sizeof stats};
                 CHECK((physical_bytes(0) == 0) == is_host);
+                EXPECT(HBM_OK, hbm_stats(0, kind, &stats));
+                CHECK(stats.reserved >= 2 * MIB && stats.limit_used == physical_bytes(0));
             }
             EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
             EXPECT(HBM_OK, hbm_allocator_destroy(allocator));

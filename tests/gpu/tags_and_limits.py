@@ -116,11 +116,74 @@ def placements(hbmalloc, driver, entries):
         driver.fill(block, 6)
         driver.check_filled(block, 6)
         entries["vmm"].take(block)
-    for backend in ("pool", "device", "async"):
+    for backend in ("device", "async"):
         with case("%s memory cannot be placed on the host" % backend), hbmalloc.tag("tag of host"):
             check(not entries[backend].give(), "it was allocated")
             for word in ("tag of host", backend, "managed", "vmm"):
                 check(word in last_error(hbmalloc), last_error(hbmalloc))
+
+
+def pool_places(hbmalloc, driver, entry):
+    """The pool over virtual memory: each tag's memory is where it is placed, and stays apart from the other's."""
+    hbmalloc.trim()
+    near, far = hbmalloc.tag("pool near", placement="device"), hbmalloc.tag("pool far", placement="host")
+    free, start = driver.free(), hbmalloc.stats(0)
+    cache, weights = [], []
+    with case("the pool's memory placed on the host"):
+        with far:
+            cache = [entry.give() for _ in range(4)] + [entry.give(4096), entry.give(3 * MIB)]
+        check(all(cache), last_error(hbmalloc))
+        print("    the device has %d bytes less" % (free - driver.free()))
+        check(free - driver.free() < BLOCK, "it takes memory of the device")
+        now = hbmalloc.stats(0)
+        check(now["limit_used"] == start["limit_used"], "it counts to the limit: %s" % now)
+        check(now["reserved"] - start["reserved"] >= 4 * BLOCK, now)
+        check(hbmalloc.stats(0, tag="pool far")["reserved"] >= 4 * BLOCK, hbmalloc.stats_by_tag(0))
+    with case("two tags, two places"):
+        with near:
+            weights = [entry.give() for _ in range(2)]
+        check(all(weights), last_error(hbmalloc))
+        check(free - driver.free() >= 2 * BLOCK, "the device's takes nothing of it")
+        check(hbmalloc.stats(0)["limit_used"] - start["limit_used"] >= 2 * BLOCK, hbmalloc.stats(0))
+        for number, block in enumerate(cache[:4] + weights):
+            driver.fill(block, 16 + number)
+        for number, block in enumerate(cache[:4] + weights):
+            driver.check_filled(block, 16 + number)
+    with case("the processor reads what the device wrote on the host"):
+        driver.call("cuStreamSynchronize", driver.stream)
+        check(ctypes.string_at(cache[1] + BLOCK - 64, 64) == bytes([17]) * 64, "it reads something else")
+    with case("a freed block on the host serves its tag again"):
+        made = hbmalloc.pool_stats(0)["creates"]
+        entry.take(cache.pop(0))
+        with far:
+            cache.append(entry.give())
+        check(cache[-1] and hbmalloc.pool_stats(0)["creates"] == made, "memory was made for it")
+    with case("a limit of the device leaves the host alone"):
+        hbmalloc.set_limit(hbmalloc.stats(0)["limit_used"] + BLOCK // 2, device=0)
+        with far:
+            cache += [entry.give() for _ in range(4)]
+        check(all(cache), last_error(hbmalloc))
+        with near:
+            check(not entry.give(), "the limit was passed")
+        check("limit" in last_error(hbmalloc), last_error(hbmalloc))
+        hbmalloc.set_limit(None)
+    with case("a place said later holds for streams that are new to the tag"):
+        before = driver.free()
+        with hbmalloc.tag("pool near", placement="host"):
+            weights.append(entry.give())
+        check(weights[-1] and before - driver.free() >= BLOCK // 2, "it is on the host, or it is nowhere")
+    with case("what was freed goes back by a trim"):
+        for block in filter(None, cache + weights):
+            entry.take(block)
+        driver.call("cuStreamSynchronize", driver.stream)
+        hbmalloc.trim()
+        now = hbmalloc.stats(0)
+        check(now["reserved"] <= start["reserved"], now)
+        check(driver.free() >= free - SLACK, "the device has %d bytes less" % (free - driver.free()))
+    with case("more than the host has is refused"):
+        with far:
+            check(not entry.give(1 << 43), "8 TiB were had")
+        check("out of memory" in last_error(hbmalloc), last_error(hbmalloc))
 
 
 def limits(hbmalloc, driver, backend, entry):
@@ -207,6 +270,7 @@ def main(over_managed):
     gpucase.child("over managed", [os.path.abspath(__file__), "over managed"], limit=60)
     entries = {backend: Entries(library, backend, driver.stream) for backend in gpucase.BACKENDS}
     placements(hbmalloc, driver, entries)
+    pool_places(hbmalloc, driver, entries["pool"])
     for backend, entry in entries.items():
         with case("a limit, %s" % backend):
             limits(hbmalloc, driver, backend, entry)

@@ -143,6 +143,99 @@ def test_placement(sim, coherent):
     """, HBMALLOC_SIM="coherent=%d" % coherent, HBMALLOC_PLACEMENT="weights=host")
 
 
+POOL = """
+        import ctypes, os, hbmalloc
+        library = ctypes.CDLL(hbmalloc.get_library_path())
+        simulator = ctypes.CDLL(os.path.join(os.path.dirname(hbmalloc.get_library_path()), "libhbmalloc_sim.so"))
+        MIB = 1 << 20
+        library.pool_malloc.restype, library.pool_malloc.argtypes = ctypes.c_void_p, [
+            ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        library.pool_free.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+        library.hbm_torch_set_hooked(1)
+        def give(size, stream=None):
+            return library.pool_malloc(size, 0, stream)
+        def take(*blocks):
+            for block in blocks:
+                library.pool_free(block, 0, 0, None)
+        def on_device():
+            now = ctypes.c_uint64()
+            assert simulator.hbmsim_physical(0, ctypes.byref(now), None) == 0
+            return now.value
+        def checked():
+            stats = hbmalloc.stats(0)
+            assert stats["requested"] <= stats["allocated"] <= stats["reserved"], stats
+            assert stats["limit_used"] == on_device(), (stats, on_device())
+            return stats
+        def told():
+            return hbmalloc._library.library().hbm_last_error().decode()
+"""
+
+
+def test_the_pool_places_by_tag(sim):
+    """With the variable alone: what a tag names is where it says, by the simulator's own count."""
+    sim(POOL + """
+        with hbmalloc.tag("kv_cache"):
+            cache = [give(size) for size in (1, 4096, 3 * MIB, 300 * MIB)]
+        assert all(cache) and on_device() == 0 and checked()["reserved"] >= 303 * MIB
+        with hbmalloc.tag("weights"):
+            weights = [give(100 * MIB), give(8)]
+        other = give(20 * MIB)
+        assert all(weights) and other
+        assert 122 * MIB <= on_device() < 200 * MIB
+        checked()
+        by_tag = hbmalloc.stats_by_tag(0)
+        assert by_tag["kv_cache"]["reserved"] >= 303 * MIB
+        assert by_tag["kv_cache"]["reserved"] + by_tag["weights"]["reserved"] + by_tag[""]["reserved"] \
+            == hbmalloc.stats(0)["reserved"], by_tag
+        hbmalloc.set_limit(256 * MIB)
+        with hbmalloc.tag("kv_cache"):
+            more = give(1024 * MIB)
+            assert more, told()
+        with hbmalloc.tag("weights"):
+            assert give(256 * MIB) is None
+            assert "limit" in told(), told()
+        take(*cache, *weights, other, more)
+        assert checked()["allocated"] == 0
+        kept = hbmalloc.stats(0)["reserved"]
+        assert kept >= 1024 * MIB
+        hbmalloc.set_limit(None)
+        with hbmalloc.tag("kv_cache"):          # what it kept serves it again, the device's does not
+            created = hbmalloc.pool_stats(0)["creates"]
+            assert give(1024 * MIB) == more and hbmalloc.pool_stats(0)["creates"] == created
+            take(more)
+        assert hbmalloc.trim(0) == kept and checked()["reserved"] == 0
+    """, HBMALLOC_PLACEMENT="weights=device,kv_cache=host", HBMALLOC_SIM="devices=1,memory=4GiB")
+
+
+def test_a_place_that_is_said_later(sim):
+    """The pool asks once for a tag and a stream."""
+    sim(POOL + """
+        with hbmalloc.tag("kv_cache"):
+            assert give(10 * MIB) and on_device() >= 10 * MIB
+        with hbmalloc.tag("kv_cache", placement="host"):
+            assert give(200 * MIB) and on_device() >= 210 * MIB
+            held = on_device()
+            assert give(200 * MIB, 2) and on_device() == held     # another stream: the calling thread's own
+        with hbmalloc.tag("other", placement="host"):
+            assert give(200 * MIB) and on_device() == held
+        with hbmalloc.tag("other", placement="none"):
+            assert give(64 * MIB) and on_device() == held
+        checked()
+    """, HBMALLOC_SIM="devices=1,memory=4GiB")
+
+
+@pytest.mark.parametrize("machine, source, told", [
+    ("devices=1,host_numa=0", "vmm", "NUMA"), ("devices=1,vmm=0", "vmm", "device"), ("devices=1", "device", "device")])
+def test_a_pool_that_cannot_place(sim, machine, source, told):
+    sim(POOL + """
+        with hbmalloc.tag("kv_cache"):
+            assert give(MIB) is None
+            for word in (%r, "managed"):
+                assert word in told(), told()
+        assert give(MIB), told()
+    """ % told, HBMALLOC_SIM=machine, HBMALLOC_POOL_SOURCE=source, HBMALLOC_PLACEMENT="kv_cache=host")
+
+
 def test_what_is_no_placement(sim):
     sim("""
         import hbmalloc

@@ -1,8 +1,9 @@
 //! What the library's figures, its own books and the driver must say after each step.
 
 use super::model::Block;
-use super::run::{MARK, Run};
+use super::run::{HOST, MARK, Run};
 use super::step::Ask;
+use crate::config::value::Location;
 use crate::core::tags::TagId;
 use crate::error::{Error, Status, Warning};
 use crate::gpu::Stream;
@@ -10,6 +11,7 @@ use crate::process::{BlockStats, Stats};
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Outcome, Stop};
 use crate::source::Kind;
+use crate::sys::linux;
 use std::collections::BTreeSet;
 
 const MIB: u64 = 1 << 20;
@@ -20,6 +22,8 @@ const PEAK_STEP: u64 = 1 << 20;
 /// Figures before a call.
 pub struct Figures {
     stats: Stats,
+    /// What is held of the device for the pool.
+    held: u64,
     blocks: usize,
     /// The most the simulated device has held.
     peak: u64,
@@ -29,6 +33,7 @@ impl Run {
     pub(super) fn figures(&self) -> Result<Figures, Stop> {
         Ok(Figures {
             stats: self.process.stats(0, Some(Kind::Pool))?,
+            held: self.held_of_device()?,
             blocks: self.process.live_blocks(),
             peak: self.machine.sim.map_or(0, |sim| sim.peak_physical(0)),
         })
@@ -41,8 +46,14 @@ impl Run {
         Some(match self.setting.source {
             "device" => now.device_bytes - base.device_bytes,
             "managed" => now.managed_bytes - base.managed_bytes,
-            _ => now.chunk_bytes - base.chunk_bytes,
+            _ => now.chunk_bytes - base.chunk_bytes + now.host_chunk_bytes,
         })
+    }
+
+    /// What the pool holds and counts to the limit.
+    fn held_of_device(&self) -> Result<u64, Stop> {
+        let reserved = self.process.stats(0, Some(Kind::Pool))?.reserved;
+        Ok(reserved - self.process.device(0)?.state().extents.pooled_at(HOST))
     }
 
     /// A limit is not passed, neither at the end of a call nor meanwhile.
@@ -51,9 +62,9 @@ impl Run {
             return Ok(());
         }
         let after = self.figures()?;
-        let (held, limit) = (after.stats.reserved, self.limit);
+        let (held, limit) = (after.held, self.limit);
         ensure!(
-            held <= limit.max(before.stats.reserved),
+            held <= limit.max(before.held),
             "{held} bytes are held and the limit is {limit}"
         );
         // A plain allocation is rounded up by the driver, beyond what the library can know.
@@ -91,7 +102,10 @@ impl Run {
         if self.is_capturing() || self.setting.source != "vmm" {
             return Ok(());
         }
-        let room = self.room()?;
+        let room = match self.place_of(ask.tag) {
+            Location::Device => self.room()?,
+            Location::HostNuma(_) => linux::total_memory(),
+        };
         let wanted = ask.bytes.max(2 * MIB).saturating_add(2 * MIB);
         ensure!(
             wanted > room,
@@ -112,18 +126,20 @@ impl Run {
             }
         }
         let base = self.base.map_or(0, |base| base.physical_bytes);
-        let held = self.process.stats(0, Some(Kind::Pool))?.reserved;
-        let free: u64 = self.chunks()?.iter().map(|(_, bytes)| bytes).sum();
+        let held = self.held_of_device()?;
+        let chunks = self.chunks()?;
+        let of_device = chunks.iter().filter(|chunk| chunk.2 == Location::Device);
+        let free: u64 = of_device.map(|chunk| chunk.1).sum();
         Ok(most.saturating_sub(base + held) + free)
     }
 
-    /// Chunks that neither a live block nor a graph needs.
-    fn chunks(&self) -> Result<Vec<(u64, u64)>, Stop> {
+    /// Chunks that neither a live block nor a graph needs: their addresses, bytes and places.
+    fn chunks(&self) -> Result<Vec<(u64, u64, Location)>, Stop> {
         let extents = &self.process.device(0)?.state().extents;
         let list = extents.list().into_iter().filter(|extent| !extent.alias);
-        let chunks = list.map(|extent| (extent.address, extent.bytes));
+        let chunks = list.map(|extent| (extent.address, extent.bytes, extent.location));
         Ok(chunks
-            .filter(|(address, bytes)| !self.model.needs(*address, address + bytes))
+            .filter(|(address, bytes, _)| !self.model.needs(*address, address + bytes))
             .collect())
     }
 
@@ -171,12 +187,34 @@ impl Run {
         }
         let device = self.process.device(0)?;
         device.state().extents.audit()?;
+        self.check_places()?;
         self.process.audit_pool(0)?;
         let unlooked = self.process.warnings().count(Warning::GiveBack);
         ensure_eq!(unlooked, 0, "warnings that memory could not be given back");
         ensure_eq!(self.machine.thread_state().0, 0, "the thread's context");
         if let Some(sim) = self.machine.sim {
             ensure_eq!(sim.faults(), Vec::<String>::new(), "faults");
+        }
+        Ok(())
+    }
+
+    /// Memory is where its tag is placed, and only the device's counts to the limit.
+    fn check_places(&self) -> Outcome {
+        let Some((sim, base)) = self.machine.sim.zip(self.base) else {
+            return Ok(());
+        };
+        let (now, state) = (sim.counters(), self.process.device(0)?.state());
+        for extent in state.extents.list() {
+            let tag = self.tags.iter().position(|tag| *tag == extent.tag);
+            let wanted = self.place_of(tag.unwrap_or(0));
+            ensure_eq!(extent.location, wanted, "the place of {:?}", extent.tag);
+        }
+        let on_host = state.extents.pooled_at(HOST);
+        ensure_eq!(on_host, now.host_chunk_bytes, "held on the host");
+        if self.setting.source == "vmm" {
+            let held = now.chunk_bytes - base.chunk_bytes;
+            let used = self.process.stats(0, None)?.limit_used;
+            ensure_eq!(used - self.scratch_bytes, held, "counted to the limit");
         }
         Ok(())
     }

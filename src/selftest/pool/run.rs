@@ -19,6 +19,9 @@ use std::sync::Arc;
 
 /// Bytes of a mark.
 pub(super) const MARK: u64 = 64;
+/// Where the memory of the tag is that is placed on the host.
+pub(super) const HOST: Location = Location::HostNuma(0);
+
 /// A pool under test.
 pub struct Run {
     pub(super) process: Arc<Process>,
@@ -51,11 +54,16 @@ impl Run {
         let spec = format!("devices=1,memory={},poison=1", setting.memory);
         let machine = Machine::open(&spec)?;
         machine.set_context(None)?;
+        // A card's host has other uses for its memory.
+        let host = setting.host && setting.source == "vmm" && machine.sim.is_some();
+        let setting = Setting { host, ..setting };
         let lean = if setting.tight { "tight" } else { "balanced" };
+        let placement = if host { "model two=host" } else { "" };
         let options = [
             ("sim", spec.as_str()),
             ("pool_source", setting.source),
             ("waste", lean),
+            ("placement", placement),
         ];
         let process = Arc::new(machine.process(&options)?);
         process.set_captures_told(setting.told);
@@ -67,7 +75,11 @@ impl Run {
         }
         let scratch = process.allocate(demand_of(Kind::Device, MARK))?;
         // Asked once by making a chunk, whatever the limit.
-        process.device(0)?.state().grain(Location::Device)?;
+        let state = process.device(0)?.state();
+        state.grain(Location::Device)?;
+        if setting.host {
+            state.grain(HOST)?;
+        }
         let base = machine.sim.map(|sim| sim.counters());
         let mut run = Run {
             base,
@@ -95,6 +107,14 @@ impl Run {
         };
         run.set_limit(limit)?;
         Ok(run)
+    }
+
+    /// Where memory of a tag must be, by its number here.
+    pub(super) fn place_of(&self, tag: usize) -> Location {
+        match self.setting.host && tag + 1 == self.tags.len() {
+            true => HOST,
+            false => Location::Device,
+        }
     }
 
     pub(super) fn is_capturing(&self) -> bool {

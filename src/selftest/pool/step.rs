@@ -129,6 +129,8 @@ pub struct Setting {
     pub memory: u64,
     /// The limit at the start, 0 for none.
     pub limit: u64,
+    /// Whether the memory of one of the tags is the host's, on the simulator.
+    pub host: bool,
 }
 
 impl Setting {
@@ -143,6 +145,7 @@ impl Setting {
             told: bytes[2] % 4 != 1,
             memory: [512 * MIB, 192 * MIB, 2048 * MIB][usize::from(bytes[3] % 3)],
             limit: [0, 0, 160 * MIB, 64 * MIB][usize::from(bytes[4] % 4)],
+            host: bytes[5] % 4 == 1,
         }
     }
 }

@@ -261,7 +261,7 @@ pub fn other_kinds_placed() -> Outcome {
     house.machine.device.fill(block, 7, MIB, Stream::LEGACY)?;
     house.free(block)?;
     house.free(allocate(Kind::Vmm, weights)?)?;
-    for kind in [Kind::Device, Kind::Async, Kind::Pool] {
+    for kind in [Kind::Device, Kind::Async] {
         let error = allocate(kind, cache).err().ok_or("it was allocated")?;
         ensure_eq!(error.status(), Status::Unsupported, "{kind:?}: {error}");
         for word in ["kv_cache", kind.name(), "managed", "vmm"] {

@@ -6,6 +6,7 @@ mod fences;
 mod graphs;
 mod managed;
 mod owners;
+mod placed;
 mod records;
 mod statistics;
 mod streams;
@@ -93,6 +94,12 @@ pub const SUITE: Suite = Suite {
         managed::tags_placed_on_coherent,
         managed::on_the_host_no_room_is_taken,
         managed::other_kinds_placed,
+        placed::blocks,
+        placed::limits,
+        placed::apart,
+        placed::said_later,
+        placed::nearest,
+        placed::refused,
     ]],
 };
 
