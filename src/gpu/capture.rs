@@ -9,7 +9,7 @@ use rustc_hash::FxHashSet;
 use std::cell::Cell;
 use std::ffi::c_int;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread::{self, ThreadId};
 
@@ -90,6 +90,9 @@ pub struct Captures {
     any_told: AtomicBool,
     /// Written while a capture begins, read while something is done that no capture may be open for.
     gate: RwLock<()>,
+    /// How often it was seen to change whether the legacy stream counts as capturing: odd while it
+    /// does.
+    implicit: AtomicU64,
 }
 
 impl Captures {
@@ -144,6 +147,15 @@ impl Captures {
         lock(&self.open).told.iter().any(|told| told.token == token)
     }
 
+    fn note_legacy(&self, is_captured: bool) {
+        let seen = self.implicit.load(Ordering::Relaxed);
+        if is_captured != (seen % 2 == 1) {
+            // Who was faster saw the same.
+            let (before, after) = (Ordering::Relaxed, Ordering::Relaxed);
+            let _ = (self.implicit).compare_exchange(seen, seen + 1, before, after);
+        }
+    }
+
     /// Never asks about `stream` again: it is about to be destroyed.
     pub fn forget(&self, stream: Stream) {
         let mut open = lock(&self.open);
@@ -169,13 +181,14 @@ impl Device {
     }
 
     /// A number of the capture that `stream`, which must be live, is part of, which no other capture
-    /// of the process has had; 0 where it is part of none or of one that is broken. Needs the
-    /// device's context current.
+    /// of the process has had; 0 where it is part of none or of one that is broken. The legacy stream
+    /// beside captures of other streams gets a number for as long as it was seen in that state without
+    /// a break. Needs the device's context current.
     pub fn capture_number(&self, stream: Stream) -> Result<u64> {
         let (mut status, mut number): (c_int, u64) = (0, 0);
         let none = std::ptr::null_mut();
         // SAFETY: two valid out-pointers; the driver leaves out what is asked for by null.
-        self.check(unsafe {
+        let asked = unsafe {
             self.cuda().stream_capture_info(
                 stream.raw(),
                 &mut status,
@@ -184,8 +197,15 @@ impl Device {
                 none.cast(),
                 none.cast(),
             )
-        })?;
-        Ok(number)
+        };
+        match asked {
+            Ok(()) => Ok(number),
+            // The driver's own count up.
+            Err(refusal) if refusal.code == Some(IMPLICIT_CAPTURE) => {
+                Ok(u64::MAX - self.captures().implicit.load(Ordering::Relaxed))
+            }
+            Err(refusal) => Err(self.cuda().error(refusal)),
+        }
     }
 
     /// Whether a capture is open on this device, as far as hooks told or streams met show. A capture
@@ -255,11 +275,16 @@ impl Device {
     fn asks_capturing(&self, stream: Stream) -> Result<bool> {
         let mut status: c_int = 0;
         // SAFETY: `status` is a valid out-pointer; the caller vouches for the handle.
-        match unsafe { self.cuda().stream_is_capturing(stream.raw(), &mut status) } {
-            Ok(()) => Ok(status != 0),
-            Err(refusal) if refusal.code == Some(IMPLICIT_CAPTURE) => Ok(true),
-            Err(refusal) => Err(self.cuda().error(refusal)),
+        let asked = unsafe { self.cuda().stream_is_capturing(stream.raw(), &mut status) };
+        let capturing = match asked {
+            Ok(()) => status != 0,
+            Err(refusal) if refusal.code == Some(IMPLICIT_CAPTURE) => true,
+            Err(refusal) => return Err(self.cuda().error(refusal)),
+        };
+        if stream == Stream::LEGACY {
+            self.captures().note_legacy(capturing);
         }
+        Ok(capturing)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::selftest::machine::{CAPTURE_GLOBAL, CAPTURE_RELAXED};
 use crate::selftest::{Outcome, Stop};
 use crate::source::Kind;
 
-const BYTES: u64 = 6 * MIB;
+pub(super) const BYTES: u64 = 6 * MIB;
 
 fn pool(id: u64) -> GraphPool {
     GraphPool {
@@ -52,7 +52,7 @@ fn on_each_mapped(body: fn(&House, Kind) -> Outcome) -> Outcome {
 }
 
 /// What a replay would do.
-fn write(house: &House, address: u64, stream: Stream) -> Outcome {
+pub(super) fn write(house: &House, address: u64, stream: Stream) -> Outcome {
     house.machine.device.fill(address, 3, BYTES, stream)?;
     house.machine.synchronize()
 }

@@ -2,6 +2,7 @@
 //! captured graphs, limits, and the placement of managed memory.
 
 mod activity;
+mod ends;
 mod fences;
 mod graphs;
 mod managed;
@@ -82,6 +83,7 @@ pub const SUITE: Suite = Suite {
         graphs::failed_capture,
         graphs::capture_given_up_too_soon,
         graphs::two_captures,
+        ends::legacy_beside_untold,
         streams::unrecorded_stream,
         managed::placement,
         managed::prefetch_options,
