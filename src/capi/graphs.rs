@@ -26,9 +26,15 @@ fn pool(operation: &'static str, device: i32, id: (u64, u64)) -> Result<GraphPoo
 ///   cuStreamBeginCapture(stream, mode);     on this thread
 ///   ...                                     allocate, launch, deallocate
 ///   cuStreamEndCapture(stream, &graph);
-///   hbm_graph_end(device, high, low);       also where the capture failed
+///   hbm_graph_end(device, high, low);       next on this thread; also where the capture failed
 ///   ...                                     instantiate, launch
 ///   hbm_graph_release(device, high, low);   after its last launch, once for each capture
+///
+/// Between cuStreamEndCapture and hbm_graph_end the capture's memory stays its own, whatever other
+/// threads do. The thread that called hbm_graph_begin must neither allocate on a stream that does not
+/// capture nor begin another capture before the end is told: a capture that is over by then is taken
+/// for one that failed, and where no other graph uses the pool its memory is given back. hbm_trim gives
+/// none of it back. A capture that failed and whose end nobody tells keeps its memory until then.
 ///
 /// The id is the program's choice: the same one for graphs that are replayed one after the other in
 /// the order of their captures and may share memory, another one else. It is neither all zeros nor
@@ -41,8 +47,11 @@ pub extern "C" fn hbm_graph_begin(device: i32, id_high: u64, id_low: u64) -> i32
     })
 }
 
-/// Says that a capture told of by hbm_graph_begin is over, well or not. Any thread.
-/// HBM_INVALID_ARGUMENT where none into this pool has begun or all have ended; nothing changes then.
+/// Says that a capture told of by hbm_graph_begin is over, well or not: the latest into this pool that
+/// the calling thread began, else the latest of any thread. Any thread. HBM_INVALID_ARGUMENT where none
+/// into this pool has begun or all have ended; nothing changes then. HBM_NOT_OWNED where the capture was
+/// taken for one that failed (see hbm_graph_begin) and its memory is gone: a graph of it must not be
+/// launched, and is released all the same.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_graph_end(device: i32, id_high: u64, id_low: u64) -> i32 {
     export(|| {

@@ -97,7 +97,7 @@ pub struct Captures {
 
 impl Captures {
     /// A capture that will be called `token` is about to begin on this thread. What this thread told
-    /// of earlier and no stream shows any more has failed without an end.
+    /// of earlier and no stream ever showed has failed.
     pub fn begin(&self, device: &Device, token: u64) {
         let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.abandon_hidden();
@@ -142,7 +142,7 @@ impl Captures {
         }
     }
 
-    /// Whether the capture `token` is open, as far as is known.
+    /// Whether the capture `token` is open, as far as was seen when somebody asked last.
     pub fn is_told(&self, token: u64) -> bool {
         lock(&self.open).told.iter().any(|told| told.token == token)
     }
@@ -209,7 +209,7 @@ impl Device {
     }
 
     /// Whether a capture is open on this device, as far as hooks told or streams met show. A capture
-    /// told of whose stream no longer captures failed without an end, and is given up.
+    /// told of whose stream no longer captures is over: it failed, or its end will be told soon.
     pub fn capture_open(&self) -> bool {
         let mut open = lock(&self.captures().open);
         if open.told.is_empty() && open.met.is_empty() {

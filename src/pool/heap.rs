@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// The graphs whose replays may write to memory, in whatever order these are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GraphId {
-    /// Those that share a private pool, as its owner numbers it: replayed in the order of their
-    /// captures.
-    Pool(u64, u64),
+    /// Those that share a private pool, by the number of its generation: replayed in the order of
+    /// their captures.
+    Pool(u64),
     /// That of a capture, by the driver's number, whose end nobody tells.
     Untold(u64),
     /// Any: of segments, which whoever divides them up keeps as long as a graph needs them. What is

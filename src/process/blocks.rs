@@ -1,7 +1,7 @@
 //! Giving blocks out and taking them back, whoever asks.
 
 use super::graphs::{Kept, Released};
-use super::{Process, lifetime};
+use super::{DeviceEntry, Process, lifetime};
 use crate::config::value::Location;
 use crate::core::size::Align;
 use crate::core::tags::TagId;
@@ -57,7 +57,7 @@ impl Process {
         let location = self.located(&demand, device)?;
         let capturing = device.is_capturing(demand.stream)?;
         if !capturing {
-            device.state().device.captures().abandon_hidden();
+            self.outside_captures(device)?;
         }
         // A stream-ordered allocation on a capturing stream would become a node of the graph.
         let kind = match demand.kind {
@@ -143,7 +143,7 @@ impl Process {
         };
         match record.graph {
             GraphUse::None => give_back(&kept, record.last_use),
-            GraphUse::Pool(pool) => match self.graphs.keep(pool, kept) {
+            GraphUse::Pool(generation) => match self.graphs.keep(generation, kept) {
                 None => Ok(()),
                 Some(kept) => give_back(&kept, LastUse::Anywhere),
             },
@@ -225,7 +225,7 @@ impl Process {
         gpu.captures().begin(gpu, token);
         self.graphs.begin(pool, token);
         self.note_open_captures();
-        self.graphs_settle(pool.device)
+        self.graphs_settle(device)
     }
 
     /// The capture is over.
@@ -241,13 +241,28 @@ impl Process {
         Ok(())
     }
 
-    /// Gives back the blocks of captures that failed: torch tells neither of their end nor, since
-    /// there is no graph, of its release.
-    pub(super) fn graphs_settle(&self, device: i32) -> Result<()> {
-        let gpu = &self.device(device)?.state().device;
+    /// This thread allocates, and no capture has part in it.
+    pub(super) fn outside_captures(&self, device: &DeviceEntry) -> Result<()> {
+        device.state().device.captures().abandon_hidden();
+        match self.slow.load(Ordering::Relaxed) > 1 {
+            true => self.graphs_settle(device),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives back the memory of captures that failed: torch tells neither of their end nor, since
+    /// there is no graph, of its release. For when the calling thread begins a capture or allocates
+    /// outside of one, which it does not do between the end of a capture and the word of it.
+    fn graphs_settle(&self, device: &DeviceEntry) -> Result<()> {
+        let gpu = &device.state().device;
+        if !self.graphs.began_here(gpu.ordinal()) {
+            return Ok(());
+        }
+        // Asking shows which are over.
+        gpu.capture_open();
         let failed = self
             .graphs
-            .retire_failed(device, |token| gpu.captures().is_told(token));
+            .retire_failed(gpu.ordinal(), |token| gpu.captures().is_told(token));
         self.note_open_captures();
         self.give_back_released(failed)
     }
@@ -267,10 +282,10 @@ impl Process {
     }
 
     fn reuse(&self, graph: GraphUse, source: &Arc<dyn Source>, request: &Request) -> Option<Block> {
-        let GraphUse::Pool(pool) = graph else {
+        let GraphUse::Pool(generation) = graph else {
             return None;
         };
-        let kept = self.graphs.reuse(pool, source, request)?;
+        let kept = self.graphs.reuse(generation, source, request)?;
         Some(Block {
             requested: request.bytes,
             ..kept.block

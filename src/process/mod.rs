@@ -240,9 +240,6 @@ impl Process {
     }
 
     fn trim_device(&self, device: &DeviceEntry, keep: u64) -> Result<u64> {
-        // Asking shows captures that failed without an end, whose blocks may go.
-        device.state().device.capture_open();
-        self.graphs_settle(device.state().device.ordinal())?;
         device.trim(keep)
     }
 }

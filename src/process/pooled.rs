@@ -8,7 +8,7 @@ use crate::error::{Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::pool::{Freed, GraphId, HeapKey, thread_number};
-use crate::registry::{AllocatorId, GraphPool, GraphUse};
+use crate::registry::{AllocatorId, Generation, GraphUse};
 use crate::source::{Kind, LastUse};
 use std::sync::atomic::Ordering;
 
@@ -23,8 +23,8 @@ fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
     }
 }
 
-fn pooled_graph(pool: GraphPool) -> GraphId {
-    GraphId::Pool(pool.id.0, pool.id.1)
+fn pooled_graph(generation: Generation) -> GraphId {
+    GraphId::Pool(generation.number)
 }
 
 #[inline]
@@ -67,8 +67,7 @@ impl Process {
         let slow = self.slow.load(Ordering::Relaxed);
         let capturing = slow != 0 && device.is_capturing(demand.stream)?;
         if !capturing && slow > 1 {
-            device.state().device.captures().abandon_hidden();
-            self.graphs_settle(demand.device)?;
+            self.outside_captures(device)?;
         }
         let graph = match capturing {
             false => None,
@@ -104,7 +103,7 @@ impl Process {
             .graphs
             .of_capture(demand.device, demand.stream, captures)
         {
-            GraphUse::Pool(pool) => Ok(pooled_graph(pool)),
+            GraphUse::Pool(generation) => Ok(pooled_graph(generation)),
             GraphUse::None | GraphUse::Unknown => {
                 self.warn_of_kept(demand.bytes);
                 let _guard = gpu.enter()?;
@@ -127,9 +126,10 @@ impl Process {
         Ok(freed == Freed::Block)
     }
 
-    pub(super) fn release_pooled(&self, gone: &[GraphPool]) {
-        for pool in gone {
-            self.pools.release_graph(pool.device, pooled_graph(*pool));
+    pub(super) fn release_pooled(&self, gone: &[Generation]) {
+        for generation in gone {
+            let graph = pooled_graph(*generation);
+            self.pools.release_graph(generation.pool.device, graph);
         }
     }
 

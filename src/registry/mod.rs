@@ -18,13 +18,23 @@ pub struct GraphPool {
     pub id: (u64, u64),
 }
 
+/// A graph pool from its first capture to its last release. What is left of it then has nothing to do
+/// with later captures that the same id is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Generation {
+    /// The pool.
+    pub pool: GraphPool,
+    /// Counted over all pools of the process.
+    pub number: u64,
+}
+
 /// How a block is tied to graphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GraphUse {
     /// It is not.
     None,
     /// A replay of this pool's graphs may write to it until the pool is released.
-    Pool(GraphPool),
+    Pool(Generation),
     /// Allocated during a capture nobody will tell us the end of.
     Unknown,
 }

@@ -152,17 +152,33 @@ static void a_failed_capture(void) {
     EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
     CHECK(physical_bytes(0) == 0);
 
-    /* One that nobody ended is given up in time; the late end and release still count. */
+    /* Until its end is told trim takes none of its memory: it may have ended well. */
     EXPECT(HBM_OK, hbm_graph_begin(0, 7, 2));
     capture_begin(stream);
     block = allocate(allocator, stream);
     CHECK(synchronize(stream) != 0 && end(stream, &graph) != 0);
     EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, stream));
     EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
-    CHECK(physical_bytes(0) == 0);
+    CHECK(physical_bytes(0) == 2 * MIB);
     EXPECT(HBM_OK, hbm_graph_end(0, 7, 2));
     EXPECT(HBM_OK, hbm_graph_release(0, 7, 2));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_graph_end(0, 7, 2));
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    CHECK(physical_bytes(0) == 0);
+
+    /* Where its thread allocates before, it is given up; release still counts. */
+    EXPECT(HBM_OK, hbm_graph_begin(0, 7, 3));
+    capture_begin(stream);
+    block = allocate(allocator, stream);
+    CHECK(synchronize(stream) != 0 && end(stream, &graph) != 0);
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, stream));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, allocate(allocator, stream), stream));
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    CHECK(physical_bytes(0) == 0);
+    EXPECT(HBM_NOT_OWNED, hbm_graph_end(0, 7, 3));
+    EXPECT_ERROR_TEXT("(7, 3)");
+    EXPECT(HBM_OK, hbm_graph_release(0, 7, 3));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_graph_release(0, 7, 3));
     stream_destroy(stream);
     EXPECT(HBM_OK, hbm_allocator_destroy(allocator));
 }

@@ -14,7 +14,7 @@ use crate::source::Kind;
 
 pub(super) const BYTES: u64 = 6 * MIB;
 
-fn pool(id: u64) -> GraphPool {
+pub(super) fn pool(id: u64) -> GraphPool {
     GraphPool {
         device: 0,
         id: (0, id),
@@ -22,7 +22,7 @@ fn pool(id: u64) -> GraphPool {
 }
 
 /// Runs `body` in a capture on `stream` into `pool`, as torch's hooks tell of it.
-fn in_capture<T>(
+pub(super) fn in_capture<T>(
     house: &House,
     pool: GraphPool,
     stream: Stream,
@@ -40,7 +40,7 @@ fn in_capture<T>(
 }
 
 /// Runs `body` for each kind whose memory the table of extents shows, each in a process of its own.
-fn on_each_mapped(body: fn(&House, Kind) -> Outcome) -> Outcome {
+pub(super) fn on_each_mapped(body: fn(&House, Kind) -> Outcome) -> Outcome {
     for kind in MAPPED {
         let house = House::plain()?;
         if house.has(kind)? {
@@ -373,66 +373,6 @@ pub fn free_in_capture() -> Outcome {
         );
     }
     house.finish()
-}
-
-/// A capture that fails: torch tells of no end and, since there is no graph, of no release. Memory
-/// comes back all the same, the failed capture's own too.
-pub fn failed_capture() -> Outcome {
-    on_each_mapped(failed_capture_of)
-}
-
-fn failed_capture_of(house: &House, kind: Kind) -> Outcome {
-    let (own, capturing) = (house.machine.stream()?, house.machine.stream()?);
-    for (id, shown) in [(1, true), (2, false)] {
-        house.process.graph_begin(pool(id))?;
-        house
-            .machine
-            .begin_capture(capturing.stream(), CAPTURE_GLOBAL)?;
-        if shown {
-            let block = house.allocate(kind, BYTES, capturing.stream())?;
-            house.free(block)?;
-        }
-        house.machine.end_capture(capturing.stream())?;
-        // Here torch raises, and calls neither end nor release.
-        let block = house.allocate(kind, BYTES, own.stream())?;
-        house.free(block)?;
-        house.process.trim_all()?;
-        let stats = house.process.stats(0, Some(kind))?;
-        ensure_eq!(
-            (stats.pending_frees, stats.reserved),
-            (0, 0),
-            "shown: {shown}"
-        );
-    }
-    Ok(())
-}
-
-/// A capture taken for failed, because its thread allocated beside it before anything in it, that ends
-/// well after all: its release must not take the place of the other graph's in the pool.
-pub fn capture_given_up_too_soon() -> Outcome {
-    on_each_mapped(capture_given_up_too_soon_of)
-}
-
-fn capture_given_up_too_soon_of(house: &House, kind: Kind) -> Outcome {
-    let (capturing, beside) = (house.machine.stream()?, house.machine.stream()?);
-    let block = in_capture(house, pool(1), capturing.stream(), || {
-        house.allocate(kind, BYTES, capturing.stream())
-    })?;
-    house.free(block)?;
-    house.process.graph_begin(pool(1))?;
-    let other = house.allocate(kind, BYTES, beside.stream())?;
-    house.process.trim_all()?;
-    house
-        .machine
-        .begin_capture(capturing.stream(), CAPTURE_GLOBAL)?;
-    house.machine.end_capture(capturing.stream())?;
-    house.process.graph_end(pool(1))?;
-    house.process.graph_release(pool(1))?;
-    house.process.trim_all()?;
-    ensure!(house.is_mapped(block)?, "the first graph lost its memory");
-    house.process.graph_release(pool(1))?;
-    house.free(other)?;
-    Ok(())
 }
 
 /// Two captures at once on one device, each on its own thread and stream: a block goes with the
