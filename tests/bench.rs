@@ -12,7 +12,14 @@ const BENCHES: [(&str, &[&str]); 6] = [
     (
         "steady",
         &[
-            "512 B", "4 KiB", "32 KiB", "1 MiB", "2 MiB", "16 MiB", "64 MiB",
+            "512 B",
+            "4 KiB",
+            "32 KiB",
+            "1 MiB",
+            "2 MiB",
+            "16 MiB",
+            "64 MiB",
+            "4 KiB, 200 streams",
         ],
     ),
     ("holes", &["8 KiB"]),

@@ -24,9 +24,9 @@ inline std::string size_name(std::size_t bytes) {
     return std::to_string(bytes) + " B";
 }
 
-// Allocate and free one block, over and over.
+// Allocate and free one block, over and over; then one on each of many streams in turn.
 template <typename Allocator>
-void steady(const Options &options, Allocator &allocator) {
+void steady(const Options &options, Allocator &allocator, const Driver &driver) {
     for (std::size_t bytes : {std::size_t(512), 4 * KIB, 32 * KIB, MIB, 2 * MIB, 16 * MIB, 64 * MIB}) {
         print(options, size_name(bytes), repeat(options, [&](std::size_t pairs) {
                   const double begin = now_ns();
@@ -36,6 +36,17 @@ void steady(const Options &options, Allocator &allocator) {
                   return now_ns() - begin;
               }));
     }
+    std::vector<Stream> streams;
+    for (int i = 0; i < 200; ++i) streams.push_back(driver.stream());
+    std::size_t at = 0;
+    print(options, "4 KiB, 200 streams", repeat(options, [&](std::size_t pairs) {
+              const double begin = now_ns();
+              for (std::size_t i = 0; i < pairs; ++i) {
+                  allocator.free(allocator.alloc(4 * KIB, streams[at]), 4 * KIB, streams[at]);
+                  at = at + 1 == streams.size() ? 0 : at + 1;
+              }
+              return now_ns() - begin;
+          }));
 }
 
 // Half of the blocks stay, with holes between them. A pair allocates one and frees the next of the
@@ -222,7 +233,7 @@ void run(const Options &options) {
     }
     Allocator::open_device(options);
     Allocator allocator(options);
-    if (options.bench == "steady") steady(options, allocator);
+    if (options.bench == "steady") steady(options, allocator, driver);
     else if (options.bench == "holes") holes(options, allocator);
     else if (options.bench == "random") random(options, allocator);
     else if (options.bench == "remote") remote(options, allocator, driver);

@@ -1,121 +1,204 @@
-//! The caches of the calling thread: by whom a request is for, and by the heap of a block.
+//! The caches of the calling thread: by whom a request is for, and by the heap of a block. No two heaps
+//! share a place, so a thread may go through any number of streams in turn.
 
 use super::cache::Cache;
 use super::heap::{Heap, HeapKey};
+use super::keys::Keys;
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
-const SLOTS: usize = 64;
-
-/// The thread's caches. A slot serves several heaps in turn; the one that has to leave gives what it
-/// keeps back.
-struct Local {
-    by_key: Vec<Option<(u32, HeapKey, Arc<Cache>)>>,
-    by_heap: Vec<Option<(u32, Arc<Cache>)>>,
+/// Tells one process's pools from another's: tests have several, whose threads' caches lie side by side.
+pub struct Instance {
+    number: u32,
+    alive: Arc<()>,
 }
 
-thread_local! {
-    static LOCAL: RefCell<Local> = const { RefCell::new(Local { by_key: Vec::new(), by_heap: Vec::new() }) };
+impl Default for Instance {
+    fn default() -> Instance {
+        static INSTANCES: AtomicU32 = AtomicU32::new(0);
+        Instance {
+            number: INSTANCES.fetch_add(1, Ordering::Relaxed),
+            alive: Arc::default(),
+        }
+    }
 }
 
-impl Drop for Local {
+/// The thread's caches of one instance's heaps, by the heaps' numbers.
+struct Table {
+    instance: u32,
+    /// Whether the instance is there still.
+    alive: Weak<()>,
+    caches: Vec<Option<Arc<Cache>>>,
+    /// How many were made since those of heaps that are gone were looked for.
+    made: usize,
+}
+
+impl Drop for Table {
     fn drop(&mut self) {
-        for (_, cache) in self.by_heap.drain(..).flatten() {
+        for cache in self.caches.drain(..).flatten() {
             cache.heap().drop_cache(&cache);
         }
     }
 }
 
-#[inline]
-fn slot_of_key(key: &HeapKey) -> usize {
-    let stream = key.stream.raw() as usize;
-    let mixed = (stream >> 4)
-        ^ (stream >> 10)
-        ^ (key.tag as usize)
-        ^ ((key.device as usize) << 3)
-        ^ (key.allocator as usize);
-    mixed % SLOTS
-}
+/// So many caches are made before those of heaps that are gone are looked for, and as many as there are.
+const MADE: usize = 64;
 
-impl Local {
-    fn make_room(&mut self) {
-        if self.by_heap.is_empty() {
-            self.by_key.resize_with(SLOTS, || None);
-            self.by_heap.resize_with(SLOTS, || None);
+impl Table {
+    const fn new(instance: u32, alive: Weak<()>) -> Table {
+        Table {
+            instance,
+            alive,
+            caches: Vec::new(),
+            made: 0,
         }
     }
 
-    fn cache_of(&mut self, instance: u32, heap: &Arc<Heap>) -> Arc<Cache> {
-        self.make_room();
-        let slot = &mut self.by_heap[heap.id as usize % SLOTS];
-        if let Some((of, cache)) = slot {
-            if *of == instance && cache.heap().id == heap.id {
-                return cache.clone();
-            }
+    fn cache(&self, id: u16) -> Option<&Arc<Cache>> {
+        self.caches.get(usize::from(id))?.as_ref()
+    }
+
+    fn add(&mut self, heap: &Arc<Heap>) -> Arc<Cache> {
+        let index = usize::from(heap.id);
+        if index >= self.caches.len() {
+            self.caches.resize(index + 1, None);
         }
         let cache = heap.add_cache();
-        if let Some((_, old)) = slot.replace((instance, cache.clone())) {
-            for entry in &mut self.by_key {
-                if matches!(entry, Some((_, _, other)) if Arc::ptr_eq(other, &old)) {
-                    *entry = None;
-                }
-            }
+        if let Some(old) = self.caches[index].replace(cache.clone()) {
             old.heap().drop_cache(&old);
         }
+        self.made += 1;
         cache
+    }
+
+    /// Drops the caches of heaps that get no new blocks, now and then; whether it did.
+    fn sweep(&mut self) -> bool {
+        if self.made < MADE.max(self.caches.len()) {
+            return false;
+        }
+        self.made = 0;
+        for slot in &mut self.caches {
+            if let Some(cache) = slot.take_if(|cache| cache.heap().is_retired()) {
+                cache.heap().drop_cache(&cache);
+            }
+        }
+        true
+    }
+}
+
+/// The thread's caches.
+struct Local {
+    keys: Keys<Cache>,
+    /// Those of the instance that was asked for last; the rest, which only tests have.
+    table: Table,
+    others: Vec<Table>,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Local> = const { RefCell::new(Local::new()) };
+}
+
+impl Local {
+    const fn new() -> Local {
+        Local {
+            keys: Keys::new(),
+            table: Table::new(0, Weak::new()),
+            others: Vec::new(),
+        }
+    }
+
+    /// Puts the instance's table in front.
+    fn turn_to(&mut self, instance: &Instance) {
+        if self.table.instance == instance.number && self.table.alive.strong_count() > 0 {
+            return;
+        }
+        let is_its = |table: &Table| table.instance == instance.number;
+        let found = self.others.iter().position(is_its);
+        let table = match found {
+            Some(index) => self.others.swap_remove(index),
+            None => Table::new(instance.number, Arc::downgrade(&instance.alive)),
+        };
+        let before = std::mem::replace(&mut self.table, table);
+        self.others.push(before);
+        self.others.retain(|table| table.alive.strong_count() > 0);
+        let others = &self.others;
+        self.keys.retain(|of, _| {
+            of == instance.number || others.iter().any(|table| table.instance == of)
+        });
+    }
+
+    fn cache_of(&mut self, instance: &Instance, heap: &Arc<Heap>) -> Arc<Cache> {
+        self.turn_to(instance);
+        if let Some(cache) = self.table.cache(heap.id) {
+            return cache.clone();
+        }
+        if self.table.sweep() {
+            self.keys.retain(|_, cache| !cache.heap().is_retired());
+        }
+        self.table.add(heap)
     }
 }
 
 /// Lets `act` use this thread's cache for `key`, if it has one.
 #[inline]
 pub fn with_key<R>(
-    instance: u32,
+    instance: &Instance,
     key: &HeapKey,
     act: impl FnOnce(&Cache) -> Option<R>,
 ) -> Option<R> {
     LOCAL
         .try_with(|local| {
             let local = local.try_borrow().ok()?;
-            match local.by_key.get(slot_of_key(key))? {
-                Some((of, have, cache)) if *of == instance && have == key => act(cache),
-                _ => None,
+            match local.keys.in_front(instance.number, key) {
+                Some(cache) => act(cache),
+                None => {
+                    drop(local);
+                    with_key_behind(instance, key, act)
+                }
             }
         })
         .ok()
         .flatten()
+}
+
+#[cold]
+#[inline(never)]
+fn with_key_behind<R>(
+    instance: &Instance,
+    key: &HeapKey,
+    act: impl FnOnce(&Cache) -> Option<R>,
+) -> Option<R> {
+    let cache = cache_for(instance, key)?;
+    act(&cache)
 }
 
 /// Lets `act` use this thread's cache of the heap numbered `id`, if it has one.
 #[inline]
-pub fn with_heap<R>(instance: u32, id: u16, act: impl FnOnce(&Cache) -> R) -> Option<R> {
+pub fn with_heap<R>(instance: &Instance, id: u16, act: impl FnOnce(&Cache) -> R) -> Option<R> {
     LOCAL
         .try_with(|local| {
             let local = local.try_borrow().ok()?;
-            match local.by_heap.get(id as usize % SLOTS)? {
-                Some((of, cache)) if *of == instance && cache.heap().id == id => Some(act(cache)),
-                _ => None,
-            }
+            let cache = local.table.cache(id)?;
+            (local.table.instance == instance.number).then(|| act(cache))
         })
         .ok()
         .flatten()
 }
 
-/// This thread's cache for `key`, if it has one.
-pub fn cache_for(instance: u32, key: &HeapKey) -> Option<Arc<Cache>> {
+/// This thread's cache for `key`, if it has one; the next look finds it sooner.
+pub fn cache_for(instance: &Instance, key: &HeapKey) -> Option<Arc<Cache>> {
     LOCAL
         .try_with(|local| {
-            let local = local.try_borrow().ok()?;
-            match local.by_key.get(slot_of_key(key))? {
-                Some((of, have, cache)) if *of == instance && have == key => Some(cache.clone()),
-                _ => None,
-            }
+            let mut local = local.try_borrow_mut().ok()?;
+            local.keys.find(instance.number, key).cloned()
         })
         .ok()
         .flatten()
 }
 
 /// This thread's cache of `heap`, made if it has none; none where the thread is on its way out.
-pub fn cache_of(instance: u32, heap: &Arc<Heap>) -> Option<Arc<Cache>> {
+pub fn cache_of(instance: &Instance, heap: &Arc<Heap>) -> Option<Arc<Cache>> {
     LOCAL
         .try_with(|local| Some(local.try_borrow_mut().ok()?.cache_of(instance, heap)))
         .ok()
@@ -123,11 +206,10 @@ pub fn cache_of(instance: u32, heap: &Arc<Heap>) -> Option<Arc<Cache>> {
 }
 
 /// Remembers that requests of `key` are for `cache`.
-pub fn remember(instance: u32, key: &HeapKey, cache: &Arc<Cache>) {
+pub fn remember(instance: &Instance, key: &HeapKey, cache: &Arc<Cache>) {
     let _ = LOCAL.try_with(|local| {
         if let Ok(mut local) = local.try_borrow_mut() {
-            local.make_room();
-            local.by_key[slot_of_key(key)] = Some((instance, *key, cache.clone()));
+            local.keys.insert(instance.number, *key, cache.clone());
         }
     });
 }

@@ -15,6 +15,7 @@ mod device;
 mod exchange;
 mod growth;
 mod heap;
+mod keys;
 mod local;
 mod pace;
 mod pending;

@@ -4,7 +4,7 @@ use super::cache::{BINNED_UNITS, Cache, Held, Kept};
 use super::device::{DevicePool, Lean, Placing};
 use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
-use super::local;
+use super::local::{self, Instance};
 use super::pending::Uses;
 use super::word::{LARGEST, Word, units};
 use crate::config::value::Location;
@@ -19,7 +19,7 @@ use crate::pool::backing::Backing;
 use crate::sys::linux;
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What a free found.
@@ -32,27 +32,14 @@ pub enum Freed {
 }
 
 /// The pools.
+#[derive(Default)]
 pub struct Pools {
-    /// Tells the states of tests apart, whose threads' caches lie side by side.
-    instance: u32,
+    instance: Instance,
     radix: Arc<Radix>,
     heaps: Mutex<FxHashMap<HeapKey, Arc<Heap>>>,
     by_id: RwLock<Vec<Arc<Heap>>>,
     /// Streams named for blocks besides their own.
     uses: Mutex<FxHashMap<u64, Uses>>,
-}
-
-impl Default for Pools {
-    fn default() -> Pools {
-        static INSTANCES: AtomicU32 = AtomicU32::new(0);
-        Pools {
-            instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
-            radix: Arc::default(),
-            heaps: Mutex::default(),
-            by_id: RwLock::default(),
-            uses: Mutex::default(),
-        }
-    }
 }
 
 /// A number for the calling thread, above 0.
@@ -88,7 +75,7 @@ impl Pools {
     /// driver call. None where there is no such block: then [`Pools::allocate`] finds one.
     #[inline]
     pub fn reuse(&self, key: &HeapKey, requested: u64) -> Option<u64> {
-        local::with_key(self.instance, key, |cache| {
+        local::with_key(&self.instance, key, |cache| {
             let units = units(requested);
             let address = cache.take(units)?;
             let entry = self.radix.entry(address, units);
@@ -155,14 +142,14 @@ impl Pools {
         pool: &Arc<DevicePool>,
         key: &HeapKey,
     ) -> Result<(Arc<Heap>, Option<Arc<Cache>>)> {
-        let known = local::cache_for(self.instance, key);
+        let known = local::cache_for(&self.instance, key);
         if let Some(cache) = known.filter(|cache| !cache.heap().is_retired()) {
             return Ok((cache.heap().clone(), Some(cache)));
         }
         let heap = self.heap(pool, key)?;
-        let cache = local::cache_of(self.instance, &heap);
+        let cache = local::cache_of(&self.instance, &heap);
         if let Some(cache) = &cache {
-            local::remember(self.instance, key, cache);
+            local::remember(&self.instance, key, cache);
         }
         Ok((heap, cache))
     }
@@ -219,7 +206,7 @@ impl Pools {
             return Ok(Freed::Nothing);
         }
         let is_quick = word.is_plain()
-            && local::with_heap(self.instance, word.heap(), |cache| {
+            && local::with_heap(&self.instance, word.heap(), |cache| {
                 let key = &cache.heap().key;
                 let is_own = allocator.is_none_or(|allocator| allocator == key.allocator)
                     && used_on.is_none_or(|stream| stream == key.stream)
@@ -266,7 +253,7 @@ impl Pools {
                 );
             }
         };
-        let cache = local::cache_of(self.instance, &heap);
+        let cache = local::cache_of(&self.instance, &heap);
         match &cache {
             Some(cache) => cache.counts.gave(word.requested(), word.bytes()),
             None => heap.late_counts().gave(word.requested(), word.bytes()),

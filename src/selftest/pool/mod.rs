@@ -8,6 +8,7 @@ mod blocks;
 mod crew;
 mod figures;
 mod graphs;
+mod heaps;
 mod lanes;
 mod model;
 mod need;
@@ -37,6 +38,10 @@ pub const SUITE: Suite = Suite {
         Case {
             name: "graphs one after another",
             run: |_| need::graphs_one_after_another(),
+        },
+        Case {
+            name: "many streams in turn",
+            run: |_| heaps::many_streams_in_turn(),
         },
         Case {
             name: "an untold capture of a recorded stream",
