@@ -47,7 +47,7 @@ fn front_slot(key: &HeapKey) -> usize {
 fn mixed(key: &HeapKey) -> u64 {
     let graph = match key.graph {
         None => 0,
-        Some(GraphId::Pool(high, low)) => high.rotate_left(32) ^ low ^ 1,
+        Some(GraphId::Pool(number)) => number ^ 1,
         Some(GraphId::Untold(number)) => !number,
         Some(GraphId::Segments) => 2,
     };
@@ -167,7 +167,7 @@ mod tests {
                 0 => None,
                 1 => Some(GraphId::Segments),
                 2 => Some(GraphId::Untold(number)),
-                _ => Some(GraphId::Pool(number, 0)),
+                _ => Some(GraphId::Pool(number)),
             },
         }
     }
@@ -224,16 +224,9 @@ mod tests {
             graph: Some(graph),
             ..plain
         };
-        rows.push(
-            (0..200)
-                .map(|low| of_graph(GraphId::Pool(0, low)))
-                .collect(),
-        );
-        rows.push(
-            (0..200)
-                .map(|high| of_graph(GraphId::Pool(high, 1)))
-                .collect(),
-        );
+        for graph in [GraphId::Pool, GraphId::Untold] {
+            rows.push((0..200).map(|number| of_graph(graph(number))).collect());
+        }
         rows.push((0..200).map(|tag| HeapKey { tag, ..plain }).collect());
         rows.push((0..200).map(|thread| HeapKey { thread, ..plain }).collect());
         for row in rows {
