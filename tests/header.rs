@@ -21,7 +21,7 @@ const FACES: [&str; 12] = [
 ];
 
 /// The expanded entry points of torch are declared by a macro, which cbindgen does not look into.
-const TORCH_SOURCES: [(&str, &str); 6] = [
+const TORCH_SOURCES: [(&str, &str); 7] = [
     (
         "hbm",
         "what the option `backend` names; segments, where that is the pool, from what the pool is over,\n// since who divides up segments keeps freed memory already",
@@ -31,6 +31,7 @@ const TORCH_SOURCES: [(&str, &str); 6] = [
     ("managed", "managed memory"),
     ("async", "the stream-ordered pool"),
     ("vmm", "virtual memory"),
+    ("pinned", "pinned memory of the host"),
 ];
 
 fn torch_entry_points() -> String {

@@ -314,8 +314,8 @@ impl Run {
         let Some((address, live)) = self.at(index) else {
             return Ok(());
         };
-        self.plain_freed |= matches!(live.kind, Kind::Device | Kind::Managed);
-        if self.plain_waits() || matches!(live.kind, Kind::Device | Kind::Managed) {
+        self.plain_freed |= matches!(live.kind, Kind::Device | Kind::Managed | Kind::Pinned);
+        if self.plain_waits() || matches!(live.kind, Kind::Device | Kind::Managed | Kind::Pinned) {
             self.release_all();
         }
         self.live.remove(&address);
@@ -426,6 +426,7 @@ impl Run {
                 Kind::Device => counters.device_bytes,
                 Kind::Managed => counters.managed_bytes,
                 Kind::Async => counters.async_reserved_bytes,
+                Kind::Pinned => counters.pinned_bytes,
                 // Chunks are those of the vmm source and of the pool together.
                 Kind::Vmm => chunks - reserved(Kind::Pool),
                 Kind::Pool => chunks - reserved(Kind::Vmm),

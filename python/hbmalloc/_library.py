@@ -14,7 +14,7 @@ from ._errors import BY_STATUS, HbmallocError
 from ._version import __version__
 
 #: Where memory can come from, with the numbers of the C interface.
-BACKENDS = {"pool": 4, "device": 0, "managed": 1, "async": 2, "vmm": 3}
+BACKENDS = {"pool": 4, "device": 0, "managed": 1, "async": 2, "vmm": 3, "pinned": 5}
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _CHECKOUT = os.path.dirname(os.path.dirname(_PACKAGE))

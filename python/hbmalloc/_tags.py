@@ -34,9 +34,9 @@ class tag(contextlib.ContextDecorator):
     nothing of its limit; "none", where the driver thinks best. It beats the option
     `placement`; None leaves things as they are. The pool's, managed and vmm memory can be
     placed on the host; with device and async memory, and the pool over device, allocating is
-    an UnsupportedError then. What is allocated already, or cached by the pool for the tag,
-    stays where it is; the pool asks once, at the tag's first block on a stream, so place a
-    tag before it is used.
+    an UnsupportedError then; pinned memory is the host's alone. What is allocated already,
+    or cached by the pool for the tag, stays where it is; the pool asks once, at the tag's
+    first block on a stream, so place a tag before it is used.
     """
 
     def __init__(self, name, placement=None):

@@ -6,7 +6,7 @@ of `torch._C`; those are replaced here, so that the public ones work by whatever
 program has imported them. Counts that hbmalloc does not keep are 0.
 
 A segment is what the driver gave by one call: a chunk of the pool or of vmm, a whole block
-of device and managed memory; the driver's own pool tells of none. `num_device_alloc` and
+of device, managed and pinned memory; the driver's own pool tells of none. `num_device_alloc` and
 `num_device_free` count them. Inactive splits are free pieces beside blocks in the same
 chunk; they have no history, so what there is is also their peak.
 """

@@ -111,7 +111,7 @@ def allocator(backend=None):
 
     For programs that call `torch.cuda.memory.change_current_allocator` themselves;
     `install` does it for the others. `backend` is "pool", "device", "managed", "async",
-    "vmm", or None for what the option `backend` names when memory is allocated.
+    "vmm", "pinned", or None for what the option `backend` names when memory is allocated.
     """
     torch = _torch()
     _library.backend_number(backend)

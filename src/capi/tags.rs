@@ -34,7 +34,8 @@ pub enum hbm_placement {
 /// device, which reads it over the link; HBM_UNSUPPORTED at the allocation where the driver cannot.
 /// What the pool holds of the host never serves the device's tags, nor the other way round. Device and
 /// stream-ordered memory is the device's, and that of the pool over it: with HBM_PLACEMENT_HOST their
-/// allocations are HBM_UNSUPPORTED. Memory placed on the host takes nothing of the device's limit.
+/// allocations are HBM_UNSUPPORTED; so are those of pinned memory, which is the host's, with
+/// HBM_PLACEMENT_DEVICE. Memory placed on the host takes nothing of the device's limit.
 /// Any thread; makes no driver call.
 ///
 /// # Safety

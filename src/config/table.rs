@@ -80,7 +80,7 @@ impl Spec {
 }
 
 /// The words `backend` accepts.
-pub const BACKENDS: [&str; 5] = ["pool", "device", "managed", "async", "vmm"];
+pub const BACKENDS: [&str; 6] = ["pool", "device", "managed", "async", "vmm", "pinned"];
 
 fn word(text: &str, accepted: &[&str]) -> Option<Value> {
     let text = text.trim();
@@ -110,7 +110,7 @@ pub static TABLE: [Spec; 16] = [
         opt: Opt::Backend,
         name: "backend",
         default: "pool",
-        accepted: "pool, device, managed, async or vmm",
+        accepted: "pool, device, managed, async, vmm or pinned",
         help: "What `hbm_malloc` and `install()` take memory from when nothing is named; `memory_pool()`, which caches by itself, takes for `pool` what that is over.",
         parse: |text| word(text, &BACKENDS),
     },
@@ -226,9 +226,9 @@ pub static TABLE: [Spec; 16] = [
         opt: Opt::PoolSource,
         name: "pool_source",
         default: "vmm",
-        accepted: "vmm, device or managed",
-        help: "Where the pool gets its memory. Only over vmm does memory move between addresses; take device for programs that hand memory to other processes by cudaIpcGetMemHandle, managed for memory that host and device share.",
-        parse: |text| word(text, &["vmm", "device", "managed"]),
+        accepted: "vmm, device, managed or pinned",
+        help: "Where the pool gets its memory. Only over vmm does memory move between addresses; take device for programs that hand memory to other processes by cudaIpcGetMemHandle, managed for memory that host and device share, pinned for the host's, which devices reach over the link.",
+        parse: |text| word(text, &["vmm", "device", "managed", "pinned"]),
     },
     Spec {
         opt: Opt::DriverTiming,

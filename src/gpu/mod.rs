@@ -10,6 +10,7 @@ pub mod fence;
 pub mod gate;
 pub mod managed;
 pub mod mapping;
+pub mod pinned;
 pub mod plain;
 pub mod reservation;
 pub mod stream;

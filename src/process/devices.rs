@@ -1,4 +1,4 @@
-//! A device in use: its shared state and its four sources.
+//! A device in use: its shared state and its sources.
 
 use super::block_stats::ByOwner;
 use super::placement;
@@ -15,6 +15,7 @@ use crate::pool::backing::Backing;
 use crate::pool::{DevicePool, Placing, Pools};
 use crate::source::device::DeviceSource;
 use crate::source::managed::{ManagedSource, Policy};
+use crate::source::pinned::PinnedSource;
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
 use crate::source::vmm::VmmSource;
 use crate::source::{Block, Held, Kind, Request, Source};
@@ -29,6 +30,7 @@ pub struct DeviceEntry {
     managed: Arc<ManagedSource>,
     stream_ordered: Arc<AsyncSource>,
     vmm: Arc<VmmSource>,
+    pinned: Arc<PinnedSource>,
     chunk_limit: Option<u64>,
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
@@ -71,6 +73,7 @@ impl DeviceEntry {
             device: Arc::new(DeviceSource::new(state.clone())),
             stream_ordered: Arc::new(AsyncSource::new(state.clone(), pool)),
             vmm: Arc::new(VmmSource::new(state.clone(), location, chunk_limit)),
+            pinned: Arc::new(PinnedSource::new(state.clone())),
             chunk_limit,
             managed: Arc::new(ManagedSource::new(state.clone(), move |tag| Policy {
                 placement: placement::of(&settings, tag),
@@ -178,6 +181,7 @@ impl DeviceEntry {
             Kind::Managed => self.managed.clone(),
             Kind::Async => self.stream_ordered.clone(),
             Kind::Vmm | Kind::Pool => self.vmm.clone(),
+            Kind::Pinned => self.pinned.clone(),
         }
     }
 
@@ -201,7 +205,13 @@ impl DeviceEntry {
 
     /// Bytes that the pool holds of the host's memory, and that are in no block.
     pub(super) fn cached_on_host(&self) -> u64 {
-        self.pool_in_use().map_or(0, |pool| pool.cached_on_host())
+        let Some(pool) = self.pool_in_use() else {
+            return 0;
+        };
+        match pool.segments() {
+            Some((Kind::Pinned, held)) => (held.read().now).saturating_sub(pool.total().allocated),
+            _ => pool.cached_on_host(),
+        }
     }
 
     pub(super) fn counters(&self, kind: Kind) -> &Counters {

@@ -55,8 +55,9 @@ impl Process {
             (Some(Placement::Device), Kind::Vmm) => Ok(Some(Location::Device)),
             (Some(Placement::Host), Kind::Vmm) => on_host(&device.state().device).map(Some),
             // The managed source asks for each block by itself.
-            (Some(Placement::Host), Kind::Managed) => Ok(None),
-            (Some(Placement::Host), kind) => Err(refusal(demand.tag, kind.name())),
+            (Some(Placement::Host), Kind::Managed | Kind::Pinned) => Ok(None),
+            (Some(Placement::Host), kind) => Err(not_on_host(demand.tag, kind.name())),
+            (Some(Placement::Device), Kind::Pinned) => Err(not_on_device(demand.tag, "pinned")),
             _ => Ok(None),
         }
     }
@@ -70,18 +71,18 @@ pub(super) fn of_chunks(gpu: &Arc<Device>, placement: Option<Placement>) -> Resu
     }
 }
 
-/// The same where its memory is blocks of a source.
+/// The same where its memory is blocks of a source, which know by themselves where they are.
 pub(super) fn of_segments(
     source: Kind,
     tag: TagId,
     placement: Option<Placement>,
 ) -> Result<Location> {
+    let whose = || format!("the pool over {}", source.name());
     match (placement, source) {
-        (Some(Placement::Host), source) if source != Kind::Managed => {
-            let over = format!("the pool over {}", source.name());
-            Err(refusal(tag, &over))
-        }
         // The managed source asks for each segment by itself.
+        (Some(Placement::Host), Kind::Managed | Kind::Pinned) => Ok(Location::Device),
+        (Some(Placement::Host), _) => Err(not_on_host(tag, &whose())),
+        (Some(Placement::Device), Kind::Pinned) => Err(not_on_device(tag, &whose())),
         _ => Ok(Location::Device),
     }
 }
@@ -93,11 +94,20 @@ fn on_host(gpu: &Arc<Device>) -> Result<Location> {
     Ok(Location::HostNuma(gpu.nearest_host_node()?))
 }
 
-fn refusal(tag: TagId, whose: &str) -> Error {
+fn not_on_host(tag: TagId, whose: &str) -> Error {
+    refusal(tag, "host", whose, "device").advice(
+        "Memory of vmm, managed and pinned, and of the pool over these, can be placed there",
+    )
+}
+
+fn not_on_device(tag: TagId, whose: &str) -> Error {
+    refusal(tag, "device", whose, "host")
+        .advice("Memory of every other kind, and of the pool over it, is or can be placed there")
+}
+
+fn refusal(tag: TagId, place: &str, whose: &str, owner: &str) -> Error {
     let name = tags::table().name(tag).map_or("", |name| name);
-    Error::new(Status::Unsupported, "allocate")
-        .detail(format!(
-            "tag '{name}' is placed on the host, and memory of {whose} is the device's"
-        ))
-        .advice("Memory of vmm, of managed, and of the pool over these can be placed there")
+    Error::new(Status::Unsupported, "allocate").detail(format!(
+        "tag '{name}' is placed on the {place}, and memory of {whose} is the {owner}'s"
+    ))
 }

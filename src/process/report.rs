@@ -84,9 +84,9 @@ fn advice_on_host(node: i32, asked: u64, total: u64) -> String {
     let whose = format!("It was to be memory of the host, of NUMA node {node}");
     match asked > total {
         true => format!("{whose}, which as a whole has {total} bytes: ask for less at a time"),
-        false => format!(
-            "{whose}: free blocks there, or memory of other programs, or place the tag on the device"
-        ),
+        false => {
+            format!("{whose}: free blocks there, or memory of other programs, or take the device's")
+        }
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Counters {
 
 impl Counters {
     /// What a tidy library leaves as it found it: memory, addresses, events, pools.
-    pub fn memory(&self) -> [u64; 13] {
+    pub fn memory(&self) -> [u64; 15] {
         [
             self.chunks,
             self.chunk_bytes + self.host_chunk_bytes,
@@ -63,6 +63,8 @@ impl Counters {
             self.pools,
             self.events,
             self.handles,
+            self.pinned_allocs,
+            self.pinned_bytes,
         ]
     }
 }

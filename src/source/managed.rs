@@ -9,7 +9,6 @@ use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Result, Warning};
 use crate::extent::DeviceState;
-use crate::extent::deferral::Behind;
 use once_cell::sync::OnceCell;
 use rustc_hash::FxHashSet;
 use std::sync::{Arc, Mutex};
@@ -200,22 +199,7 @@ impl Source for ManagedSource {
         };
         // Pages of managed memory may be with the host, so the driver's own wait at a free is not
         // relied on: the streams that used the block are waited for.
-        let waited = self
-            .state
-            .fence(block, &last_use, true)
-            .and_then(|fence| match fence {
-                Some(fence) => fence.wait().map(|()| true),
-                None => Ok(false),
-            });
-        match waited {
-            Ok(true) => self.state.give_back_now(bytes, give_back),
-            waits => {
-                self.state
-                    .deferral
-                    .push(Behind::Everything, bytes, give_back);
-                waits.map(|_| ())
-            }
-        }
+        self.state.give_back_behind(block, &last_use, give_back)
     }
 
     fn trim(&self, _: u64) -> Result<()> {

@@ -3,6 +3,7 @@
 
 pub mod device;
 pub mod managed;
+pub mod pinned;
 pub mod stream_ordered;
 pub mod vmm;
 
@@ -29,20 +30,29 @@ pub enum Kind {
     Vmm = 3,
     /// The caching pool over one of these.
     Pool = 4,
+    /// Pinned memory of the host.
+    Pinned = 5,
 }
 
 impl Kind {
     /// Every kind, the default first.
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Pool,
         Kind::Device,
         Kind::Managed,
         Kind::Async,
         Kind::Vmm,
+        Kind::Pinned,
     ];
 
     /// The kinds that have a source of their own.
-    pub const SOURCES: [Kind; 4] = [Kind::Device, Kind::Managed, Kind::Async, Kind::Vmm];
+    pub const SOURCES: [Kind; 5] = [
+        Kind::Device,
+        Kind::Managed,
+        Kind::Async,
+        Kind::Vmm,
+        Kind::Pinned,
+    ];
 
     /// The kind's name in options and reports.
     pub const fn name(self) -> &'static str {
@@ -52,6 +62,7 @@ impl Kind {
             Kind::Async => "async",
             Kind::Vmm => "vmm",
             Kind::Pool => "pool",
+            Kind::Pinned => "pinned",
         }
     }
 
@@ -201,6 +212,29 @@ impl DeviceState {
             Ok(fence) => Ok(Some(fence)),
             Err(error) if error.status() == Status::Capturing => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the work that may use `block`, then runs `give_back`; where nothing can be waited for
+    /// now, or it fails, queues it to be tried again.
+    fn give_back_behind(
+        &self,
+        block: &Block,
+        last_use: &LastUse,
+        give_back: impl FnMut() -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let fence = self.fence(block, last_use, true);
+        let waited = fence.and_then(|fence| match fence {
+            Some(fence) => fence.wait().map(|()| true),
+            None => Ok(false),
+        });
+        match waited {
+            Ok(true) => self.give_back_now(block.bytes, give_back),
+            waits => {
+                self.deferral
+                    .push(Behind::Everything, block.bytes, give_back);
+                waits.map(|_| ())
+            }
         }
     }
 

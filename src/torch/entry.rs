@@ -74,4 +74,5 @@ entry_points! {
     "the stream-ordered pool", Some(Kind::Async), async_malloc, async_free, async_segment_malloc, async_segment_free;
     "the caching pool", Some(Kind::Pool), pool_malloc, pool_free, pool_segment_malloc, pool_segment_free;
     "virtual memory", Some(Kind::Vmm), vmm_malloc, vmm_free, vmm_segment_malloc, vmm_segment_free;
+    "pinned memory of the host", Some(Kind::Pinned), pinned_malloc, pinned_free, pinned_segment_malloc, pinned_segment_free;
 }

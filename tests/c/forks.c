@@ -14,6 +14,7 @@ typedef void *(*malloc_function)(size_t, int, void *);
 static const malloc_function ENTRIES[] = {
     hbm_malloc,          hbm_segment_malloc,  device_malloc, device_segment_malloc, managed_malloc, managed_segment_malloc,
     async_malloc,        async_segment_malloc, vmm_malloc,   vmm_segment_malloc,    pool_malloc,    pool_segment_malloc,
+    pinned_malloc,       pinned_segment_malloc,
 };
 enum { ENTRY_COUNT = sizeof ENTRIES / sizeof ENTRIES[0], FORKS = 150 };
 

@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 
-static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL};
+static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL, HBM_KIND_PINNED};
 enum { KIND_COUNT = sizeof KINDS / sizeof KINDS[0], OTHERS = 8 };
 
 static void capture_begin(void *stream) {

@@ -45,7 +45,7 @@ static void threads_have_their_own_stack_above_the_default(void) {
 }
 
 static void blocks_carry_the_tag_of_their_allocation(void) {
-    for (int32_t kind = HBM_KIND_DEVICE; kind <= HBM_KIND_POOL; kind++) {
+    for (int32_t kind = HBM_KIND_DEVICE; kind <= HBM_KIND_PINNED; kind++) {
         hbm_allocator_desc_t descriptor = descriptor_of(kind, 0);
         hbm_allocator_t *plain = allocator_of(kind, 0), *tagged = NULL;
         descriptor.tag = "own";
@@ -98,12 +98,14 @@ static void memory_lives_where_its_tag_is_placed(void) {
         CHECK(advice(managed, 4) == (cases[i].preferred == 0 ? 0 : -2));
         managed_free(managed, MIB, 0, NULL);
         hbm_torch_reset();
-        for (int32_t kind = HBM_KIND_DEVICE; kind <= HBM_KIND_POOL; kind++) {
+        for (int32_t kind = HBM_KIND_DEVICE; kind <= HBM_KIND_PINNED; kind++) {
             hbm_allocator_t *allocator = allocator_of(kind, 0);
             void *block = NULL;
             int is_host = cases[i].placement == HBM_PLACEMENT_HOST;
             int is_mapped = kind == HBM_KIND_VMM || kind == HBM_KIND_POOL;
-            int can = !is_host || kind == HBM_KIND_MANAGED || is_mapped;
+            int is_pinned = kind == HBM_KIND_PINNED;
+            int can = is_host ? kind == HBM_KIND_MANAGED || is_mapped || is_pinned
+                              : !is_pinned || cases[i].placement != HBM_PLACEMENT_DEVICE;
             EXPECT(can ? HBM_OK : HBM_UNSUPPORTED, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
             CHECK((block != NULL) == can);
             if (is_mapped) {

@@ -2,7 +2,7 @@
  * everything still works afterwards. */
 #include "driver.h"
 
-static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL};
+static const int32_t KINDS[] = {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL, HBM_KIND_PINNED};
 
 static void creating(void) {
     hbm_allocator_t *allocator = NULL;
@@ -12,7 +12,7 @@ static void creating(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, NULL));
     for (int32_t kind = -3; kind < 9; kind++) {
         descriptor.kind = kind;
-        if (kind < HBM_KIND_DEVICE || kind > HBM_KIND_POOL) {
+        if (kind < HBM_KIND_DEVICE || kind > HBM_KIND_PINNED) {
             EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, &allocator));
             EXPECT_ERROR_TEXT("kind");
         }
@@ -78,7 +78,7 @@ static void sizes_of_structs(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, -1, NULL));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_stats(allocator, NULL));
     stats.struct_size = sizeof stats;
-    EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, HBM_KIND_POOL + 1, &stats));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, HBM_KIND_PINNED + 1, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(0, -2, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats(7, -1, &stats));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_stats_reset_peaks(7));
@@ -124,8 +124,8 @@ static void sizes_that_cannot_be(hbm_allocator_t *allocator, int32_t kind) {
         EXPECT(HBM_OUT_OF_MEMORY, hbm_allocator_allocate(allocator, huge[i], 0, NULL, &block));
         EXPECT_ERROR_TEXT("asked for");
     }
-    if (kind != HBM_KIND_MANAGED) {
-        /* Managed memory may exceed the card. */
+    if (kind != HBM_KIND_MANAGED && kind != HBM_KIND_PINNED) {
+        /* Managed memory may exceed the card, and the host's is its own. */
         EXPECT(HBM_OUT_OF_MEMORY, hbm_allocator_allocate(allocator, 200000 * MIB, 0, NULL, &block));
         /* The pool does not even ask for more than the device has. */
         CHECK(hbm_last_driver_code() == (kind == HBM_KIND_POOL ? 0 : 2));

@@ -71,7 +71,7 @@ private:
 };
 
 void owners_and_exceptions() {
-    for (hbm_kind kind : {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL}) {
+    for (hbm_kind kind : {HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_VMM, HBM_KIND_POOL, HBM_KIND_PINNED}) {
         Allocator allocator = make(kind, 0, "owners");
         void *block = nullptr;
         check(hbm_allocator_allocate(allocator.get(), 12345, 0, nullptr, &block));
@@ -156,7 +156,8 @@ void torch_entries() {
     static_assert(std::is_same_v<decltype(&hbm_free), void (*)(void *, std::size_t, int, void *)>);
     for (auto allocate : {hbm_malloc, device_malloc, managed_malloc, async_malloc, vmm_malloc, pool_malloc,
                           hbm_segment_malloc, device_segment_malloc, managed_segment_malloc,
-                          async_segment_malloc, vmm_segment_malloc, pool_segment_malloc}) {
+                          async_segment_malloc, vmm_segment_malloc, pool_segment_malloc, pinned_malloc,
+                          pinned_segment_malloc}) {
         void *block = allocate(1 << 20, 0, nullptr);
         CHECK(block != nullptr);
         hbm_free(block, 1 << 20, 0, nullptr);

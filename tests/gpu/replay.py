@@ -33,10 +33,8 @@ def replay(*arguments, expect=(0,)):
 
 
 def every_backend():
-    import hbmalloc
-
-    found, _ = replay("--no-peers", "--backend", ",".join(hbmalloc.BACKENDS))
-    check(list(found) == list(hbmalloc.BACKENDS), list(found))
+    found, _ = replay("--no-peers", "--backend", ",".join(gpucase.BACKENDS))
+    check(list(found) == list(gpucase.BACKENDS), list(found))
     for figures in found.values():
         check(figures["driver_ms"] > 0 and figures["host_ms"] > 0, figures)
     blocks = found["device"]["pairs"]

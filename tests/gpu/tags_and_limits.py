@@ -186,6 +186,48 @@ def pool_places(hbmalloc, driver, entry):
         check("out of memory" in last_error(hbmalloc), last_error(hbmalloc))
 
 
+def pinned(hbmalloc, driver, entry):
+    """The pool over pinned memory of the host."""
+    free = driver.free()
+    with case("the pool over pinned memory"):
+        blocks = [entry.give() for _ in range(4)]
+        check(all(blocks), last_error(hbmalloc))
+        print("    the device has %d bytes less" % (free - driver.free()))
+        check(free - driver.free() < BLOCK, "it takes memory of the device")
+        check(hbmalloc.stats(0)["limit_used"] == 0, hbmalloc.stats(0))
+        for number, block in enumerate(blocks):
+            seen, kind = c_uint64(), c_int()
+            driver.call("cuMemHostGetDevicePointer_v2", byref(seen), c_void_p(block), 0)
+            check(seen.value == block, "the device knows %#x as %#x" % (block, seen.value))
+            driver.call("cuPointerGetAttribute", byref(kind), 2, c_uint64(block))
+            check(kind.value == 1, "its memory type is %d, not the host's" % kind.value)
+            driver.fill(block, 32 + number)
+        driver.call("cuStreamSynchronize", driver.stream)
+        for number, block in enumerate(blocks):
+            check(ctypes.string_at(block, BLOCK) == bytes([32 + number]) * BLOCK, "the processor reads something else")
+            ctypes.memset(block, 64 + number, BLOCK)
+            driver.check_filled(block, 64 + number)
+    with case("pinned memory counts to no limit"):
+        hbmalloc.set_limit(BLOCK, device=0)
+        blocks += [entry.give() for _ in range(2)]
+        check(all(blocks), last_error(hbmalloc))
+        hbmalloc.set_limit(None)
+    with case("freed pinned memory is kept, and goes by a trim"):
+        made = hbmalloc.pool_stats(0)["creates"]
+        entry.take(blocks.pop())
+        blocks.append(entry.give())
+        check(blocks[-1] and hbmalloc.pool_stats(0)["creates"] == made, "memory was made for it")
+        for block in blocks:
+            entry.take(block)
+        driver.call("cuStreamSynchronize", driver.stream)
+        hbmalloc.trim()
+        now = hbmalloc.stats(0)
+        check(now["reserved"] == 0 and now["warnings"] == 0, now)
+    with case("a tag of the device is not served by pinned memory"), hbmalloc.tag("pinned near", placement="device"):
+        check(not entry.give(), "it was allocated")
+        check("pinned near" in last_error(hbmalloc), last_error(hbmalloc))
+
+
 def limits(hbmalloc, driver, backend, entry):
     hbmalloc.trim()
     before, held = driver.free(), hbmalloc.stats(0)["reserved"]
@@ -248,7 +290,7 @@ def captures(hbmalloc, driver, entry):
     check(hbmalloc.stats(0)["reserved"] <= before, hbmalloc.stats(0))
 
 
-def main(over_managed):
+def main(over):
     import hbmalloc
 
     path = "libcuda.so.1"
@@ -263,11 +305,16 @@ def main(over_managed):
     library.hbm_torch_set_hooked(1)  # so that the entry points behave as under install()
     check(hbmalloc.device_count() > 0, "no device")
     driver = Driver(path)
-    if over_managed:  # a pool takes its memory from one source for good
-        hbmalloc.set_option("pool_source", "managed")
+    if over:  # a pool takes its memory from one source for good
+        hbmalloc.set_option("pool_source", over)
+    if over == "pinned":
+        pinned(hbmalloc, driver, Entries(library, "pool", driver.stream))
+        gpucase.finish()
+    if over == "managed":
         managed_places(hbmalloc, driver, Entries(library, "pool", driver.stream), "the pool over managed memory")
         gpucase.finish()
-    gpucase.child("over managed", [os.path.abspath(__file__), "over managed"], limit=60)
+    for source in ("managed", "pinned"):
+        gpucase.child("over " + source, [os.path.abspath(__file__), source], limit=60)
     entries = {backend: Entries(library, backend, driver.stream) for backend in gpucase.BACKENDS}
     placements(hbmalloc, driver, entries)
     pool_places(hbmalloc, driver, entries["pool"])
@@ -286,4 +333,4 @@ def main(over_managed):
 
 
 if __name__ == "__main__":
-    main(over_managed=sys.argv[1:] == ["over managed"])
+    main(over=sys.argv[1] if len(sys.argv) > 1 else None)

@@ -236,6 +236,34 @@ def test_a_pool_that_cannot_place(sim, machine, source, told):
     """ % told, HBMALLOC_SIM=machine, HBMALLOC_POOL_SOURCE=source, HBMALLOC_PLACEMENT="kv_cache=host")
 
 
+def test_the_pool_over_pinned_memory(sim):
+    """Of the host, at one address for both, and nothing of the device or of its limit."""
+    sim(POOL + """
+        hbmalloc.set_limit(64 * MIB)
+        block = give(256 * MIB)
+        assert block and on_device() == 0, told()
+        assert checked()["limit_used"] == 0 and hbmalloc.stats(0, "pool")["reserved"] >= 256 * MIB
+        context, seen = ctypes.c_void_p(), ctypes.c_uint64()
+        assert simulator.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+        assert simulator.cuCtxSetCurrent(context) == 0
+        assert simulator.cuMemHostGetDevicePointer_v2(ctypes.byref(seen), ctypes.c_void_p(block), 0) == 0
+        assert seen.value == block
+        ctypes.memset(block, 7, 256 * MIB)
+        take(block)
+        kept = hbmalloc.stats(0)["reserved"]
+        assert give(256 * MIB) == block and hbmalloc.stats(0)["reserved"] == kept
+        take(block)
+        assert hbmalloc.trim(0) == kept and hbmalloc.stats(0)["reserved"] == 0
+        with hbmalloc.tag("near", placement="device"):
+            assert give(MIB) is None and "near" in told(), told()
+        with hbmalloc.tag("far", placement="host"):
+            assert give(MIB), told()
+        library.pinned_malloc.restype = ctypes.c_void_p
+        assert library.pinned_malloc(ctypes.c_size_t(5000), 0, None)
+        assert hbmalloc.stats(0, "pinned")["requested"] == 5000
+    """, HBMALLOC_POOL_SOURCE="pinned", HBMALLOC_SIM="devices=1,memory=4GiB")
+
+
 def test_what_is_no_placement(sim):
     sim("""
         import hbmalloc

@@ -90,6 +90,12 @@ pub const CASES: &[Case] = &[
     on_process("process, pool over managed", |context| {
         all_of(context, Kind::Pool, "managed")
     }),
+    on_process("process, pinned", |context| {
+        all_of(context, Kind::Pinned, "vmm")
+    }),
+    on_process("process, pool over pinned", |context| {
+        all_of(context, Kind::Pool, "pinned")
+    }),
 ];
 
 const fn on_process(name: &'static str, run: fn(&Context) -> Outcome) -> Case {
@@ -108,7 +114,8 @@ fn all_of(context: &Context, kind: Kind, pool_source: &'static str) -> Outcome {
 impl OnProcess {
     /// Every operation on a kind.
     pub fn all(kind: Kind, pool_source: &'static str) -> impl Iterator<Item = OnProcess> {
-        let is_endless = kind == Kind::Managed || pool_source == "managed";
+        let is_endless = matches!(kind, Kind::Managed | Kind::Pinned)
+            || ["managed", "pinned"].contains(&pool_source);
         OPERATIONS
             .into_iter()
             .filter(move |operation| !(is_endless && *operation == OutOfMemory))

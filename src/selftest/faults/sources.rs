@@ -80,6 +80,7 @@ pub const CASES: &[Case] = &[
     on_source("vmm", |context| all_of(context, 4)),
     on_source("vmm in small chunks", |context| all_of(context, 5)),
     on_source("vmm on the host", |context| all_of(context, 6)),
+    on_source("pinned", |context| all_of(context, 7)),
 ];
 
 const fn on_source(name: &'static str, run: fn(&Context) -> Outcome) -> Case {
@@ -99,7 +100,7 @@ impl OnSource {
     /// Every operation that the source can come to.
     pub fn all(subject: &'static Subject) -> impl Iterator<Item = OnSource> {
         // Managed and host memory do not run out when the simulated device does.
-        let endless = ["managed", "vmm_host"].contains(&subject.name);
+        let endless = ["managed", "vmm_host", "pinned"].contains(&subject.name);
         OPERATIONS
             .into_iter()
             .filter(move |operation| !(endless && *operation == AllocationThatWaits))

@@ -46,6 +46,7 @@ impl Run {
         Some(match self.setting.source {
             "device" => now.device_bytes - base.device_bytes,
             "managed" => now.managed_bytes - base.managed_bytes,
+            "pinned" => now.pinned_bytes - base.pinned_bytes,
             _ => now.chunk_bytes - base.chunk_bytes + now.host_chunk_bytes,
         })
     }
@@ -58,7 +59,7 @@ impl Run {
 
     /// A limit is not passed, neither at the end of a call nor meanwhile.
     pub(super) fn within_limits(&self, before: &Figures) -> Outcome {
-        if self.limit == 0 || self.setting.source == "managed" {
+        if self.limit == 0 || ["managed", "pinned"].contains(&self.setting.source) {
             return Ok(());
         }
         let after = self.figures()?;

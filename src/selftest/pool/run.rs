@@ -55,8 +55,16 @@ impl Run {
         let machine = Machine::open(&spec)?;
         machine.set_context(None)?;
         // A card's host has other uses for its memory.
-        let host = setting.host && setting.source == "vmm" && machine.sim.is_some();
-        let setting = Setting { host, ..setting };
+        let source = match (setting.source, machine.sim) {
+            ("pinned", None) => "device",
+            (source, _) => source,
+        };
+        let host = setting.host && source == "vmm" && machine.sim.is_some();
+        let setting = Setting {
+            host,
+            source,
+            ..setting
+        };
         let lean = if setting.tight { "tight" } else { "balanced" };
         let placement = if host { "model two=host" } else { "" };
         let options = [

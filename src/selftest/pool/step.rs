@@ -137,7 +137,7 @@ impl Setting {
     /// The setting of some bytes.
     pub fn read(bytes: &[u8; BYTES]) -> Setting {
         const SOURCES: [&str; 8] = [
-            "vmm", "device", "vmm", "managed", "vmm", "vmm", "vmm", "vmm",
+            "vmm", "device", "vmm", "managed", "vmm", "vmm", "pinned", "vmm",
         ];
         Setting {
             source: SOURCES[usize::from(bytes[0] % 8)],

@@ -7,6 +7,7 @@ mod fences;
 mod graphs;
 mod managed;
 mod owners;
+mod pinned;
 mod placed;
 mod records;
 mod statistics;
@@ -103,6 +104,10 @@ pub const SUITE: Suite = Suite {
         managed::tags_placed_on_coherent,
         managed::on_the_host_no_room_is_taken,
         managed::other_kinds_placed,
+        pinned::one_address,
+        pinned::limits,
+        pinned::refused,
+        pinned::placed,
         placed::blocks,
         placed::limits,
         placed::apart,
@@ -174,7 +179,7 @@ impl House {
     pub fn has(&self, kind: Kind) -> Result<bool, Stop> {
         let device = &self.machine.device;
         Ok(match kind {
-            Kind::Device => true,
+            Kind::Device | Kind::Pinned => true,
             Kind::Managed => device.managed_memory()?.is_ok(),
             Kind::Async => device.memory_pools()?.is_ok(),
             Kind::Vmm | Kind::Pool => device.vmm()?.is_ok(),

@@ -199,6 +199,7 @@ fn agree(house: &House, model: &Model) -> Outcome {
             + counters.host_chunk_bytes
             + counters.device_bytes
             + counters.managed_bytes
+            + counters.pinned_bytes
             + counters.async_reserved_bytes;
         ensure_eq!(total.reserved, held, "held by the simulator's own count");
     }
@@ -323,7 +324,7 @@ pub fn streams_that_go() -> Outcome {
 
 /// Over a source whose memory cannot move, what the pool holds is known by tag too.
 pub fn over_other_sources() -> Outcome {
-    for source in ["device", "managed"] {
+    for source in ["device", "managed", "pinned"] {
         let spec = "devices=1,poison=1";
         let house = House::open(spec, &[("pool_source", source)])?;
         let kind = Kind::from_name(source).ok_or("no kind")?;

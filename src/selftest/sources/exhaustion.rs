@@ -5,14 +5,14 @@ use crate::error::Status;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::Machine;
 use crate::selftest::{Outcome, Stop};
-use crate::source::{Block, Kind, LastUse};
+use crate::source::{Block, LastUse};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A tebibyte is more than any device has; managed memory and that of the host may go beyond it, so
 /// for them it takes more than there are addresses.
 fn impossible(bench: &Bench) -> impl Iterator<Item = u64> {
-    let lowest = match bench.kind() == Kind::Managed || bench.subject.name == "vmm_host" {
+    let lowest = match bench.is_endless() {
         true => 49,
         false => 40,
     };
@@ -57,18 +57,13 @@ pub fn beyond_the_device(bench: &Bench) -> Outcome {
 /// Blocks freed while their work still runs are waited for before memory is said to have run out.
 pub fn out_of_memory_waits(bench: &Bench) -> Outcome {
     bench.sim()?;
-    if bench.subject.name == "vmm_host" {
+    if bench.is_endless() {
         return Err(Stop::Skipped(
-            "host memory is not the simulator's to exhaust".to_owned(),
+            "managed and host memory go beyond the device".to_owned(),
         ));
     }
     let machine = Arc::new(Machine::open("devices=2,memory=1GiB")?);
     let small = Bench::new(&machine, subject(bench.subject.name)?);
-    if small.kind() == Kind::Managed {
-        return Err(Stop::Skipped(
-            "managed memory goes beyond the device".to_owned(),
-        ));
-    }
     fill_and_refill(&small)?;
     small.finish()
 }

@@ -21,6 +21,7 @@ use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Case, Outcome, Stop, Suite};
 use crate::source::device::DeviceSource;
 use crate::source::managed::{ManagedSource, Policy};
+use crate::source::pinned::PinnedSource;
 use crate::source::stream_ordered::{AsyncSource, PoolChoice};
 use crate::source::vmm::VmmSource;
 use crate::source::{ALIGN, Block, Kind, LastUse, Request, Source};
@@ -58,7 +59,7 @@ const fn subject(
 }
 
 /// Every source there is.
-pub static SUBJECTS: [Subject; 7] = [
+pub static SUBJECTS: [Subject; 8] = [
     subject("device", device, Some(512), |c| c.device_bytes),
     subject("managed", managed, Some(256), |c| c.managed_bytes),
     subject("async", pooled, Some(256), |c| c.async_reserved_bytes),
@@ -66,6 +67,7 @@ pub static SUBJECTS: [Subject; 7] = [
     subject("vmm", vmm, None, |c| c.chunk_bytes),
     subject("vmm_chunks", vmm_chunks, None, |c| c.chunk_bytes),
     subject("vmm_host", vmm_host, None, |c| c.host_chunk_bytes),
+    subject("pinned", pinned, Some(256), |c| c.pinned_bytes),
 ];
 
 fn device(state: &Arc<DeviceState>) -> Arc<dyn Source> {
@@ -100,6 +102,10 @@ fn vmm_chunks(state: &Arc<DeviceState>) -> Arc<dyn Source> {
 
 fn vmm_host(state: &Arc<DeviceState>) -> Arc<dyn Source> {
     Arc::new(VmmSource::new(state.clone(), Location::HostNuma(0), None))
+}
+
+fn pinned(state: &Arc<DeviceState>) -> Arc<dyn Source> {
+    Arc::new(PinnedSource::new(state.clone()))
 }
 
 /// The cases of one source: what is asked of each.
@@ -144,6 +150,7 @@ pub const SUITE: Suite = Suite {
         cases_of!("vmm", 4),
         cases_of!("vmm in small chunks", 5),
         cases_of!("vmm on the host", 6),
+        cases_of!("pinned", 7),
     ],
 };
 
@@ -185,7 +192,12 @@ impl Bench {
 
     /// Whether freeing a block waits for its work, as `cudaFree` does.
     pub fn waits(&self) -> bool {
-        matches!(self.kind(), Kind::Device | Kind::Managed)
+        matches!(self.kind(), Kind::Device | Kind::Managed | Kind::Pinned)
+    }
+
+    /// Whether its memory goes beyond the device's.
+    pub fn is_endless(&self) -> bool {
+        ["managed", "vmm_host", "pinned"].contains(&self.subject.name)
     }
 
     /// Whether blocks come from the driver's pools.
@@ -220,7 +232,7 @@ impl Bench {
             ("vmm_host", _) => device.host_numa()?,
             (_, Kind::Vmm | Kind::Pool) => device.vmm()?,
             (_, Kind::Managed) => device.managed_memory()?,
-            (_, Kind::Device) => Ok(()),
+            (_, Kind::Device | Kind::Pinned) => Ok(()),
         };
         probe.map_err(|error| Stop::Skipped(error.to_string()))
     }

@@ -130,6 +130,10 @@ impl Arena {
         let process = machine.process(&[("sim", spec)])?;
         let device = &machine.device;
         let mut kinds = vec![Kind::Device];
+        // A card's host has other uses for its memory.
+        if machine.sim.is_some() {
+            kinds.push(Kind::Pinned);
+        }
         for (kind, probe) in [
             (Kind::Managed, device.managed_memory()?),
             (Kind::Async, device.memory_pools()?),
@@ -171,6 +175,7 @@ impl Arena {
                     Kind::Device => counters.device_bytes,
                     Kind::Managed => counters.managed_bytes,
                     Kind::Async => counters.async_reserved_bytes,
+                    Kind::Pinned => counters.pinned_bytes,
                     Kind::Vmm => counters.chunk_bytes - self.reserved(Kind::Pool)?,
                     Kind::Pool => counters.chunk_bytes - self.reserved(Kind::Vmm)?,
                 };
