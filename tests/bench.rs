@@ -159,6 +159,7 @@ fn what_cannot_be_measured_says_why() {
         ("hbmalloc", "none_such/torch", "steady", "none_such_malloc"),
         ("hbmalloc", "async", "none_such", "none_such"),
         ("driver", "none", "cold", "no memory"),
+        ("driver", "words", "cold", "no memory"),
         ("driver", "cudaMallocAsync", "steady", "cudaSetDevice"),
     ] {
         let (success, lines) = programs.run(program, allocator, bench);
@@ -242,6 +243,7 @@ fn the_command_prints_json() {
         "async 50 live",
         "async/torch 50 live",
         "none 50 live",
+        "words 50 live",
         "async first 1 GiB",
         "async second",
         "async/torch first 1 GiB",
