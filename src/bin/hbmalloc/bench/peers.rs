@@ -142,7 +142,8 @@ impl Peers {
             (true, true) => {}
         }
         entries.push(Entry::new("none", "nothing (the loop itself)", Program::Driver).baseline());
-        entries.push(Entry::new("words", "a word a block, nothing else", Program::Driver).baseline());
+        entries
+            .push(Entry::new("words", "a word a block, nothing else", Program::Driver).baseline());
         entries.retain(parts);
         for entry in entries {
             let needed = match entry.program {
