@@ -78,6 +78,22 @@ impl Sim {
             .map_or(Place::Pinned, |h| Place::Device(h.id)))
     }
 
+    /// Whether a range lies in several chunks of the host's memory: a card fills no more than one at a time, and copies as it should.
+    pub fn crosses_host_chunks(&self, address: u64, len: u64) -> bool {
+        let Some((_, region)) = self.regions.find(address) else {
+            return false;
+        };
+        let Kind::Reservation(mappings) = &region.kind else {
+            return false;
+        };
+        let first = mappings.range(..=address).next_back();
+        first.is_some_and(|(start, mapping)| {
+            let home = self.chunks.by_key(mapping.chunk).map(|c| c.prop.location);
+            let on_device = home.is_some_and(|home| home.kind == LOCATION_DEVICE);
+            !on_device && start + mapping.len < address + len
+        })
+    }
+
     /// Looks again when the operation's turn has come: what it uses may be gone.
     pub fn still_valid(&self, action: &Action, device: i32) -> std::result::Result<(), String> {
         let wrong = |what: &str, at: u64, len: u64| {

@@ -54,19 +54,26 @@ impl Backing {
         }
     }
 
-    /// Whether memory can move between addresses: chunks can, blocks of a source cannot.
-    pub fn is_movable(&self) -> bool {
+    /// Whether it is told where memory is to be made; a source knows by itself.
+    pub fn is_placed(&self) -> bool {
         matches!(self, Backing::Chunks)
     }
 
-    /// A block of the source.
+    /// Whether memory made at `location` can move between addresses. Blocks of a source cannot. Nor can
+    /// chunks of the host, since a block must lie in one: the driver's fills refuse to cross from one to
+    /// the next.
+    pub fn is_movable(&self, location: Location) -> bool {
+        self.is_placed() && location == Location::Device
+    }
+
+    /// A block of the source; its address and length, which is at least `bytes`.
     pub(super) fn segment(
         &self,
         bytes: u64,
         stream: Stream,
         tag: u16,
         capturing: bool,
-    ) -> Result<u64> {
+    ) -> Result<(u64, u64)> {
         let Backing::Segments {
             source,
             blocks,
@@ -87,7 +94,7 @@ impl Backing {
         held.add(block.bytes);
         lock(by_tag).entry(tag).or_default().add(block.bytes);
         lock(blocks).insert(block.address, (block, tag));
-        Ok(block.address)
+        Ok((block.address, block.bytes))
     }
 
     /// The kind of the source, and what it gave, where it is not chunks.
@@ -114,16 +121,6 @@ impl Backing {
         if let Backing::Segments { held, by_tag, .. } = self {
             held.reset_peak();
             lock(by_tag).values().for_each(Gauge::reset_peak);
-        }
-    }
-
-    /// The length of a segment.
-    pub(super) fn length(&self, address: u64) -> u64 {
-        match self {
-            Backing::Chunks => 0,
-            Backing::Segments { blocks, .. } => lock(blocks)
-                .get(&address)
-                .map_or(0, |(block, _)| block.bytes),
         }
     }
 

@@ -122,7 +122,7 @@ impl DevicePool {
             .cloned();
         let large = shared.unwrap_or_else(|| {
             // Where memory cannot move, what is left of a segment must be as small as can be.
-            let fit = match self.backing.is_movable() {
+            let fit = match self.backing.is_movable(ground.location) {
                 true => Fit::Lowest,
                 false => Fit::Best,
             };
@@ -186,7 +186,7 @@ impl DevicePool {
 
     /// The heaps whose memory is at a place, where one is named. A source knows by itself where its is.
     pub(super) fn heaps_at(&self, location: Option<Location>) -> Vec<Arc<Heap>> {
-        let location = location.filter(|_| self.backing.is_movable());
+        let location = location.filter(|_| self.backing.is_placed());
         let mut heaps = self.heap_list();
         heaps.retain(|heap| location.is_none_or(|at| at == heap.location()));
         heaps
@@ -194,7 +194,7 @@ impl DevicePool {
 
     /// [`DevicePool::heaps_at`] of arenas.
     pub(super) fn arenas_at(&self, location: Option<Location>) -> Vec<Arc<Arena>> {
-        let location = location.filter(|_| self.backing.is_movable());
+        let location = location.filter(|_| self.backing.is_placed());
         let mut arenas = lock(&self.arenas).clone();
         arenas.retain(|arena| location.is_none_or(|at| at == arena.ground.location));
         arenas

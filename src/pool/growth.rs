@@ -65,7 +65,7 @@ impl DevicePool {
             Location::Device => (self.device().total_memory(), "device"),
             Location::HostNuma(_) => (linux::total_memory(), "host"),
         };
-        if !self.backing.is_movable() || bytes <= total {
+        if !self.backing.is_placed() || bytes <= total {
             return Ok(());
         }
         Err(Error::new(Status::OutOfMemory, "allocate")
@@ -99,7 +99,7 @@ impl DevicePool {
         pace: &mut Pace,
         credit: u64,
     ) -> Result<Given> {
-        if !self.backing.is_movable() {
+        if !self.backing.is_movable(wanted.heap.location()) {
             return self.add_segment(wanted);
         }
         let (arena, color) = wanted.heap.arena(wanted.bytes);
@@ -398,7 +398,7 @@ impl DevicePool {
         self.note(space, given)
     }
 
-    /// A block of a source that cannot move memory.
+    /// A block in memory that cannot move.
     fn add_segment(&self, wanted: &Wanted) -> Result<Given> {
         let (arena, color) = wanted.heap.arena(wanted.bytes);
         let granularity = arena.ground.granularity;
@@ -415,34 +415,56 @@ impl DevicePool {
         };
         self.give_back_before(wanted, bytes);
         let (stream, capturing) = (wanted.heap.key.stream, wanted.heap.key.graph.is_some());
-        let segment = |bytes| self.backing.segment(bytes, stream, arena.tag, capturing);
-        let address = segment(bytes).or_else(|error| match error.status() {
+        let segment = |bytes| match self.backing.is_placed() {
+            true => self.add_chunk(arena, bytes).map(|address| (address, bytes)),
+            false => (self.backing).segment(bytes, stream, arena.tag, capturing),
+        };
+        let (address, bytes) = segment(bytes).or_else(|error| match error.status() {
             Status::OutOfMemory if least < bytes => segment(least),
             _ => Err(error),
         })?;
         add(&self.counters.creates, 1);
         let mut space = lock(&arena.space);
-        space.add_backed_range(address, self.backing.length(address), color);
+        space.add_backed_range(address, bytes, color);
         let given = space
             .allocate(wanted.bytes, wanted.align, color)
             .ok_or_else(|| Error::new(Status::Internal, "divide a segment").bytes(bytes))?;
         Ok(self.note(space, given))
     }
 
+    /// A chunk in a range of its own.
+    fn add_chunk(&self, arena: &Arena, bytes: u64) -> Result<u64> {
+        let (extents, ground) = (&self.state.extents, arena.ground);
+        let (chunk, _) = self.state.grain(ground.location)?;
+        let address = extents.reserve(&RangeSpec {
+            bytes,
+            align: ground.granularity.get(),
+            chunk,
+            tag: TagId::from_number(arena.tag),
+        })?;
+        extents.back(address, &[bytes]).inspect_err(|_| {
+            let mut space = lock(&arena.space);
+            space.add_range(address, bytes);
+            self.release_addresses_of(&mut space);
+        })?;
+        Ok(address)
+    }
+
     /// Where a segment of `bytes` more would be more than the pool may hold, free ones go first.
     fn give_back_before(&self, wanted: &Wanted, bytes: u64) {
-        let Some((_, holding)) = self.segments() else {
-            return;
+        let location = wanted.heap.location();
+        let (held, sums) = match self.segments() {
+            Some((_, holding)) => (holding.read().now, self.total()),
+            None => (self.state.extents.pooled_at(location), self.at(location)),
         };
-        let sums = self.total();
         let most = sums.peak_allocated.max(sums.allocated + wanted.bytes);
         let may_hold = policy::Lean::of(self.is_tight()).may_hold_in_segments(most);
-        let beyond = (holding.read().now + bytes).saturating_sub(may_hold);
+        let beyond = (held + bytes).saturating_sub(may_hold);
         if beyond > 0 {
             wanted.give_up_kept();
             self.settle_elsewhere(wanted);
             wanted.heap.settle();
-            self.or_later(self.give_back(beyond, None));
+            self.or_later(self.give_back(beyond, Some(location)));
         }
     }
 }

@@ -7,7 +7,7 @@ use super::growth::Relief;
 use super::heap::Heap;
 use super::pending::Effort;
 use crate::config::value::Location;
-use crate::core::space::{Color, Epoch};
+use crate::core::space::{Color, Epoch, Space};
 use crate::core::sync::lock;
 use crate::error::{Result, Status, Warning};
 use crate::gpu::Fence;
@@ -251,9 +251,12 @@ impl DevicePool {
                     continue;
                 }
                 space.place_gone(*address);
-                if !self.backing.is_movable() {
+                if !self.backing.is_placed() {
                     space.remove_range(*address);
                 }
+            }
+            if !self.backing.is_movable(arena.ground.location) {
+                self.release_addresses_of(&mut space);
             }
             given_back += gone.bytes;
             outcome = gone.error.map_or(outcome, Err);
@@ -290,17 +293,17 @@ impl DevicePool {
 
     /// Gives up ranges of addresses that nothing backs.
     fn release_addresses(&self) {
-        if !self.backing.is_movable() {
-            return;
-        }
         for arena in lock(&self.arenas).iter() {
-            let mut space = lock(&arena.space);
-            for (address, bytes) in space.take_empty_ranges() {
-                // What cannot be freed now serves on.
-                let released = self.state.extents.release(address).map(|()| true);
-                if !self.or_later(released) {
-                    space.add_range(address, bytes);
-                }
+            self.release_addresses_of(&mut lock(&arena.space));
+        }
+    }
+
+    pub(super) fn release_addresses_of(&self, space: &mut Space) {
+        for (address, bytes) in space.take_empty_ranges() {
+            // What cannot be freed now serves on, or is freed by a later call.
+            let released = self.state.extents.release(address).map(|()| true);
+            if !self.or_later(released) {
+                space.add_range(address, bytes);
             }
         }
     }

@@ -23,7 +23,9 @@ use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Runs the body of an export, with a panic turned into an error.
+/// Runs the body of an export, with a panic turned into an error. In the many exports the compiler
+/// would call it, which a pair on the short way notices.
+#[inline(always)]
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         Err(Error::new(Status::Internal, "export").detail("a panic was caught; please report it"))

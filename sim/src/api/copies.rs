@@ -104,7 +104,9 @@ fn fill(sim: &mut Locked, dst: u64, value: u32, width: u8, count: usize, stream:
     if len == 0 {
         return Ok(());
     }
-    if sim.place_of(dst, len, device, ACCESS_READ_WRITE)? == Place::Pageable {
+    if sim.place_of(dst, len, device, ACCESS_READ_WRITE)? == Place::Pageable
+        || sim.crosses_host_chunks(dst, len)
+    {
         return Err(codes::INVALID_VALUE);
     }
     let action = Action::Fill {

@@ -109,6 +109,7 @@ pub const SUITE: Suite = Suite {
         pinned::refused,
         pinned::placed,
         placed::blocks,
+        placed::whole,
         placed::limits,
         placed::apart,
         placed::said_later,

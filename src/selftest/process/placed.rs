@@ -81,7 +81,8 @@ pub fn blocks() -> Outcome {
             let block = house.had(tag, bytes)?;
             ensure_eq!(house.place_of(block)?, wanted, "{bytes} bytes of {tag}");
             let device = &house.machine.device;
-            device.fill(block, 7, bytes.min(MIB), Stream::LEGACY)?;
+            // All of it by one call, which may not cross from one chunk of the host to the next.
+            device.fill(block, 7, bytes, Stream::LEGACY)?;
             blocks.push(block);
         }
         let held = house.of_tag(tag)?;
@@ -106,6 +107,58 @@ pub fn blocks() -> Outcome {
     let given_back = house.process.trim(0, 0)?;
     ensure_eq!(given_back, cached.reserved, "given back by a trim");
     ensure_eq!(house.is_counted(sim)?.reserved, 0, "left");
+    house.finish()
+}
+
+/// Blocks on the host that come and go in all sizes each lie in one chunk, and a trim leaves neither
+/// memory nor addresses.
+pub fn whole() -> Outcome {
+    let house = House::open("", &[PLACED])?;
+    let sim = house.sim()?;
+    let ranges = sim.calls("cuMemAddressReserve") - sim.calls("cuMemAddressFree");
+    let mut live = Vec::new();
+    for step in 0..400u64 {
+        let bytes = match step % 5 {
+            0 => (step % 7 + 1) * 3 * MIB,
+            1 => 512 * (step % 64 + 1),
+            2 => 90 * MIB,
+            _ => (step * 37 % 23 + 1) * MIB + 512,
+        };
+        let block = house.had("kv_cache", bytes)?;
+        let device = &house.machine.device;
+        device.fill(block, step as u8, bytes, Stream::LEGACY)?;
+        live.push((block, bytes, step as u8));
+        if live.len() > 12 {
+            let (block, bytes, pattern) = live.swap_remove((step * 31 % 12) as usize);
+            for at in [block, block + bytes - 1] {
+                let mut seen = [0];
+                device.copy_to_host(&mut seen, at, Stream::LEGACY)?;
+                house.machine.synchronize()?;
+                ensure_eq!(seen, [pattern], "{bytes} bytes at {block:#x}");
+            }
+            house.free(block)?;
+        }
+    }
+    let held = house.is_counted(sim)?;
+    let most = held.peak_allocated;
+    ensure!(held.peak_reserved <= 2 * most, "held: {held:?}");
+    for (block, ..) in live {
+        house.free(block)?;
+    }
+    // Nothing is made that cannot be mapped, and its addresses go too.
+    for call in ["cuMemCreate", "cuMemMap", "cuMemSetAccess"] {
+        for nth in 1..=8 {
+            sim.fail_once(call, nth, OUT_OF_MEMORY);
+        }
+        house.refused("kv_cache", 700 * MIB)?;
+        sim.fail_clear();
+        house.is_counted(sim)?;
+    }
+    house.machine.synchronize()?;
+    house.process.trim(0, 0)?;
+    ensure_eq!(house.is_counted(sim)?.reserved, 0, "left");
+    let left = sim.calls("cuMemAddressReserve") - sim.calls("cuMemAddressFree");
+    ensure_eq!(left, ranges, "ranges of addresses left");
     house.finish()
 }
 
