@@ -1,7 +1,7 @@
 //! The hooks of torch's pluggable allocator. `hbmalloc.torch` sets all of them and then calls
 //! `hbm_torch_set_hooked`.
 
-use super::{guarded, hook};
+use super::{guarded, hook, raise};
 use crate::config::value::Size;
 use crate::error::Error;
 use crate::gpu::Stream;
@@ -13,6 +13,8 @@ use std::ffi::{c_int, c_void};
 /// of the device.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_torch_set_hooked(hooked: c_int) {
+    // So that forked children know.
+    raise::is_torch_here();
     observe::process().set_hooked(hooked != 0);
 }
 

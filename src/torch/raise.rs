@@ -6,9 +6,11 @@
 //! `std::string` in libstdc++'s "cxx11" ABI).
 
 use crate::error::{Error, Status, last};
+use crate::process::has_forked;
 use crate::sys::library::Library;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::transmute;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Remembers the error; raises it where torch is in the process, else returns NULL.
 pub(super) fn raise_or_null(error: Error) -> *mut c_void {
@@ -37,12 +39,24 @@ const OBJECT_BYTES: usize = 1024;
 /// libc10's presence is what tells a torch process from others.
 const TORCH: &CStr = c"libc10.so";
 
-/// Whether torch is in the process.
+/// Whether torch is in the process. A forked child knows what its parent has asked, and does not ask:
+/// another thread may have left the loader halfway through something.
 pub(super) fn is_torch_here() -> bool {
-    Library::loaded(TORCH).is_some()
+    static IS_HERE: AtomicBool = AtomicBool::new(false);
+    if IS_HERE.load(Ordering::Relaxed) {
+        return true;
+    }
+    let is_here = !has_forked() && Library::loaded(TORCH).is_some();
+    if is_here {
+        IS_HERE.store(true, Ordering::Relaxed);
+    }
+    is_here
 }
 
 fn prepare(error: &Error) -> Option<Thrown> {
+    if !is_torch_here() {
+        return None;
+    }
     let c10 = Library::loaded(TORCH)?;
     let cpp = Cpp::find()?;
     let text = message(error);

@@ -1,8 +1,9 @@
 /* A process that forks: before the driver is used the child has lost nothing; afterwards allocating in
  * the child is an error, freeing does nothing, and no call hangs on a lock whose holder is not there. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include "check.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -20,6 +21,18 @@ enum { ENTRY_COUNT = sizeof ENTRIES / sizeof ENTRIES[0], FORKS = 150 };
 
 static malloc_function tagged_malloc;
 static atomic_int stop;
+
+/* Instead of the loader's, for the library too: it may have been forked halfway through a call of another
+ * thread, so a child that lost the driver must not ask it. */
+__attribute__((visibility("default"))) void *dlopen(const char *name, int mode) {
+    static void *(*next)(const char *, int);
+    CHECK(hbm_forked() == 0);
+    if (next == NULL) {
+        void *found = dlsym(RTLD_NEXT, "dlopen");
+        memcpy(&next, &found, sizeof next);
+    }
+    return next(name, mode);
+}
 
 static void ignore(int32_t level, const char *target, const char *message, void *user) {
     (void)level, (void)target, (void)message, (void)user;
