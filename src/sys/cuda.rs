@@ -208,6 +208,8 @@ driver_functions! {
     stream_is_capturing = "cuStreamIsCapturing"(stream: Handle, status: *mut c_int);
     /// Whether a stream is capturing, and a number that no other capture of the process has had.
     stream_capture_info = "cuStreamGetCaptureInfo_v2"(stream: Handle, status: *mut c_int, id: *mut u64, graph: *mut Handle, nodes: *mut *const Handle, count: *mut usize);
+    /// The context that a stream was made in (during its capture from 12.5 on).
+    stream_context = "cuStreamGetCtx"(stream: Handle, context: *mut Handle);
     /// A number that no other stream of the process has had.
     stream_id = "cuStreamGetId"(stream: Handle, id: *mut u64);
     /// Waits for a stream.

@@ -22,6 +22,9 @@ fn create(sim: &mut Locked, out: Out<u64>, flags: u32, priority: i32) -> Result 
     put(out, handle)
 }
 
+/// From this version on a stream that captures may be asked for its context.
+const ANSWERS_IN_CAPTURE: u32 = 12_050;
+
 /// Status of the capture a stream takes part in, and its id.
 fn capture_status(sim: &mut Locked, key: u64) -> Result<(i32, Option<u64>)> {
     let id = sim.stream(key)?.capture;
@@ -119,6 +122,11 @@ driver! {
 
     fn cuStreamGetCtx(stream: u64, out: Out<u64>) |sim| {
         let key = sim.stream_key(stream)?;
+        if let Some(id) = sim.stream(key)?.capture.filter(|_| sim.config.version < ANSWERS_IN_CAPTURE) {
+            // That it does harm is not known of every such driver; a caller must not ask.
+            sim.invalidate(id);
+            return Err(codes::STREAM_CAPTURE_UNSUPPORTED);
+        }
         put(out, sim.stream(key)?.context)
     }
 

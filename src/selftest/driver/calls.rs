@@ -113,6 +113,7 @@ safe_calls! {
     import_fd(out: &mut u64, fd: i32) = vmm_import(out, fd as isize as *mut c_void, super::abi::SHARED_AS_FD);
 
     is_capturing(stream: &Stream, status: &mut i32) = stream_is_capturing(stream.raw(), status);
+    stream_context(stream: &Stream, out: &mut usize) = stream_context(stream.raw(), from_mut_handle(out));
     stream_id(stream: &Stream, id: &mut u64) = stream_id(stream.raw(), id);
     stream_synchronize(stream: &Stream) = stream_synchronize(stream.raw());
     stream_query(stream: &Stream) = stream_query(stream.raw());

@@ -3,6 +3,7 @@
 //! of an H200 with driver 580 (CUDA 13.0); `differences` holds where the simulated driver departs.
 
 mod abi;
+mod across;
 mod calls;
 mod capture;
 mod chunks;
@@ -45,6 +46,7 @@ pub const SUITE: Suite = Suite {
         pools::CASES,
         streams::CASES,
         events::CASES,
+        across::CASES,
         waiting::CASES,
         capture::CASES,
         graphs::CASES,
