@@ -375,14 +375,24 @@ int32_t hbm_allocator_allocate(struct hbm_allocator_t *allocator,
                                void **out);
 
 // Takes a block back. Work already given to the stream it was allocated on, to `stream`, and to
-// every stream recorded for it may still use it; later work may not. HBM_NOT_OWNED for an address
-// that is no block of this allocator, or no longer one; it is left alone. NULL is fine. Does not
-// wait, but for device, managed and pinned memory. Any thread.
+// every stream recorded for it may still use it; later work may not. `stream` may be what
+// hbm_allocator_record_stream takes; a handle that is the block's own means that stream.
+// HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
+// alone. NULL is fine. Does not wait, but for device, managed and pinned memory. Any thread.
 int32_t hbm_allocator_deallocate(struct hbm_allocator_t *allocator, void *address, void *stream);
 
 // Says that work already given to `stream` uses the block at `address`, so that its memory is not
-// given back before that work is done. Any thread; no driver call.
-int32_t hbm_allocator_record_stream(struct hbm_allocator_t *allocator, void *address, void *stream);
+// given back before that work is done. `stream` must be live, and may be of any device: what reads
+// the block by a peer copy, say. It may also be of a context that the program made itself; that
+// context must stay until hbm_trim after the free. The handles that every device has (0 and 1 for the
+// legacy stream, 2 for the thread's own) mean that of the calling thread's current context and, where
+// that is another device, that of the block's too. Any thread. No driver call where `stream` is the
+// one the block was allocated on, but to ask for the current context where such a handle is named and
+// several devices are in use; else the driver is asked for the stream's context. Where it cannot tell
+// (before 12.5, while the stream captures), all work of every device is waited for.
+int32_t hbm_allocator_record_stream(struct hbm_allocator_t *allocator,
+                                    void *address,
+                                    void *stream);
 
 // Gives cached memory of the allocator's device back, down to `keep` bytes a source, and writes
 // the bytes given back to `*released` (which may be NULL). Waits for work on freed blocks; does
@@ -402,9 +412,12 @@ int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator, struct hbm_stats_
 int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 
 // Call this before destroying a stream that was named to the library, so that the library never
-// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks
-// that used the stream stay valid; their memory is later given back behind all work of the device.
-int32_t hbm_stream_forget(int32_t device, void *stream);
+// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks of
+// any device that used the stream stay valid; their memory is later given back behind all work of the
+// stream's device. `device` is the stream's. Waits for frees on other threads that are about to name
+// the stream, and for the stream itself only where it is of a context that the program made.
+int32_t hbm_stream_forget(int32_t device,
+                          void *stream);
 
 // Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1). Any thread; makes no driver
 // call but to ask the stream-ordered pool for its size. Counts are read one after the other beside
@@ -622,7 +635,9 @@ void hbm_torch_memory_fraction(double fraction, int device);
 // Required: `size` must be NULL or valid for a write.
 void *hbm_torch_base_alloc(void *address, size_t *size);
 
-// torch's record_stream hook: work already given to `stream` uses the block at `address`.
+// torch's record_stream hook: work already given to `stream` of any device uses the block at
+// `address`. torch names the default stream of every device by the same handle, with the block's
+// device current: unless the block was allocated on one, those of all devices in use are meant.
 void hbm_torch_record_stream(void *address, void *stream);
 
 // torch's begin_allocate_to_pool hook: a capture into a graph pool is about to begin. torch's

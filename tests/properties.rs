@@ -272,12 +272,11 @@ impl Run {
                 Owner::Block
             },
             last_use: [
-                LastUse::Streams(Vec::new()),
+                LastUse::Streams,
                 LastUse::Anywhere,
                 LastUse::Unknown,
-                LastUse::Told(Vec::new()),
-            ][use_known]
-                .clone(),
+                LastUse::Told,
+            ][use_known],
             allocator: None,
             location: on_host.then_some(Location::HostNuma(0)),
             tag: TagId::NONE,

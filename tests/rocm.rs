@@ -18,7 +18,7 @@ fn demand(bytes: u64) -> Demand {
         align: Align::new(256).unwrap(),
         stream: Stream::LEGACY,
         owner: Owner::Block,
-        last_use: LastUse::Streams(Vec::new()),
+        last_use: LastUse::Streams,
         allocator: None,
         location: None,
         tag: TagId::NONE,

@@ -305,7 +305,7 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
                     align: ALIGN,
                     stream,
                     owner: Owner::Block,
-                    last_use: LastUse::Streams(Vec::new()),
+                    last_use: LastUse::Streams,
                     allocator: id,
                     location: None,
                     tag,
@@ -333,7 +333,7 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
                 align,
                 stream: Stream::from_raw(stream),
                 owner: Owner::Block,
-                last_use: LastUse::Streams(Vec::new()),
+                last_use: LastUse::Streams,
                 allocator: Some(found.id),
                 location: found.location,
                 tag: found.tag.or_else(tags::current),
@@ -347,9 +347,10 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
 }
 
 /// Takes a block back. Work already given to the stream it was allocated on, to `stream`, and to
-/// every stream recorded for it may still use it; later work may not. HBM_NOT_OWNED for an address
-/// that is no block of this allocator, or no longer one; it is left alone. NULL is fine. Does not
-/// wait, but for device, managed and pinned memory. Any thread.
+/// every stream recorded for it may still use it; later work may not. `stream` may be what
+/// hbm_allocator_record_stream takes; a handle that is the block's own means that stream.
+/// HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
+/// alone. NULL is fine. Does not wait, but for device, managed and pinned memory. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_deallocate(
     allocator: *mut hbm_allocator_t,
@@ -378,7 +379,14 @@ pub extern "C" fn hbm_allocator_deallocate(
 }
 
 /// Says that work already given to `stream` uses the block at `address`, so that its memory is not
-/// given back before that work is done. Any thread; no driver call.
+/// given back before that work is done. `stream` must be live, and may be of any device: what reads
+/// the block by a peer copy, say. It may also be of a context that the program made itself; that
+/// context must stay until hbm_trim after the free. The handles that every device has (0 and 1 for the
+/// legacy stream, 2 for the thread's own) mean that of the calling thread's current context and, where
+/// that is another device, that of the block's too. Any thread. No driver call where `stream` is the
+/// one the block was allocated on, but to ask for the current context where such a handle is named and
+/// several devices are in use; else the driver is asked for the stream's context. Where it cannot tell
+/// (before 12.5, while the stream captures), all work of every device is waited for.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_record_stream(
     allocator: *mut hbm_allocator_t,
@@ -450,8 +458,10 @@ unsafe fn trim(operation: &'static str, device: i32, keep: u64, released: *mut u
 }
 
 /// Call this before destroying a stream that was named to the library, so that the library never
-/// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks
-/// that used the stream stay valid; their memory is later given back behind all work of the device.
+/// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks of
+/// any device that used the stream stay valid; their memory is later given back behind all work of the
+/// stream's device. `device` is the stream's. Waits for frees on other threads that are about to name
+/// the stream, and for the stream itself only where it is of a context that the program made.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
     export(|| observe::process().forget_stream(device, Stream::from_raw(stream)))

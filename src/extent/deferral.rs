@@ -7,7 +7,8 @@
 use crate::core::sync::lock;
 use crate::error::{Result, Status, Warning};
 use crate::gpu::fence::Reach;
-use crate::gpu::{Device, Fence, Stream};
+use crate::gpu::{Device, Fence, Stream, Uses};
+use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -25,8 +26,8 @@ const PATIENCE: u32 = 16;
 pub enum Behind {
     /// This.
     Fence(Fence),
-    /// All work of the device, by an order point to be taken when no capture is open.
-    Everything,
+    /// All work of these devices, by order points to be taken when no capture is open there.
+    Everything(Uses),
 }
 
 /// Gives something back behind a fence, in the order of a stream where it has one; called again while
@@ -68,8 +69,9 @@ enum Effort {
 /// What a pass over the queue has learnt.
 #[derive(Default)]
 struct Pass {
-    /// The order point taken for all entries that need one; none inside when it could not be had.
-    order_point: Option<Option<Fence>>,
+    /// The order point of each device, taken for all entries that need one; none inside when it could
+    /// not be had.
+    order_points: FxHashMap<i32, Option<Fence>>,
     busy: Vec<Reach>,
 }
 
@@ -126,6 +128,9 @@ impl Deferral {
         for entry in lock(&self.queue).iter_mut() {
             if entry.ordered == Some(stream) {
                 entry.ordered = Some(Stream::LEGACY);
+            }
+            if let Behind::Everything(uses) = &mut entry.behind {
+                uses.forget(stream);
             }
         }
     }
@@ -224,16 +229,21 @@ impl Deferral {
     fn fence_for(&self, behind: &Behind, effort: Effort, pass: &mut Pass) -> Option<Fence> {
         match behind {
             Behind::Fence(fence) => Some(fence.clone()),
-            Behind::Everything if effort == Effort::Ask => None,
-            Behind::Everything => pass
-                .order_point
-                .get_or_insert_with(|| self.take_order_point())
-                .clone(),
+            Behind::Everything(_) if effort == Effort::Ask => None,
+            Behind::Everything(uses) => {
+                let mut all = self.have(uses.fence_by_stream())?;
+                for device in uses.whole_devices() {
+                    let taken = pass.order_points.entry(device.ordinal());
+                    let point = taken.or_insert_with(|| self.have(Fence::order_point(device)));
+                    all.join(point.clone()?);
+                }
+                Some(all)
+            }
         }
     }
 
-    fn take_order_point(&self) -> Option<Fence> {
-        match Fence::order_point(&self.device) {
+    fn have(&self, fence: Result<Fence>) -> Option<Fence> {
+        match fence {
             Ok(fence) => Some(fence),
             Err(error) if error.status() == Status::Capturing => None,
             Err(error) => {

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, TryLockError};
 use std::thread::{self, ThreadId};
 
 /// Asking the legacy stream while another blocking stream captures answers this code.
@@ -73,6 +73,11 @@ impl Behind {
         let address = std::ptr::from_ref(gate) as usize;
         let before = BEHIND.replace(address);
         (before != address).then_some(Behind(before))
+    }
+
+    /// Whether the thread holds no gate of another device.
+    fn is_first(&self) -> bool {
+        self.0 == 0
     }
 }
 
@@ -230,14 +235,22 @@ impl Device {
     pub fn outside_captures<R>(&self, act: impl FnOnce() -> Result<R>) -> Result<R> {
         let gate = &self.captures().gate;
         // Who waits to write lets no more readers in, this thread not either.
-        let Some(_behind) = Behind::enter(gate) else {
+        let Some(behind) = Behind::enter(gate) else {
             return act();
         };
-        let _gate = gate.read().unwrap_or_else(PoisonError::into_inner);
+        let refused =
+            || Error::new(Status::Capturing, "order point").advice("End the stream capture first");
+        let _gate = match behind.is_first() {
+            true => gate.read().unwrap_or_else(PoisonError::into_inner),
+            // Two threads could wait for each other's devices, with captures about to begin on both.
+            false => match gate.try_read() {
+                Ok(gate) => gate,
+                Err(TryLockError::Poisoned(gate)) => gate.into_inner(),
+                Err(TryLockError::WouldBlock) => return Err(refused()),
+            },
+        };
         if self.capture_open() {
-            return Err(
-                Error::new(Status::Capturing, "order point").advice("End the stream capture first")
-            );
+            return Err(refused());
         }
         act()
     }

@@ -121,6 +121,20 @@ impl Driver {
         self.cuda.library().symbol(name)
     }
 
+    pub(super) fn cuda(&self) -> &Cuda {
+        &self.cuda
+    }
+
+    /// The devices that came into use here.
+    pub fn open_devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.devices.iter().filter_map(OnceCell::get)
+    }
+
+    pub(super) fn is_open(&self, ordinal: i32) -> bool {
+        self.open_devices()
+            .any(|device| device.ordinal() == ordinal)
+    }
+
     /// The number of devices.
     pub fn device_count(&self) -> usize {
         self.devices.len()

@@ -54,8 +54,9 @@ impl Device {
 pub struct Event {
     device: Arc<Device>,
     handle: Handle,
-    /// Recording it failed: it may be of a context that is gone.
-    is_doubtful: bool,
+    /// Whether it may be recorded again. Not where recording it failed: it may be of a context that
+    /// is gone.
+    is_kept: bool,
 }
 
 // SAFETY: an event may be queried and destroyed from any thread.
@@ -68,7 +69,7 @@ impl Event {
         let of = |handle| Event {
             device: device.clone(),
             handle,
-            is_doubtful: false,
+            is_kept: true,
         };
         if let Some(idle) = device.idle_events().take() {
             return Ok(of(idle));
@@ -88,19 +89,31 @@ impl Event {
             .as_ref()
             .is_err_and(|refusal| refusal.code.is_some())
         {
-            self.is_doubtful = true;
+            self.is_kept = false;
             self.device.drop_idle_events();
         }
         outcome
     }
 
-    /// An event behind what `stream` has been given so far. Needs the device's context current.
-    fn behind(device: &Arc<Device>, stream: Stream) -> Result<Event> {
-        let mut event = Event::create(device)?;
+    /// An event of the current context, which is another than the device's own.
+    fn create_foreign(device: &Arc<Device>) -> Result<Event> {
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a valid out-pointer.
+        device.check(unsafe { device.cuda().event_create(&mut handle, DISABLE_TIMING) })?;
+        Ok(Event {
+            device: device.clone(),
+            handle,
+            is_kept: false,
+        })
+    }
+
+    /// Records it behind what `stream` has been given so far. Needs the stream's context current.
+    fn behind(mut self, stream: Stream) -> Result<Event> {
+        let device = self.device.clone();
         // SAFETY: the event is live; the caller vouches for the stream's handle.
-        let outcome = unsafe { device.cuda().event_record(event.handle, stream.raw()) };
-        device.check(event.recorded(outcome))?;
-        Ok(event)
+        let outcome = unsafe { device.cuda().event_record(self.handle, stream.raw()) };
+        device.check(self.recorded(outcome))?;
+        Ok(self)
     }
 
     fn holds_back(&self, stream: Stream) -> Result<()> {
@@ -131,7 +144,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if !self.is_doubtful && self.device.idle_events().keep(self.handle) {
+        if self.is_kept && self.device.idle_events().keep(self.handle) {
             return;
         }
         // SAFETY: the event is live and this is its only owner.
@@ -146,17 +159,17 @@ pub struct Fence(Vec<(Reach, Arc<Event>)>);
 /// Whose work an event stands behind. Of two events with one reach, the earlier is done first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// One stream's.
-    Stream(Stream),
-    /// That of all streams of the context.
-    Everything,
+    /// One stream's of the device of this ordinal.
+    Stream(i32, Stream),
+    /// That of all streams of the device's context.
+    Everything(i32),
 }
 
 impl Fence {
     /// Behind nothing: already done.
     pub const DONE: Fence = Fence(Vec::new());
 
-    /// Behind what the streams have been given so far. Never waits.
+    /// Behind what the streams of the device's context have been given so far. Never waits.
     pub fn behind_streams(device: &Arc<Device>, streams: &[Stream]) -> Result<Fence> {
         if streams.is_empty() {
             return Ok(Fence::DONE);
@@ -165,11 +178,25 @@ impl Fence {
         let events: Result<Vec<_>> = streams
             .iter()
             .map(|stream| {
-                let event = Event::behind(device, *stream)?;
-                Ok((Reach::Stream(*stream), Arc::new(event)))
+                let event = Event::create(device)?.behind(*stream)?;
+                let reach = Reach::Stream(device.ordinal(), *stream);
+                Ok((reach, Arc::new(event)))
             })
             .collect();
         events.map(Fence)
+    }
+
+    /// Behind what a stream of the current context has been given so far, which is another context of
+    /// the device than its own. Never waits.
+    pub(super) fn behind_foreign(device: &Arc<Device>, stream: Stream) -> Result<Fence> {
+        let event = Event::create_foreign(device)?.behind(stream)?;
+        let reach = Reach::Stream(device.ordinal(), stream);
+        Ok(Fence(vec![(reach, Arc::new(event))]))
+    }
+
+    /// Behind what both are behind.
+    pub fn join(&mut self, other: Fence) {
+        self.0.extend(other.0);
     }
 
     /// An order point: behind all work of the device's context, of destroyed streams too. Refused
@@ -186,7 +213,10 @@ impl Fence {
                     .context_record_event(device.context(), event.handle)
             };
             match event.recorded(outcome) {
-                Ok(()) => Ok(Fence(vec![(Reach::Everything, Arc::new(event))])),
+                Ok(()) => {
+                    let reach = Reach::Everything(device.ordinal());
+                    Ok(Fence(vec![(reach, Arc::new(event))]))
+                }
                 Err(refusal) if refusal.code.is_none() => {
                     device.wait_for_context()?;
                     Ok(Fence::DONE)
@@ -194,6 +224,11 @@ impl Fence {
                 Err(refusal) => Err(device.cuda().error(refusal)),
             }
         })
+    }
+
+    /// The device of each event.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
+        self.0.iter().map(|(_, event)| &event.device)
     }
 
     /// Whether there is nothing to wait for.

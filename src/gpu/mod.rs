@@ -11,11 +11,13 @@ pub mod gate;
 pub mod managed;
 pub mod mapping;
 pub mod pinned;
+pub mod placing;
 pub mod plain;
 pub mod reservation;
 pub mod stream;
 pub mod stream_ordered;
 pub mod transfer;
+pub mod uses;
 
 pub use capability::Probe;
 pub use chunk::{Chunk, ChunkSpec, Share};
@@ -26,3 +28,4 @@ pub use gate::Gate;
 pub use mapping::Mapping;
 pub use reservation::Reservation;
 pub use stream::{OwnedStream, Stream};
+pub use uses::{Context, PlacedStream, Uses};

@@ -33,6 +33,11 @@ impl Stream {
         self.0 == 2
     }
 
+    /// Whether every context has a stream of this handle.
+    pub fn is_implicit(self) -> bool {
+        self == Stream::LEGACY || self.is_per_thread()
+    }
+
     /// Waits until the stream's work is done.
     pub fn synchronize(self, device: &Device) -> Result<()> {
         // SAFETY: the caller vouches for the handle.

@@ -156,7 +156,7 @@ impl Backing {
                         lock(by_tag).entry(tag).or_default().sub(block.bytes);
                         // Its stream may be gone by now and must not be named. Whatever comes of it,
                         // the block is the source's again.
-                        let outcome = source.deallocate(&block, LastUse::Anywhere);
+                        let outcome = source.deallocate(&block, LastUse::Anywhere.into());
                         back.error = outcome.err().or(back.error);
                     }
                 }

@@ -16,6 +16,7 @@ use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::deferral::Behind;
 use crate::extent::range::RangeSpec;
+use crate::gpu::Uses;
 use crate::sys::linux;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -378,7 +379,8 @@ impl DevicePool {
         let addresses: Vec<u64> = moved.iter().map(|place| place.address).collect();
         let state = self.state.clone();
         // No bytes: the memory itself serves elsewhere.
-        self.state.deferral.push(Behind::Everything, 0, move || {
+        let behind = Behind::Everything(Uses::everything(self.device()));
+        self.state.deferral.push(behind, 0, move || {
             state.extents.drop_aliases(&addresses)?;
             for (arena, address) in &old {
                 lock(&arena.space).place_gone(*address);

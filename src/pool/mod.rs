@@ -28,6 +28,5 @@ mod word;
 
 pub use device::{DevicePool, Placing};
 pub use heap::{GraphId, HeapKey};
-pub use pending::Uses;
-pub use pools::{Freed, Pools, thread_number};
+pub use pools::{Freed, Named, Pools, thread_number};
 pub use word::LARGEST;

@@ -7,43 +7,9 @@ use super::word::Word;
 use crate::core::radix::UNIT;
 use crate::core::sync::lock;
 use crate::error::{Result, Status};
-use crate::gpu::{Device, Fence, Stream};
+use crate::gpu::{Device, Fence, Stream, Uses};
 use std::collections::VecDeque;
 use std::sync::Arc;
-
-/// Which work may use a block besides that of its own stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Uses {
-    /// What these streams have been given.
-    Streams(Vec<Stream>),
-    /// All of it.
-    Everything,
-}
-
-impl Uses {
-    /// Work given to `stream` uses the block too.
-    pub fn add(&mut self, stream: Stream) {
-        match self {
-            _ if stream.is_per_thread() => *self = Uses::Everything,
-            Uses::Streams(streams) if !streams.contains(&stream) => streams.push(stream),
-            _ => {}
-        }
-    }
-
-    /// `stream` is about to be destroyed and must not be named any more.
-    pub fn forget(&mut self, stream: Stream) {
-        if matches!(self, Uses::Streams(streams) if streams.contains(&stream)) {
-            *self = Uses::Everything;
-        }
-    }
-
-    fn join(&mut self, other: Uses) {
-        match other {
-            Uses::Everything => *self = Uses::Everything,
-            Uses::Streams(streams) => streams.into_iter().for_each(|stream| self.add(stream)),
-        }
-    }
-}
 
 type Block = (u64, Word);
 
@@ -110,17 +76,11 @@ impl Pending {
         true
     }
 
-    fn record(&mut self, device: &Arc<Device>) -> Result<()> {
+    fn record(&mut self) -> Result<()> {
         let Some(uses) = &self.behind else {
             return Ok(());
         };
-        let fence = match uses {
-            Uses::Everything => Fence::order_point(device)?,
-            Uses::Streams(streams) => {
-                device.none_captures(streams)?;
-                Fence::behind_streams(device, streams)?
-            }
-        };
+        let fence = uses.fence()?;
         self.behind = None;
         self.fenced
             .push_back((fence, std::mem::take(&mut self.waiting)));
@@ -128,8 +88,8 @@ impl Pending {
     }
 
     /// The blocks that no work uses any more. Those whose events cannot be asked wait for everything
-    /// from here on.
-    fn done(&mut self, effort: Effort) -> Result<Vec<Block>> {
+    /// from here on, on every device that an event was of.
+    fn done(&mut self, effort: Effort, device: &Arc<Device>) -> Result<Vec<Block>> {
         let (mut busy, mut done) = (Vec::new(), Vec::new());
         let mut left = VecDeque::new();
         let mut outcome = Ok(());
@@ -143,7 +103,10 @@ impl Pending {
                 Ok(false) => left.push_back((fence, blocks)),
                 Err(error) => {
                     self.waiting.extend(blocks);
-                    self.behind = Some(Uses::Everything);
+                    let mut behind = self.behind.take().unwrap_or_default();
+                    behind.add_device(device);
+                    fence.devices().for_each(|device| behind.add_device(device));
+                    self.behind = Some(behind);
                     outcome = Err(error);
                 }
             }
@@ -159,10 +122,10 @@ impl Pending {
 impl Heap {
     /// A freed block that other work may use. The answer is what to do about those that wait by now.
     pub(super) fn free_later(&self, address: u64, word: Word, uses: Uses) -> Option<Effort> {
-        let effort = match uses {
-            Uses::Streams(_) => Effort::Record,
+        let effort = match uses.is_by_stream() {
+            true => Effort::Record,
             // In a program that tells of no captures one may be open, which an order point breaks.
-            Uses::Everything => Effort::Ask,
+            false => Effort::Ask,
         };
         let is_time = lock(&self.pending).add(address, word, uses);
         is_time.then_some(effort)
@@ -178,13 +141,13 @@ impl Heap {
             let _guard = device.enter()?;
             let mut pending = lock(&self.pending);
             if effort != Effort::Ask {
-                pending.record(device)?;
+                pending.record()?;
             }
-            match pending.done(effort) {
+            match pending.done(effort, device) {
                 Err(error) if effort == Effort::Wait => {
                     self.pool.or_later::<()>(Err(error));
-                    pending.record(device)?;
-                    pending.done(effort)
+                    pending.record()?;
+                    pending.done(effort, device)
                 }
                 outcome => outcome,
             }

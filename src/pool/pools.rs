@@ -5,7 +5,6 @@ use super::device::{DevicePool, Lean, Placing};
 use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local::{self, Instance};
-use super::pending::Uses;
 use super::word::{LARGEST, Word, units};
 use crate::config::value::Location;
 use crate::core::radix::{Entry, Radix, UNIT};
@@ -14,7 +13,7 @@ use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
-use crate::gpu::Stream;
+use crate::gpu::{Device, Stream, Uses};
 use crate::pool::backing::Backing;
 use crate::sys::linux;
 use rustc_hash::FxHashMap;
@@ -29,6 +28,34 @@ pub enum Freed {
     Block,
     /// No live block of a pool, or one of another allocator.
     Nothing,
+}
+
+/// A stream as a caller names it.
+#[derive(Clone, Copy)]
+pub struct Named<'a> {
+    /// Its handle.
+    pub stream: Stream,
+    /// The device whose stream a handle means that all have, where that is known.
+    pub device: Option<i32>,
+    /// The work that is meant, for memory of a device. Asks the driver.
+    pub uses: &'a dyn Fn(&Arc<Device>) -> Uses,
+}
+
+impl Named<'_> {
+    fn is_of(&self, heap: &Heap) -> bool {
+        heap.is_own_stream(self.stream)
+            && self.device.is_none_or(|device| device == heap.key.device)
+    }
+
+    /// The work that is meant and does not come before what the heap does next.
+    fn uses_of(&self, heap: &Heap) -> Uses {
+        let device = heap.pool.device();
+        let mut uses = (self.uses)(device);
+        if heap.is_own_stream(self.stream) {
+            uses.leave_out(self.stream, device);
+        }
+        uses
+    }
 }
 
 /// The pools.
@@ -196,7 +223,7 @@ impl Pools {
         &self,
         address: u64,
         allocator: Option<u64>,
-        used_on: Option<Stream>,
+        used_on: Option<Named>,
     ) -> Result<Freed> {
         let Some(entry) = (self.radix).find_and(address, linux::announce_write) else {
             return Ok(Freed::Nothing);
@@ -209,7 +236,7 @@ impl Pools {
             && local::with_heap(&self.instance, word.heap(), |cache| {
                 let key = &cache.heap().key;
                 let is_own = allocator.is_none_or(|allocator| allocator == key.allocator)
-                    && used_on.is_none_or(|stream| stream == key.stream)
+                    && used_on.is_none_or(|named| named.stream == key.stream)
                     && key.thread == 0;
                 if !is_own || entry.change(word.0, 0).is_err() {
                     return false;
@@ -231,7 +258,7 @@ impl Pools {
         entry: &Entry,
         address: u64,
         allocator: Option<u64>,
-        used_on: Option<Stream>,
+        used_on: Option<Named>,
     ) -> Result<Freed> {
         let (word, heap, waits) = loop {
             let word = Word(entry.state());
@@ -241,11 +268,13 @@ impl Pools {
             if allocator.is_some_and(|allocator| allocator != heap.key.allocator) {
                 return Ok(Freed::Nothing);
             }
+            let others = used_on.filter(|named| !heap.is_own_stream(named.stream));
+            let others = others.map(|named| named.uses_of(&heap));
             // The lock keeps a stream from being named between the two steps, and from being forgotten
             // before the block waits for it.
             let mut uses = lock(&self.uses);
             if entry.change(word.0, 0).is_ok() {
-                let behind = uses_of(&heap, word, uses.remove(&address), used_on);
+                let behind = all_uses(&heap, word, uses.remove(&address), others);
                 break (
                     word,
                     heap.clone(),
@@ -270,13 +299,21 @@ impl Pools {
         Ok(Freed::Block)
     }
 
-    /// Says that work already given to `stream` uses the block at `address`. None where there is no
+    /// Says that work already given to a stream uses the block at `address`. None where there is no
     /// such block.
-    pub fn record_stream(&self, address: u64, stream: Stream) -> Option<()> {
+    pub fn record_stream(&self, address: u64, named: Named) -> Option<()> {
         let entry = self.radix.find(address)?;
         let word = Word(entry.state());
         let heap = self.heap_of(word).filter(|_| word.is_live())?;
-        if heap.is_own_stream(stream) || word.is_unordered() {
+        if named.is_of(&heap) {
+            return Some(());
+        }
+        let mut added = named.uses_of(&heap);
+        if word.is_unordered() {
+            // All work of its own device does already.
+            added.leave_out_device(heap.pool.device());
+        }
+        if added.is_empty() {
             return Some(());
         }
         let mut uses = lock(&self.uses);
@@ -284,17 +321,16 @@ impl Pools {
             // Freed at this moment, or marked by another thread, which the lock has let finish.
             Word(entry.state()).is_shared().then_some(())?;
         }
-        uses.entry(address)
-            .or_insert_with(|| Uses::Streams(Vec::new()))
-            .add(stream);
+        uses.entry(address).or_default().join(added);
         Some(())
     }
 
-    /// Names `stream` of `device` no more, since it is about to be destroyed.
+    /// Names `stream` of `device` no more, since it is about to be destroyed. Memory of any device may
+    /// have been used on it.
     pub fn forget_stream(&self, device: i32, stream: Stream) {
         let mut gone = Vec::new();
         lock(&self.heaps).retain(|key, heap| {
-            let is_gone = key.device == device && key.stream == stream;
+            let is_gone = key.stream == stream && (key.device == device || !stream.is_implicit());
             if is_gone {
                 gone.push(heap.clone());
             }
@@ -358,15 +394,14 @@ impl Pools {
 }
 
 /// Which work may use a freed block besides that of its own stream.
-fn uses_of(heap: &Heap, word: Word, named: Option<Uses>, used_on: Option<Stream>) -> Option<Uses> {
-    if word.is_unordered() {
-        return Some(Uses::Everything);
-    }
-    let mut uses = named;
-    if let Some(stream) = used_on.filter(|stream| !heap.is_own_stream(*stream)) {
-        uses.get_or_insert(Uses::Streams(Vec::new())).add(stream);
-    }
-    uses
+fn all_uses(heap: &Heap, word: Word, named: Option<Uses>, others: Option<Uses>) -> Option<Uses> {
+    let unordered = word.is_unordered();
+    let everything = unordered.then(|| Uses::everything(heap.pool.device()));
+    let all = [everything, named, others].into_iter().flatten();
+    all.filter(|uses| !uses.is_empty()).reduce(|mut all, more| {
+        all.join(more);
+        all
+    })
 }
 
 /// A thread's cache gets a freed block; what then has no room in it goes where others find it.

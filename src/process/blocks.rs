@@ -7,9 +7,9 @@ use crate::core::size::Align;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status, Warning};
 use crate::extent::table::Owner;
-use crate::gpu::Stream;
+use crate::gpu::{Stream, Uses};
 use crate::registry::{AllocatorId, GraphPool, GraphUse, Record};
-use crate::source::{Block, Kind, LastUse, Request, Source};
+use crate::source::{Block, Freeing, Kind, LastUse, Naming, Request, Source};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -91,11 +91,12 @@ impl Process {
             device: demand.device,
             allocator: demand.allocator,
             last_use: match demand.last_use {
-                LastUse::Streams(_) | LastUse::Told(_) if demand.stream.is_per_thread() => {
+                LastUse::Streams | LastUse::Told if demand.stream.is_per_thread() => {
                     LastUse::Anywhere
                 }
                 last_use => last_use,
             },
+            others: Uses::default(),
             graph,
             tag: demand.tag,
             counted_for: block.stream,
@@ -126,13 +127,14 @@ impl Process {
             return Ok(());
         }
         let ours = |record: &Record| allocator.is_none() || record.allocator == allocator;
+        let naming = self.naming();
         let Some(mut record) = self.registry.remove_if(address, ours) else {
             return Err(self.reject(address));
         };
-        if let Some(stream) = used_on {
-            record.note_use(stream);
-        }
         let device = self.device(record.device)?;
+        if let Some(stream) = used_on {
+            self.note_last_use(&mut record, stream, &device.state().device);
+        }
         let kind = record.source.kind();
         device.took(kind, record.tag, record.counted_for, &record.block);
         let kept = Kept {
@@ -140,52 +142,19 @@ impl Process {
             source: record.source.clone(),
             tag: record.tag,
             single_stream: record.is_single_stream(),
+            others: record.others,
         };
         match record.graph {
-            GraphUse::None => give_back(&kept, record.last_use),
+            GraphUse::None => give_back(kept, record.last_use, Some(naming)),
             GraphUse::Pool(generation) => match self.graphs.keep(generation, kept) {
                 None => Ok(()),
-                Some(kept) => give_back(&kept, LastUse::Anywhere),
+                Some(kept) => give_back(kept, LastUse::Anywhere, Some(naming)),
             },
             GraphUse::Unknown => {
                 self.warn_of_kept(kept.block.bytes);
                 Ok(())
             }
         }
-    }
-
-    /// Says that work already given to `stream` uses the block at `address`.
-    pub fn record_stream(&self, address: u64, stream: Stream) -> Result<()> {
-        if lifetime::has_forked() || lifetime::is_exiting() {
-            return Ok(());
-        }
-        self.pools
-            .record_stream(address, stream)
-            .or_else(|| {
-                self.registry
-                    .with(address, |record| record.note_use(stream))
-            })
-            .ok_or_else(|| not_owned("record_stream", address))
-    }
-
-    /// Never names a stream to the driver again, since it is about to be destroyed. Blocks that it
-    /// uses are then given back behind all work of the device.
-    pub fn forget_stream(&self, device: i32, stream: Stream) -> Result<()> {
-        if lifetime::has_forked() {
-            return Ok(());
-        }
-        let Some(entry) = self.device_in_use(device)? else {
-            return Ok(());
-        };
-        entry.state().device.captures().forget(stream);
-        self.registry.for_each(|record| {
-            if record.device == device {
-                record.forget_use(stream);
-            }
-        });
-        self.pools.forget_stream(device, stream);
-        entry.state().deferral.forget(stream);
-        Ok(())
     }
 
     /// The beginning and length of the block that `address` lies in.
@@ -310,8 +279,13 @@ impl Process {
 }
 
 /// Once the driver is down at exit, memory is gone with it and a free has nothing left to do.
-fn give_back(kept: &Kept, last_use: LastUse) -> Result<()> {
-    match kept.source.deallocate(&kept.block, last_use) {
+fn give_back(kept: Kept, last_use: LastUse, naming: Option<Naming>) -> Result<()> {
+    let freed = Freeing {
+        last_use,
+        others: kept.others,
+        naming,
+    };
+    match kept.source.deallocate(&kept.block, freed) {
         Err(error) if error.status() == Status::Shutdown => Ok(()),
         outcome => outcome,
     }
@@ -320,13 +294,13 @@ fn give_back(kept: &Kept, last_use: LastUse) -> Result<()> {
 /// Gives back every one, whatever becomes of the others; the first failure is returned.
 fn give_back_all(blocks: Vec<Kept>) -> Result<()> {
     let mut outcome = Ok(());
-    for kept in &blocks {
-        outcome = outcome.and(give_back(kept, LastUse::Anywhere));
+    for kept in blocks {
+        outcome = outcome.and(give_back(kept, LastUse::Anywhere, None));
     }
     outcome
 }
 
-fn not_owned(operation: &'static str, address: u64) -> Error {
+pub(super) fn not_owned(operation: &'static str, address: u64) -> Error {
     Error::new(Status::NotOwned, operation)
         .detail(format!("{address:#x} is not the address of a live block"))
         .advice("It was freed already, or comes from another allocator")

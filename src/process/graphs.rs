@@ -5,8 +5,8 @@
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
-use crate::gpu::Stream;
 use crate::gpu::capture::Captures;
+use crate::gpu::{Stream, Uses};
 use crate::registry::{Generation, GraphPool, GraphUse};
 use crate::source::{Block, Request, Source};
 use rustc_hash::FxHashMap;
@@ -20,6 +20,8 @@ pub(super) struct Kept {
     pub tag: TagId,
     /// Whether only its own stream used it, so that the same stream may use it again.
     pub single_stream: bool,
+    /// What was named for it besides.
+    pub others: Uses,
 }
 
 impl Kept {
@@ -301,8 +303,18 @@ impl GraphPools {
         Some(kept.swap_remove(index))
     }
 
+    /// Names `stream` no more, since it is about to be destroyed.
+    pub fn forget(&self, stream: Stream) {
+        let mut state = lock(&self.0);
+        for kept in state.pools.values_mut().flat_map(|pool| &mut pool.kept) {
+            kept.others.forget(stream);
+        }
+    }
+
     /// Keeps a freed block until its pool is released; gives it back if that has happened.
-    pub fn keep(&self, generation: Generation, kept: Kept) -> Option<Kept> {
+    pub fn keep(&self, generation: Generation, mut kept: Kept) -> Option<Kept> {
+        // By then the streams may be gone.
+        kept.others.widen();
         match lock(&self.0).pools.get_mut(&generation.pool) {
             Some(entry) if entry.generation == generation.number => {
                 entry.kept.push(kept);

@@ -9,6 +9,7 @@ mod devices;
 mod graphs;
 mod lifetime;
 mod limits;
+mod naming;
 pub mod placement;
 mod pooled;
 mod report;
@@ -21,6 +22,7 @@ pub use block_stats::BlockStats;
 pub use blocks::Demand;
 pub use devices::DeviceEntry;
 pub use lifetime::{check_not_forked, has_forked, is_exiting};
+pub use naming::Whose;
 pub use stats::Stats;
 
 use crate::config::Settings;
@@ -36,7 +38,7 @@ use graphs::GraphPools;
 use limits::Limits;
 use once_cell::sync::OnceCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 /// The state of the process.
 pub struct Process {
@@ -52,6 +54,11 @@ pub struct Process {
     hooked: AtomicBool,
     captures_told: AtomicBool,
     pools: Pools,
+    /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
+    /// one is forgotten.
+    naming: RwLock<()>,
+    /// Whether streams were named of other contexts than the devices' primary ones.
+    other_contexts: AtomicBool,
     /// How many reasons there are to ask the driver whether a stream captures: that nobody tells, and
     /// every capture that somebody told of.
     slow: AtomicU64,
@@ -91,6 +98,8 @@ impl Process {
             hooked: AtomicBool::new(false),
             captures_told: AtomicBool::new(false),
             pools: Pools::default(),
+            naming: RwLock::default(),
+            other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),
         }
     }

@@ -1,15 +1,17 @@
 //! The caching pools as the process sees them: the short way for a block that is at hand, and the long
 //! one that knows of devices, captures and limits.
 
+use super::Whose;
 use super::blocks::Demand;
 use super::{DeviceEntry, Process, lifetime};
 use crate::core::tags::TagId;
 use crate::error::{Result, Status};
 use crate::extent::table::Owner;
-use crate::gpu::Stream;
-use crate::pool::{Freed, GraphId, HeapKey, thread_number};
+use crate::gpu::{Device, Stream};
+use crate::pool::{Freed, GraphId, HeapKey, Named, thread_number};
 use crate::registry::{AllocatorId, Generation, GraphUse};
 use crate::source::{Kind, LastUse};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
@@ -120,9 +122,19 @@ impl Process {
         allocator: Option<AllocatorId>,
         used_on: Option<Stream>,
     ) -> Result<bool> {
-        let freed = self
-            .pools
-            .free(address, allocator.map(AllocatorId::get), used_on)?;
+        let allocator = allocator.map(AllocatorId::get);
+        let freed = match used_on {
+            None => self.pools.free(address, allocator, None)?,
+            Some(stream) => {
+                let uses = |home: &Arc<Device>| self.uses_of(stream, Whose::Current, home);
+                let named = Named {
+                    stream,
+                    device: None,
+                    uses: &uses,
+                };
+                self.pools.free(address, allocator, Some(named))?
+            }
+        };
         Ok(freed == Freed::Block)
     }
 

@@ -4,7 +4,7 @@
 
 use crate::core::ownership::Ownership;
 use crate::core::tags::TagId;
-use crate::gpu::Stream;
+use crate::gpu::{Device, Stream, Uses};
 use crate::source::{Block, LastUse, Source};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,8 +67,10 @@ pub struct Record {
     pub device: i32,
     /// Which allocator object gave it out, where one did.
     pub allocator: Option<AllocatorId>,
-    /// The work that may use it.
+    /// The work of its own device that may use it.
     pub last_use: LastUse,
+    /// What was named besides.
+    pub others: Uses,
     /// Whether a graph may use it.
     pub graph: GraphUse,
     /// Its tag.
@@ -78,30 +80,34 @@ pub struct Record {
 }
 
 impl Record {
-    /// Notes that work given to `stream` uses the block.
-    pub fn note_use(&mut self, stream: Stream) {
-        let own = self.block.stream;
-        let (LastUse::Streams(others) | LastUse::Told(others)) = &mut self.last_use else {
-            return;
-        };
-        if stream.is_per_thread() {
-            self.last_use = LastUse::Anywhere;
-        } else if stream != own && !others.contains(&stream) {
-            others.push(stream);
+    /// Whether `stream` is the block's own, which is another one on each thread where it is the
+    /// per-thread one.
+    pub fn is_own_stream(&self, stream: Stream) -> bool {
+        stream == self.block.stream && !stream.is_per_thread() && self.last_use.is_by_stream()
+    }
+
+    /// Notes that work uses the block, which is of `device`.
+    pub fn note_uses(&mut self, mut uses: Uses, device: &Device) {
+        match self.last_use.is_by_stream() {
+            true => uses.leave_out(self.block.stream, device),
+            // All work of the device does already.
+            false => uses.leave_out_device(device),
         }
+        self.others.join(uses);
     }
 
     /// Forgets the handle of a stream: whatever it did is then covered by waiting for everything.
     pub fn forget_use(&mut self, stream: Stream) {
-        if self.block.stream == stream || self.last_use.others().contains(&stream) {
+        if self.block.stream == stream {
             self.last_use = LastUse::Anywhere;
             self.block.stream = Stream::LEGACY;
         }
+        self.others.forget(stream);
     }
 
     /// Whether its own stream alone used it, as far as we were told.
     pub fn is_single_stream(&self) -> bool {
-        matches!(&self.last_use, LastUse::Streams(others) | LastUse::Told(others) if others.is_empty())
+        self.last_use.is_by_stream() && self.others.is_empty()
     }
 }
 

@@ -1,12 +1,11 @@
 //! Synchronous device memory, with `cudaMalloc`'s and `cudaFree`'s behaviour: the free waits for all
 //! work of the device, so every block is as safe as the driver's own.
 
-use super::{Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use super::{Block, Freeing, Held, Kind, Request, Source, check_align, rounded};
 use crate::core::gauge::Holding;
 use crate::core::size::Align;
 use crate::error::Result;
 use crate::extent::DeviceState;
-use crate::extent::deferral::Behind;
 use crate::source::ALIGN;
 use std::sync::Arc;
 
@@ -52,7 +51,7 @@ impl Source for DeviceSource {
         })
     }
 
-    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+    fn deallocate(&self, block: &Block, mut freed: Freeing) -> Result<()> {
         let (state, gauge) = (self.state.clone(), self.gauge.clone());
         let Block { address, bytes, .. } = *block;
         let give_back = move || {
@@ -61,12 +60,19 @@ impl Source for DeviceSource {
             state.limit.give(bytes);
             Ok(())
         };
-        match self.state.is_captured(block, &last_use) {
-            Ok(false) => self.state.give_back_now(bytes, give_back),
+        // The driver waits for the device's own work.
+        freed.others.leave_out_device(&self.state.device);
+        if !freed.others.is_empty() {
+            return self.state.give_back_behind(block, freed, give_back);
+        }
+        match self.state.is_captured(block, &freed) {
+            Ok(false) => {
+                drop(freed);
+                self.state.give_back_now(bytes, give_back)
+            }
             queued => {
-                self.state
-                    .deferral
-                    .push(Behind::Everything, bytes, give_back);
+                let behind = self.state.everything(&freed);
+                self.state.deferral.push(behind, bytes, give_back);
                 queued.map(|_| ())
             }
         }

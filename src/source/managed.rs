@@ -2,7 +2,7 @@
 //! preferred location the device as long as the card has room, mapped for the host, and small blocks
 //! moved to the device at once; or the host, mapped for the device, where the block's tag says so.
 
-use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use super::{ALIGN, Block, Freeing, Held, Kind, Request, Source, check_align, rounded};
 use crate::config::value::{Placement, Size, Threshold};
 use crate::core::gauge::Holding;
 use crate::core::sync::lock;
@@ -187,7 +187,7 @@ impl Source for ManagedSource {
         Ok(block)
     }
 
-    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+    fn deallocate(&self, block: &Block, freed: Freeing) -> Result<()> {
         let (state, gauge) = (self.state.clone(), self.gauge.clone());
         let Block { address, bytes, .. } = *block;
         let charged = self.charged(address, bytes);
@@ -199,7 +199,7 @@ impl Source for ManagedSource {
         };
         // Pages of managed memory may be with the host, so the driver's own wait at a free is not
         // relied on: the streams that used the block are waited for.
-        self.state.give_back_behind(block, &last_use, give_back)
+        self.state.give_back_behind(block, freed, give_back)
     }
 
     fn trim(&self, _: u64) -> Result<()> {

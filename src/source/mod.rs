@@ -14,7 +14,8 @@ use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
 use crate::extent::table::Owner;
-use crate::gpu::{Fence, Stream};
+use crate::gpu::{Device, Fence, PlacedStream, Stream, Uses};
+use std::sync::{Arc, RwLockReadGuard};
 
 /// The kinds of source; the integers are those of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,14 +111,14 @@ pub struct Block {
     pub stream: Stream,
 }
 
-/// Which work may still use a block that is given back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Which work of its own device may still use a block that is given back, besides what was named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastUse {
-    /// Work already given to the block's own stream and to these others.
-    Streams(Vec<Stream>),
+    /// Work already given to the block's own stream.
+    Streams,
     /// The same, in a program that tells us of every capture. A stream may use the block and not be
-    /// among these, if the program orders it by itself: memory it uses is not unmapped under it.
-    Told(Vec<Stream>),
+    /// named, if the program orders it by itself: memory it uses is not unmapped under it.
+    Told,
     /// Any work already given to the device.
     Anywhere,
     /// Any work already given to the device, in a program that tells us neither of streams nor of
@@ -126,11 +127,44 @@ pub enum LastUse {
 }
 
 impl LastUse {
-    /// The other streams, where they are known.
-    pub fn others(&self) -> &[Stream] {
-        match self {
-            LastUse::Streams(others) | LastUse::Told(others) => others,
-            LastUse::Anywhere | LastUse::Unknown => &[],
+    /// Whether the block's own stream is all that need be waited for of what nobody named.
+    pub fn is_by_stream(self) -> bool {
+        matches!(self, LastUse::Streams | LastUse::Told)
+    }
+}
+
+/// Held while streams are named to the driver that a caller may be about to destroy: who forgets one
+/// waits for it.
+pub type Naming<'a> = RwLockReadGuard<'a, ()>;
+
+/// How a block is given back: the work that may still use it.
+pub struct Freeing<'a> {
+    /// Of its own device.
+    pub last_use: LastUse,
+    /// What was named, on whatever device.
+    pub others: Uses,
+    /// Let go as soon as no stream need be named any more, and before anything is waited for.
+    pub naming: Option<Naming<'a>>,
+}
+
+impl Freeing<'_> {
+    /// Behind the block's own stream and one other of its device.
+    pub fn behind(last_use: LastUse, device: &Arc<Device>, stream: Stream) -> Self {
+        let mut others = Uses::default();
+        others.add(PlacedStream::on(device, stream));
+        Freeing {
+            others,
+            ..Freeing::from(last_use)
+        }
+    }
+}
+
+impl From<LastUse> for Freeing<'_> {
+    fn from(last_use: LastUse) -> Self {
+        Freeing {
+            last_use,
+            others: Uses::default(),
+            naming: None,
         }
     }
 }
@@ -155,9 +189,9 @@ pub trait Source: Send + Sync {
     /// overlaps and that work given to the request's stream from now on may use.
     fn allocate(&self, request: &Request) -> Result<Block>;
 
-    /// Takes a block back once the work of `last_use` no longer uses it. The block is gone for the
-    /// caller whatever is returned; after an error its memory is given back on a later slow path.
-    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()>;
+    /// Takes a block back once the work that `freed` tells of no longer uses it. The block is gone for
+    /// the caller whatever is returned; after an error its memory is given back on a later slow path.
+    fn deallocate(&self, block: &Block, freed: Freeing) -> Result<()>;
 
     /// Gives cached memory back to the device down to `keep` bytes, waiting for work on freed blocks.
     /// Does nothing while a capture is open.
@@ -177,42 +211,48 @@ pub trait Source: Send + Sync {
 
 impl DeviceState {
     /// Whether a capture is open that freeing `block` might disturb.
-    fn is_captured(&self, block: &Block, last_use: &LastUse) -> Result<bool> {
+    fn is_captured(&self, block: &Block, freed: &Freeing) -> Result<bool> {
         if self.device.capture_open() {
             return Ok(true);
         }
-        if let LastUse::Anywhere | LastUse::Unknown = last_use {
+        if !freed.last_use.is_by_stream() {
             return Ok(false);
         }
         let _guard = self.device.enter()?;
-        for stream in std::iter::once(&block.stream).chain(last_use.others()) {
-            if self.device.is_capturing(*stream)? {
-                return Ok(true);
-            }
+        Ok(self.device.is_capturing(block.stream)? || freed.others.is_captured()?)
+    }
+
+    /// The work that may use `block`, its own stream's included where `own` says so.
+    fn uses(&self, block: &Block, freed: &Freeing, own: bool) -> Uses {
+        let mut uses = freed.others.clone();
+        match freed.last_use.is_by_stream() {
+            true if own => uses.add(PlacedStream::on(&self.device, block.stream)),
+            true => {}
+            false => uses.add_device(&self.device),
         }
-        Ok(false)
+        uses
     }
 
     /// A fence behind the work that may use `block`, its own stream's included where `own` says so;
     /// none while a capture is open or may be, when none can be had.
-    fn fence(&self, block: &Block, last_use: &LastUse, own: bool) -> Result<Option<Fence>> {
-        if *last_use == LastUse::Unknown || self.is_captured(block, last_use)? {
+    fn fence(&self, block: &Block, freed: &Freeing, own: bool) -> Result<Option<Fence>> {
+        if freed.last_use == LastUse::Unknown || self.is_captured(block, freed)? {
             return Ok(None);
         }
-        let fence = match last_use {
-            LastUse::Anywhere | LastUse::Unknown => Fence::order_point(&self.device),
-            LastUse::Streams(others) | LastUse::Told(others) => {
-                let mut streams: Vec<Stream> = Vec::new();
-                streams.extend(own.then_some(block.stream));
-                streams.extend(others.iter().filter(|stream| **stream != block.stream));
-                Fence::behind_streams(&self.device, &streams)
-            }
-        };
-        match fence {
+        match self.uses(block, freed, own).fence() {
             Ok(fence) => Ok(Some(fence)),
             Err(error) if error.status() == Status::Capturing => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What a block waits for behind which no fence could be had: everything, of every device that may
+    /// use it.
+    fn everything(&self, freed: &Freeing) -> Behind {
+        let mut uses = freed.others.clone();
+        uses.add_device(&self.device);
+        uses.widen();
+        Behind::Everything(uses)
     }
 
     /// Waits for the work that may use `block`, then runs `give_back`; where nothing can be waited for
@@ -220,10 +260,13 @@ impl DeviceState {
     fn give_back_behind(
         &self,
         block: &Block,
-        last_use: &LastUse,
+        mut freed: Freeing,
         give_back: impl FnMut() -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let fence = self.fence(block, last_use, true);
+        let fence = self.fence(block, &freed, true);
+        if let Ok(Some(_)) = &fence {
+            freed.naming = None;
+        }
         let waited = fence.and_then(|fence| match fence {
             Some(fence) => fence.wait().map(|()| true),
             None => Ok(false),
@@ -231,8 +274,8 @@ impl DeviceState {
         match waited {
             Ok(true) => self.give_back_now(block.bytes, give_back),
             waits => {
-                self.deferral
-                    .push(Behind::Everything, block.bytes, give_back);
+                let behind = self.everything(&freed);
+                self.deferral.push(behind, block.bytes, give_back);
                 waits.map(|_| ())
             }
         }

@@ -2,7 +2,7 @@
 //! It takes nothing of any device, so no limit of one counts it. Making it costs the host some 400 us
 //! a MiB, taking it back 90: keep it, as the pool does.
 
-use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use super::{ALIGN, Block, Freeing, Held, Kind, Request, Source, check_align, rounded};
 use crate::config::value::Location;
 use crate::core::gauge::Holding;
 use crate::error::{Error, Result, Status};
@@ -63,7 +63,7 @@ impl Source for PinnedSource {
         })
     }
 
-    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+    fn deallocate(&self, block: &Block, freed: Freeing) -> Result<()> {
         let (state, gauge) = (self.state.clone(), self.gauge.clone());
         let Block { address, bytes, .. } = *block;
         let give_back = move || {
@@ -72,7 +72,7 @@ impl Source for PinnedSource {
             Ok(())
         };
         // Streams of other devices may use it, for which the driver's own wait at a free is not one.
-        self.state.give_back_behind(block, &last_use, give_back)
+        self.state.give_back_behind(block, freed, give_back)
     }
 
     fn trim(&self, _: u64) -> Result<()> {

@@ -4,14 +4,14 @@
 //! On a capturing stream the driver would make the allocation a node of the graph, whose memory the
 //! graph owns; such requests are not for this source (see `process`, which sends them to vmm).
 
-use super::{ALIGN, Block, Held, Kind, LastUse, Request, Source, check_align, rounded};
+use super::{ALIGN, Block, Freeing, Held, Kind, Request, Source, check_align, rounded};
 use crate::config::value::Size;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status, Warning};
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
 use crate::gpu::stream_ordered::StreamPool;
-use crate::gpu::{Fence, Stream};
+use crate::gpu::{Fence, Stream, Uses};
 use once_cell::sync::OnceCell;
 use std::sync::{Arc, Mutex};
 
@@ -107,7 +107,8 @@ impl AsyncSource {
             let pool = pool.clone();
             if pool.free(address, stream).is_err() {
                 let free = move || pool.free(address, Stream::LEGACY);
-                self.state.deferral.push(Behind::Everything, bytes, free);
+                let behind = Behind::Everything(Uses::everything(&self.state.device));
+                self.state.deferral.push(behind, bytes, free);
             }
         })
     }
@@ -169,7 +170,7 @@ impl Source for AsyncSource {
         })
     }
 
-    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+    fn deallocate(&self, block: &Block, freed: Freeing) -> Result<()> {
         let pool = self.pool()?.clone();
         let Block {
             address,
@@ -183,21 +184,21 @@ impl Source for AsyncSource {
             fence.holds_back(stream)?;
             pool.free(address, stream)
         };
-        let freed = self
+        let done = self
             .state
-            .fence(block, &last_use, false)
+            .fence(block, &freed, false)
             .and_then(|fence| match fence {
                 Some(fence) => free_behind(&fence, stream).map(|()| true),
                 None => Ok(false),
             });
-        if let Ok(true) = freed {
+        if let Ok(true) = done {
             return Ok(());
         }
         // The free takes its place in a stream's order, so the fence need not have been reached.
         self.state
             .deferral
-            .push_ordered(Behind::Everything, bytes, stream, free_behind);
-        freed.map(|_| ())
+            .push_ordered(self.state.everything(&freed), bytes, stream, free_behind);
+        done.map(|_| ())
     }
 
     fn trim(&self, keep: u64) -> Result<()> {

@@ -2,7 +2,7 @@
 //! chunks that `extent` can take away and bring back. Uncached, a block costs tens of microseconds
 //! and at least one granule; the pool builds on the same extents.
 
-use super::{Block, Held, Kind, LastUse, Request, Source, rounded};
+use super::{Block, Freeing, Held, Kind, LastUse, Request, Source, rounded};
 use crate::config::value::Location;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
@@ -44,7 +44,7 @@ impl VmmSource {
     fn build(&self, spec: &RunSpec) -> Result<u64> {
         match self.state.extents.build(spec) {
             Err(error) if error.status() == Status::OutOfMemory => {
-                // Freed blocks may still wait for their work: wait with them and try once more.
+                // Freeing blocks may still wait for their work: wait with them and try once more.
                 match self.state.deferral.wait() {
                     0 => Err(error),
                     _ => self.state.extents.build(spec),
@@ -91,23 +91,24 @@ impl Source for VmmSource {
         })
     }
 
-    fn deallocate(&self, block: &Block, last_use: LastUse) -> Result<()> {
+    fn deallocate(&self, block: &Block, freed: Freeing) -> Result<()> {
         let (state, address) = (self.state.clone(), block.address);
         let give_back = move || state.extents.retire(address);
         // One order point at the next slow path serves every block freed until then, and unmaps
         // under no stream, also of those that were not recorded for the block.
-        let at_once = matches!(last_use, LastUse::Streams(_) | LastUse::Anywhere);
+        let at_once = matches!(freed.last_use, LastUse::Streams | LastUse::Anywhere);
         let fence = match at_once {
-            true => self.state.fence(block, &last_use, true),
+            true => self.state.fence(block, &freed, true),
             false => Ok(None),
         };
         let (behind, recorded) = match fence {
             Ok(Some(fence)) => (Behind::Fence(fence), Ok(())),
-            Ok(None) => (Behind::Everything, Ok(())),
-            Err(error) => (Behind::Everything, Err(error)),
+            Ok(None) => (self.state.everything(&freed), Ok(())),
+            Err(error) => (self.state.everything(&freed), Err(error)),
         };
         self.state.deferral.push(behind, block.bytes, give_back);
-        let captures_told = matches!(last_use, LastUse::Told(_));
+        let captures_told = freed.last_use == LastUse::Told;
+        drop(freed);
         self.state.deferral.drain_if_full(captures_told);
         recorded
     }

@@ -6,6 +6,7 @@ use crate::config::value::Size;
 use crate::error::Error;
 use crate::gpu::Stream;
 use crate::observe;
+use crate::process::Whose;
 use crate::registry::GraphPool;
 use std::ffi::{c_int, c_void};
 
@@ -70,11 +71,16 @@ pub unsafe extern "C" fn hbm_torch_base_alloc(
     begin as *mut c_void
 }
 
-/// torch's record_stream hook: work already given to `stream` uses the block at `address`.
+/// torch's record_stream hook: work already given to `stream` of any device uses the block at
+/// `address`. torch names the default stream of every device by the same handle, with the block's
+/// device current: unless the block was allocated on one, those of all devices in use are meant.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_torch_record_stream(address: *mut c_void, stream: *mut c_void) {
     if !address.is_null() {
-        hook(|| observe::process().record_stream(address as u64, Stream::from_raw(stream)));
+        hook(|| {
+            let stream = Stream::from_raw(stream);
+            observe::process().record_stream_of(address as u64, stream, Whose::Any)
+        });
     }
 }
 

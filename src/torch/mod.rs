@@ -65,7 +65,7 @@ fn allocate_block(
         }
     }
     let last_use = if process.is_hooked() {
-        LastUse::Told(Vec::new())
+        LastUse::Told
     } else {
         warn_of_missing_hooks(process);
         LastUse::Unknown

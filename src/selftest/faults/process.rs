@@ -222,7 +222,7 @@ impl Scene {
             align: ALIGN,
             stream: self.streams[stream].stream(),
             owner: Owner::Block,
-            last_use: LastUse::Streams(Vec::new()),
+            last_use: LastUse::Streams,
             allocator: None,
             location: None,
             tag: TagId::NONE,

@@ -10,7 +10,7 @@ use crate::selftest::machine::Machine;
 use crate::selftest::simulator::Simulator;
 use crate::selftest::sources::{Bench, SUBJECTS, Subject};
 use crate::selftest::{Case, Context, Outcome, Stop};
-use crate::source::{Block, LastUse};
+use crate::source::{Block, Freeing, LastUse};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -155,13 +155,13 @@ impl Scene {
         self.allocate(BYTES)?;
         let last_use = match self.operation {
             AllocationThatOrders => LastUse::Unknown,
-            _ => LastUse::Streams(vec![self.streams[1].stream()]),
+            _ => LastUse::Streams,
         };
         match self.operation {
             AllocationThatDrains | AllocationThatOrders | Trim => {
                 for _ in 0..3 {
                     self.allocate(BYTES)?;
-                    self.free(last_use.clone())?;
+                    self.free_with_others(last_use)?;
                 }
             }
             AllocationThatWaits => {
@@ -175,7 +175,7 @@ impl Scene {
                     self.allocate(4096)?;
                 }
                 while self.live.len() > 1 {
-                    self.free(last_use.clone())?;
+                    self.free_with_others(last_use)?;
                 }
             }
             _ => {}
@@ -193,9 +193,19 @@ impl Scene {
     /// The block is gone for the caller whatever is answered.
     fn free(&mut self, last_use: LastUse) -> error::Result<()> {
         match self.live.pop() {
-            Some(block) => self.bench.source.deallocate(&block, last_use),
+            Some(block) => self.bench.source.deallocate(&block, last_use.into()),
             None => Ok(()),
         }
+    }
+
+    /// [`Scene::free`] of a block that another stream was named for too.
+    fn free_with_others(&mut self, last_use: LastUse) -> error::Result<()> {
+        let Some(block) = self.live.pop() else {
+            return Ok(());
+        };
+        let other = self.streams[1].stream();
+        let freeing = Freeing::behind(last_use, &self.machine.device, other);
+        self.bench.source.deallocate(&block, freeing)
     }
 }
 
@@ -220,10 +230,10 @@ impl Stage for Scene {
         match self.operation {
             FirstAllocation | Allocation | AllocationThatDrains | AllocationThatOrders
             | AllocationThatWaits => self.allocate(BYTES),
-            Free | FreeThatDrains => self.free(LastUse::Streams(Vec::new())),
-            FreeWithOthers => self.free(LastUse::Streams(vec![self.streams[1].stream()])),
+            Free | FreeThatDrains => self.free(LastUse::Streams),
+            FreeWithOthers => self.free_with_others(LastUse::Streams),
             FreeAnywhere => self.free(LastUse::Anywhere),
-            FreeTold => self.free(LastUse::Told(vec![self.streams[1].stream()])),
+            FreeTold => self.free_with_others(LastUse::Told),
             FreeUnknown => self.free(LastUse::Unknown),
             Trim => self.bench.source.trim(0),
         }
@@ -241,7 +251,7 @@ impl Stage for Scene {
             outcome => outcome.map_err(|error| Stop::from(error).at("the next allocation"))?,
         }
         while !self.live.is_empty() {
-            self.free(LastUse::Streams(Vec::new()))
+            self.free(LastUse::Streams)
                 .map_err(|error| Stop::from(error).at("the next free"))?;
         }
         self.bench.finish()

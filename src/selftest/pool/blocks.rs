@@ -29,7 +29,7 @@ impl Run {
             },
             last_use: match ask.unordered {
                 true => LastUse::Anywhere,
-                false => LastUse::Told(Vec::new()),
+                false => LastUse::Told,
             },
             tag: self.tags[ask.tag],
             ..demand_of(Kind::Pool, ask.bytes)

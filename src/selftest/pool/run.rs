@@ -268,7 +268,7 @@ pub(super) fn demand_of(kind: Kind, bytes: u64) -> Demand {
         align: crate::source::ALIGN,
         stream: Stream::LEGACY,
         owner: Owner::Block,
-        last_use: LastUse::Streams(Vec::new()),
+        last_use: LastUse::Streams,
         allocator: None,
         location: None,
         tag: TagId::NONE,

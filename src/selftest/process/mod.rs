@@ -1,9 +1,12 @@
 //! What a process makes of the sources: records, statistics, streams that come and go, memory of
 //! captured graphs, limits, and the placement of managed memory.
 
+mod across;
 mod activity;
+mod contexts;
 mod ends;
 mod fences;
+mod forgotten;
 mod graphs;
 mod managed;
 mod owners;
@@ -67,6 +70,18 @@ pub const SUITE: Suite = Suite {
         streams::forgotten_in_capture,
         streams::per_thread_stream,
         streams::second_device,
+        across::recorded,
+        across::named_by_the_free,
+        across::out_of_memory,
+        across::trimmed,
+        forgotten::before,
+        forgotten::after,
+        across::together,
+        across::legacy_streams,
+        across::captured,
+        across::unknown_device,
+        contexts::contexts_of_the_program,
+        forgotten::during,
         fences::reuse,
         fences::bounds,
         fences::within_another,
@@ -159,7 +174,7 @@ impl House {
             align: ALIGN,
             stream,
             owner: Owner::Block,
-            last_use: LastUse::Streams(Vec::new()),
+            last_use: LastUse::Streams,
             allocator: None,
             location: None,
             tag: TagId::NONE,

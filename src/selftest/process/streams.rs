@@ -53,7 +53,7 @@ pub fn unrecorded_stream() -> Outcome {
     let (own, other) = (house.machine.stream()?, house.machine.stream()?);
     let bytes = house.machine.busy_bytes();
     let block = house.process.allocate(Demand {
-        last_use: LastUse::Told(Vec::new()),
+        last_use: LastUse::Told,
         ..house.demand(Kind::Vmm, bytes, own.stream())
     })?;
     let busy = house.machine.busy(other.stream(), block, bytes)?;

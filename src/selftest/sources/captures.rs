@@ -49,9 +49,7 @@ pub fn free_beside_legacy_capture(bench: &Bench) -> Outcome {
 fn free_inside(bench: &Bench, capturing: Stream, mode: c_int, block: &Block) -> Outcome {
     bench.machine.begin_capture(capturing, mode)?;
     let inside = || {
-        bench
-            .source
-            .deallocate(block, LastUse::Streams(Vec::new()))?;
+        bench.source.deallocate(block, LastUse::Streams.into())?;
         bench.check()?;
         ensure_eq!(
             bench.state.deferral.entries(),

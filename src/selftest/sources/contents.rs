@@ -167,9 +167,7 @@ fn no_overlap(live: &[(Block, u64)], block: &Block) -> Outcome {
 fn free_all(bench: &Bench, blocks: Vec<(Block, u64)>) -> Outcome {
     for (block, seed) in blocks {
         verify(bench, block.stream, &block, seed)?;
-        bench
-            .source
-            .deallocate(&block, LastUse::Streams(Vec::new()))?;
+        bench.source.deallocate(&block, LastUse::Streams.into())?;
         bench.check()?;
     }
     Ok(())

@@ -110,9 +110,7 @@ fn fill_and_refill(bench: &Bench) -> Outcome {
             busy.stop();
         });
         for block in blocks.drain(..) {
-            bench
-                .source
-                .deallocate(&block, LastUse::Streams(Vec::new()))?;
+            bench.source.deallocate(&block, LastUse::Streams.into())?;
         }
         // Stream-ordered memory comes back to its own stream at once, and to all at the end of the work.
         let again = bench.allocate(GIB / 2, stream.stream())?;

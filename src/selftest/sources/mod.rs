@@ -268,8 +268,7 @@ impl Bench {
 
     /// Frees a block whose own stream's work may use it.
     pub fn free(&self, block: &Block) -> Outcome {
-        self.source
-            .deallocate(block, LastUse::Streams(Vec::new()))?;
+        self.source.deallocate(block, LastUse::Streams.into())?;
         self.check()
     }
 

@@ -7,7 +7,7 @@ use crate::gpu::Stream;
 use crate::selftest::Outcome;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::Busy;
-use crate::source::{Block, Kind, LastUse};
+use crate::source::{Block, Freeing, Kind, LastUse};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,34 +18,39 @@ pub fn busy_stream(bench: &Bench) -> Outcome {
         bench,
         stream.stream(),
         stream.stream(),
-        LastUse::Streams(Vec::new()),
+        LastUse::Streams.into(),
     )
 }
 
 /// Work of a stream that was recorded for the block.
 pub fn busy_recorded_stream(bench: &Bench) -> Outcome {
     let (own, other) = (bench.stream()?, bench.stream()?);
-    let last_use = LastUse::Streams(vec![other.stream()]);
-    free_under_work(bench, own.stream(), other.stream(), last_use)
+    let freeing = Freeing::behind(LastUse::Streams, &bench.machine.device, other.stream());
+    free_under_work(bench, own.stream(), other.stream(), freeing)
 }
 
 /// Work nobody told of.
 pub fn busy_anywhere(bench: &Bench) -> Outcome {
     let (own, other) = (bench.stream()?, bench.stream()?);
-    free_under_work(bench, own.stream(), other.stream(), LastUse::Anywhere)?;
-    let last_use = LastUse::Unknown;
-    free_under_work(bench, own.stream(), other.stream(), last_use)
+    free_under_work(
+        bench,
+        own.stream(),
+        other.stream(),
+        LastUse::Anywhere.into(),
+    )?;
+    let freeing = LastUse::Unknown.into();
+    free_under_work(bench, own.stream(), other.stream(), freeing)
 }
 
-fn free_under_work(bench: &Bench, own: Stream, busy_on: Stream, last_use: LastUse) -> Outcome {
+fn free_under_work(bench: &Bench, own: Stream, busy_on: Stream, freeing: Freeing) -> Outcome {
     let block = bench.allocate(bench.machine.busy_bytes(), own)?;
     let third = bench.stream()?;
     // What lives beside it must not suffer either.
     let mut beside = vec![bench.allocate(4096, own)?];
     // A plain free waits for everything by itself, so it need not queue.
-    let queued = last_use == LastUse::Unknown && bench.source.kind() != Kind::Device;
+    let queued = freeing.last_use == LastUse::Unknown && bench.source.kind() != Kind::Device;
     let busy = bench.machine.busy(busy_on, block.address, block.bytes)?;
-    let waited = free_watched(bench, &block, last_use, &busy)?;
+    let waited = free_watched(bench, &block, freeing, &busy)?;
     if queued {
         ensure_eq!(bench.state.deferral.entries(), 1, "frees queued");
     } else if bench.waits() {
@@ -81,10 +86,10 @@ fn apart(a: &Block, b: &Block) -> bool {
 fn free_watched(
     bench: &Bench,
     block: &Block,
-    last_use: LastUse,
+    freeing: Freeing,
     busy: &Busy,
 ) -> Result<bool, crate::selftest::Stop> {
-    let patience = match bench.waits() && last_use != LastUse::Unknown {
+    let patience = match bench.waits() && freeing.last_use != LastUse::Unknown {
         true => Duration::from_millis(25),
         false => Duration::from_secs(3),
     };
@@ -102,7 +107,7 @@ fn free_watched(
                 busy.stop();
             }
         });
-        let freed = bench.source.deallocate(block, last_use);
+        let freed = bench.source.deallocate(block, freeing);
         back.store(true, Ordering::SeqCst);
         let _ = watcher.join();
         freed?;

@@ -216,7 +216,7 @@ impl Crowd {
                 align,
                 stream,
                 owner: Owner::Block,
-                last_use: LastUse::Told(Vec::new()),
+                last_use: LastUse::Told,
                 allocator: None,
                 location: None,
                 tag,

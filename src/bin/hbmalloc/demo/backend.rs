@@ -151,7 +151,7 @@ impl<'a> Replay<'a> {
             align: ALIGN,
             stream: self.stream_of(block),
             owner: Owner::Block,
-            last_use: LastUse::Streams(Vec::new()),
+            last_use: LastUse::Streams,
             allocator: None,
             location: None,
             tag: TagId::NONE,

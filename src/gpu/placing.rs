@@ -1,0 +1,129 @@
+//! On which device a stream is. Callers pass a handle and no device, and streams of every device may
+//! use any memory.
+
+use super::device::Device;
+use super::driver::Driver;
+use super::stream::Stream;
+use super::uses::{Context, PlacedStream, Uses};
+use crate::error::{Error, Result, Status};
+use crate::sys::cuda::{Handle, Refusal};
+use std::ffi::{c_int, c_uint};
+use std::sync::Arc;
+
+/// From this version on the driver may be asked for the context of a stream that captures.
+const ANSWERS_IN_CAPTURE: i32 = 12050;
+
+impl Driver {
+    /// The context that a live stream was made in. `stream` is not one that every context has.
+    pub fn context_of(&self, stream: Stream) -> Result<Context> {
+        let check = |outcome: std::result::Result<(), Refusal>| {
+            outcome.map_err(|refusal| self.cuda().error(refusal))
+        };
+        if self.version() < ANSWERS_IN_CAPTURE {
+            let mut status: c_int = 0;
+            // SAFETY: `status` is a valid out-pointer; the caller vouches for the handle.
+            check(unsafe { self.cuda().stream_is_capturing(stream.raw(), &mut status) })?;
+            if status != 0 {
+                return Err(Error::new(Status::Capturing, "cuStreamGetCtx")
+                    .advice("End the stream capture first"));
+            }
+        }
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a valid out-pointer; the caller vouches for the stream's.
+        check(unsafe { self.cuda().stream_context(stream.raw(), &mut handle) })?;
+        self.context(handle)
+    }
+
+    /// The context that is current on the calling thread, if there is one.
+    pub fn current_context(&self) -> Result<Option<Context>> {
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: `handle` is a valid out-pointer.
+        unsafe { self.cuda().context_current(&mut handle) }
+            .map_err(|refusal| self.cuda().error(refusal))?;
+        match handle.is_null() {
+            true => Ok(None),
+            false => self.context(handle).map(Some),
+        }
+    }
+
+    /// What may stand for the work of a live stream whose device is not known: all work of the devices
+    /// that are in use, by whomever. No order point is taken there while the stream captures.
+    pub fn uses_of_any(&self, stream: Stream) -> Uses {
+        let mut uses = Uses::default();
+        for device in self.active_devices() {
+            if let Ok(_guard) = device.enter() {
+                // Asking shows the device that it does.
+                let _ = device.is_capturing(stream);
+            }
+            uses.add_device(&device);
+        }
+        uses
+    }
+
+    /// What the streams of this handle were given on the devices that are in use, by whomever.
+    pub fn uses_of_every(&self, stream: Stream) -> Uses {
+        let mut uses = Uses::default();
+        for device in self.active_devices() {
+            uses.add(PlacedStream::on(&device, stream));
+        }
+        uses
+    }
+
+    /// The devices with an active primary context.
+    fn active_devices(&self) -> Vec<Arc<Device>> {
+        (0..self.device_count() as i32)
+            .filter(|ordinal| self.is_open(*ordinal) || self.is_active(*ordinal))
+            .filter_map(|ordinal| self.device(ordinal).ok().cloned())
+            .collect()
+    }
+
+    fn is_active(&self, ordinal: i32) -> bool {
+        let (mut device, mut active): (c_int, c_int) = (0, 0);
+        let mut flags: c_uint = 0;
+        // SAFETY: every pointer is a valid out-pointer.
+        let asked = unsafe {
+            self.cuda().device_get(&mut device, ordinal).and_then(|()| {
+                self.cuda()
+                    .primary_context_state(device, &mut flags, &mut active)
+            })
+        };
+        // What cannot be told may be.
+        asked.is_err() || active != 0
+    }
+
+    fn context(&self, handle: Handle) -> Result<Context> {
+        let known = self
+            .open_devices()
+            .find(|device| device.context() == handle);
+        if let Some(device) = known {
+            return Ok(Context::primary(device));
+        }
+        let device = self.device(self.ordinal_of(handle)?)?;
+        Ok(Context::of(device, handle))
+    }
+
+    /// The ordinal of the device that a live context is on.
+    fn ordinal_of(&self, context: Handle) -> Result<i32> {
+        let cuda = self.cuda();
+        let (mut device, mut popped): (c_int, Handle) = (0, std::ptr::null_mut());
+        // SAFETY: a live context, and valid out-pointers; what is popped was pushed here.
+        let asked = unsafe {
+            cuda.context_push(context).and_then(|()| {
+                let asked = cuda.context_device(&mut device);
+                cuda.context_pop(&mut popped).and(asked)
+            })
+        };
+        asked.map_err(|refusal| cuda.error(refusal))?;
+        let is_it = |ordinal: &i32| {
+            let mut handle: c_int = 0;
+            // SAFETY: `handle` is a valid out-pointer.
+            unsafe { cuda.device_get(&mut handle, *ordinal) }.is_ok() && handle == device
+        };
+        let mut all = 0..self.device_count() as i32;
+        all.find(is_it).ok_or_else(|| {
+            Error::new(Status::Internal, "cuCtxGetDevice").detail(format!(
+                "device handle {device} is none that the driver shows"
+            ))
+        })
+    }
+}
