@@ -7,7 +7,8 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
+    "across_devices",
     "allocators",
     "graphs",
     "limits",
@@ -28,6 +29,11 @@ fn run_shared(program: &str) {
 #[test]
 fn allocators() {
     run_shared("allocators");
+}
+
+#[test]
+fn across_devices() {
+    run_shared("across_devices");
 }
 
 #[test]

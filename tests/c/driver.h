@@ -66,6 +66,19 @@ static inline void stream_release(void *stream) {
     CHECK(release(stream) == 0);
 }
 
+/* Work that runs until stream_idle. */
+static inline void stream_busy(void *stream) {
+    int (*spin)(void *, unsigned long long, uint64_t);
+    look_up("hbmsim_spin", &spin);
+    CHECK(spin(stream, 0, 0) == 0);
+}
+
+static inline void stream_idle(void *stream) {
+    int (*stop)(void *);
+    look_up("hbmsim_spin_stop", &stop);
+    CHECK(stop(stream) == 0);
+}
+
 static inline void fill(int device, void *address, unsigned char byte, size_t bytes, void *stream) {
     int (*set)(unsigned long long, unsigned char, size_t, void *);
     look_up("cuMemsetD8Async", &set);
