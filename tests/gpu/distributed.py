@@ -1,6 +1,7 @@
-"""Data-parallel training by torchrun, one process a GPU, on two GPUs: losses equal native's to the last bit.
+"""Two GPUs. Data-parallel training by torchrun, one process a GPU: losses equal native's to the last bit.
+And one process with both: memory of the one read by a stream of the other.
 
-`distributed.py cpu` runs the same on the CPU, to try it out.
+`distributed.py cpu` runs the training on the CPU, to try it out.
 """
 
 import json
@@ -11,6 +12,8 @@ import tempfile
 import gpucase
 
 MODES = ("ddp", "fsdp", "fully_shard")
+# Their frees do not wait for the work.
+ACROSS = ("native", "pool", "vmm", "async")
 
 
 def launch(label, mode, allocator, out):
@@ -24,8 +27,13 @@ def main():
 
     on_cpu = sys.argv[1:] == ["cpu"]
     if not on_cpu and torch.cuda.device_count() < 2:
-        gpucase.line("SKIP", "data-parallel training", "it needs two GPUs and there are %d" % torch.cuda.device_count())
+        for name in ("data-parallel training", "streams of another device"):
+            gpucase.line("SKIP", name, "it needs two GPUs and there are %d" % torch.cuda.device_count())
         gpucase.finish()
+    if not on_cpu:
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "across_devices.py")
+        for label in ACROSS:
+            gpucase.child("across devices " + label, [program, label], limit=60)
     os.environ.setdefault("OMP_NUM_THREADS", "4")  # torchrun would warn and take 1
     with tempfile.TemporaryDirectory() as folder:
         for mode in MODES:
