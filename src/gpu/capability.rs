@@ -8,6 +8,7 @@ use super::reservation::Reservation;
 use super::stream_ordered::StreamPool;
 use crate::config::value::Location;
 use crate::error::{DriverCode, Error, Result, Status, Warning};
+use crate::sys::linux;
 use once_cell::sync::OnceCell;
 use std::sync::Arc;
 
@@ -77,6 +78,11 @@ impl Device {
         };
         probe(&self.capabilities().fabric, || {
             self.wants(FABRIC_HANDLES, "fabric handles")?;
+            // The refusal of the driver takes longer than all else that is probed.
+            if !self.cuda().library().is_simulator() && !linux::has_imex_channel() {
+                return Err(Error::new(Status::Unsupported, "fabric handles")
+                    .detail("the process may use no IMEX channel"));
+            }
             create_and_release(self, spec)
         })
     }

@@ -23,6 +23,13 @@ pub fn total_memory() -> u64 {
     }
 }
 
+/// Whether NVIDIA's driver offers the process a channel between hosts of an NVLink domain: without
+/// one it makes no fabric handles (CUDA driver API, cuMemCreate; NVIDIA IMEX guide, IMEX channels).
+pub fn has_imex_channel() -> bool {
+    std::fs::read_dir("/dev/nvidia-caps-imex-channels")
+        .is_ok_and(|mut channels| channels.next().is_some())
+}
+
 const MEMBARRIER_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
