@@ -5,10 +5,56 @@ use super::device::Device;
 use super::driver::Driver;
 use super::stream::Stream;
 use super::uses::{Context, PlacedStream, Uses};
-use crate::error::{Error, Result, Status};
-use crate::sys::cuda::{Handle, Refusal};
+use crate::error::{Error, Result, Status, Warning};
+use crate::sys::cuda::{Cuda, Handle, Refusal};
 use std::ffi::{c_int, c_uint};
 use std::sync::Arc;
+
+/// The device that a live context is on, by the driver's number.
+fn device_of(cuda: &Cuda, context: Handle) -> std::result::Result<c_int, Refusal> {
+    let (mut device, mut popped): (c_int, Handle) = (0, std::ptr::null_mut());
+    // SAFETY: a live context, and valid out-pointers; what is popped was pushed here.
+    unsafe {
+        cuda.context_push(context)?;
+        let asked = cuda.context_device(&mut device);
+        cuda.context_pop(&mut popped)?;
+        asked?;
+    }
+    Ok(device)
+}
+
+impl Device {
+    /// An error where `stream`, which must be live and not capture, is another device's: memory that is
+    /// used in its order would be given on by events of this one. What cannot be told is let pass.
+    pub fn check_stream(&self, stream: Stream) -> Result<()> {
+        if stream.is_implicit() {
+            return Ok(());
+        }
+        let (cuda, mut context): (_, Handle) = (self.cuda(), std::ptr::null_mut());
+        // SAFETY: `context` is a valid out-pointer; the caller vouches for the stream's handle.
+        let asked = unsafe { cuda.stream_context(stream.raw(), &mut context) };
+        let found = asked.and_then(|()| match context == self.context() {
+            true => Ok(self.handle()),
+            false => device_of(cuda, context),
+        });
+        match found {
+            Err(refusal) if refusal.code.is_some() => {
+                let error = cuda.error(refusal);
+                self.warnings().warn(Warning::GiveBack, || {
+                    format!("on which device a stream is could not be told: {error}")
+                });
+                Ok(())
+            }
+            Ok(device) if device != self.handle() => {
+                let why = format!("the stream is not of device {}", self.ordinal());
+                Err(Error::invalid("allocate", why).advice(
+                    "Allocate on a stream of the memory's device and record the other one for the block",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// From this version on the driver may be asked for the context of a stream that captures.
 const ANSWERS_IN_CAPTURE: i32 = 12050;
@@ -105,15 +151,7 @@ impl Driver {
     /// The ordinal of the device that a live context is on.
     fn ordinal_of(&self, context: Handle) -> Result<i32> {
         let cuda = self.cuda();
-        let (mut device, mut popped): (c_int, Handle) = (0, std::ptr::null_mut());
-        // SAFETY: a live context, and valid out-pointers; what is popped was pushed here.
-        let asked = unsafe {
-            cuda.context_push(context).and_then(|()| {
-                let asked = cuda.context_device(&mut device);
-                cuda.context_pop(&mut popped).and(asked)
-            })
-        };
-        asked.map_err(|refusal| cuda.error(refusal))?;
+        let device = device_of(cuda, context).map_err(|refusal| cuda.error(refusal))?;
         let is_it = |ordinal: &i32| {
             let mut handle: c_int = 0;
             // SAFETY: `handle` is a valid out-pointer.

@@ -103,6 +103,16 @@ impl DevicePool {
         })
     }
 
+    /// An error where memory cannot be used in the order of `stream`, since it is another device's.
+    pub(super) fn check_stream(&self, stream: Stream) -> Result<()> {
+        let device = self.device();
+        let _guard = device.enter()?;
+        match device.is_capturing(stream)? {
+            true => Ok(()),
+            false => device.check_stream(stream),
+        }
+    }
+
     /// A heap for `key`, which has none yet, of memory made on `ground`.
     pub(super) fn add_heap(
         self: &Arc<DevicePool>,

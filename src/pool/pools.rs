@@ -187,6 +187,7 @@ impl Pools {
         }
         // Asks the driver, so no lock is held.
         let ground = pool.ground_of(key.tag)?;
+        pool.check_stream(key.stream)?;
         let mut heaps = lock(&self.heaps);
         if let Some(heap) = heaps.get(key) {
             return Ok(heap.clone());

@@ -57,6 +57,7 @@ impl Process {
         let location = self.located(&demand, device)?;
         let capturing = device.is_capturing(demand.stream)?;
         if !capturing {
+            device.state().device.check_stream(demand.stream)?;
             self.outside_captures(device)?;
         }
         // A stream-ordered allocation on a capturing stream would become a node of the graph.

@@ -3,6 +3,7 @@
 
 use super::{House, MIB};
 use crate::config::value::Size;
+use crate::error::Status;
 use crate::gpu::stream::OwnedStream;
 use crate::gpu::{Device, Stream};
 use crate::process::Whose;
@@ -137,6 +138,27 @@ impl Scene {
         ensure_eq!(self.sim.faults(), Vec::<String>::new(), "faults");
         Ok(())
     }
+}
+
+/// Memory is not had in the order of another device's stream, which would be passed on too early.
+pub fn allocated() -> Outcome {
+    let scene = Scene::open(SPEC)?;
+    for kind in scene.house.kinds()? {
+        let other = scene.other.stream();
+        let demand = scene.house.demand(kind, BYTES, other);
+        let Err(error) = scene.house.process.allocate(demand) else {
+            return Err(Stop::Failed(format!(
+                "{kind:?} gave memory for another device's stream"
+            )));
+        };
+        ensure_eq!(
+            error.status(),
+            Status::InvalidArgument,
+            "status of {kind:?}"
+        );
+        scene.house.free(scene.block(kind)?)?;
+    }
+    scene.finish()
 }
 
 /// Recorded for the block, on a device that was never used here, and on one that was.

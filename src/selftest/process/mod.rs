@@ -70,6 +70,7 @@ pub const SUITE: Suite = Suite {
         streams::forgotten_in_capture,
         streams::per_thread_stream,
         streams::second_device,
+        across::allocated,
         across::recorded,
         across::named_by_the_free,
         across::out_of_memory,
