@@ -271,8 +271,8 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
 
 /// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512,
 /// and only the pool and vmm give more than 256), for use on `stream` (a CUstream or cudaStream_t of
-/// the device; NULL is the legacy stream), and writes the address to `*out`. Any thread, with any
-/// context current or none.
+/// the device, HBM_INVALID_ARGUMENT for another's; NULL is the legacy stream), and writes the address
+/// to `*out`. Any thread, with any context current or none.
 ///
 /// # Safety
 /// `out` must be valid for a write; `stream` must be a live stream of the device.

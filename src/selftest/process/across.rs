@@ -1,7 +1,7 @@
 //! Streams of other devices, named for blocks: a peer copy reads the block there. Nothing of it is
 //! given out or taken away before that stream has come so far, whatever device this library was used on.
 
-use super::{House, MIB};
+use super::{House, MIB, graphs};
 use crate::config::value::Size;
 use crate::error::Status;
 use crate::gpu::stream::OwnedStream;
@@ -292,6 +292,31 @@ pub fn together() -> Outcome {
         process.forget_stream(device as i32, stream.stream())?;
     }
     scene.finish()
+}
+
+/// A graph's block that another device uses stays until both are done with it.
+pub fn of_graphs() -> Outcome {
+    for is_freed_first in [true, false] {
+        let scene = Scene::open(SPEC)?;
+        let (house, other) = (&scene.house, scene.other.stream());
+        for (id, kind) in (1..).zip(super::MAPPED) {
+            let graph = graphs::pool(id);
+            let block = graphs::in_capture(house, graph, scene.own.stream(), || scene.block(kind))?;
+            scene.hold(other);
+            house.process.record_stream(block, other)?;
+            if is_freed_first {
+                house.free(block)?;
+                house.process.graph_release(graph)?;
+            } else {
+                house.process.graph_release(graph)?;
+                house.free(block)?;
+            }
+            scene.waits(kind, block, || scene.sim.spin_stop(other))?;
+        }
+        ensure_eq!(house.process.warnings().total(), 0, "warnings");
+        scene.finish()?;
+    }
+    Ok(())
 }
 
 /// The handle of every device's legacy stream means that of the caller's context, and torch's that of

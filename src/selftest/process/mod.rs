@@ -78,6 +78,7 @@ pub const SUITE: Suite = Suite {
         forgotten::before,
         forgotten::after,
         across::together,
+        across::of_graphs,
         across::legacy_streams,
         across::captured,
         across::unknown_device,
