@@ -231,7 +231,8 @@ says that it held must equal what the simulator counted, and what is read back w
   device    as cudaMalloc: small blocks share 2 MiB of the card, others take whole 2 MiB: more on the card
   managed   advice and prefetch at every block; the simulator leaves this memory on the host: none on the card
   async     the driver's pool: cheap calls, but for every block; it takes 32 MiB at a time and keeps some
-  vmm       uncached: a mapping and whole 2 MiB chunks for every block, however small: dear in time and memory";
+  vmm       uncached: a mapping and whole 2 MiB chunks for every block, however small: dear in time and memory
+  pinned    memory of the host: none on the card; dear to make, as the driver registers every page";
 
 /// The most frequent calls about memory, a line a backend.
 pub fn calls(outcomes: &[Outcome]) -> String {
