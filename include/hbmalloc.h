@@ -416,6 +416,8 @@ int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 // any device that used the stream stay valid; their memory is later given back behind all work of the
 // stream's device. `device` is the stream's. Waits for frees on other threads that are about to name
 // the stream, and for the stream itself only where it is of a context that the program made.
+// What the pool has for the stream serves the next one, so a program may make, forget and destroy any
+// number of streams.
 int32_t hbm_stream_forget(int32_t device,
                           void *stream);
 
@@ -462,7 +464,8 @@ int32_t hbm_stream_stats(int32_t device,
 
 // Writes the handles of the streams that blocks of a device have been allocated on to `streams`, as
 // far as `capacity` reaches, and how many there are to `*count`. Those of streams that are gone are
-// among them. Any thread; makes no driver call.
+// among them; beyond 4096 these are counted together under the handle -1. Any thread; makes no driver
+// call.
 //
 // Required: `streams` must be valid for a write of `capacity` pointers or NULL with capacity 0, `count` for one
 // of its own.

@@ -6,6 +6,7 @@ use hbmalloc_loom::pool::exchange::{Batch, Exchange};
 use hbmalloc_loom::pool::heap::Heap;
 use loom::model::Builder;
 use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
 
 fn each_once(mut found: Vec<u64>, wanted: &[u64]) {
     found.sort_unstable();
@@ -96,5 +97,81 @@ fn batches_go_from_thread_to_thread() {
             found.iter().map(|held| held.address).collect(),
             &[512, 1024],
         );
+    });
+}
+
+/// What who retires a heap sees of a cache that it has shut for good: whether nothing is out.
+fn is_done_with(cache: &Cache) -> bool {
+    let counts = &cache.counts;
+    !cache.is_busy()
+        && counts.given.load(Ordering::Acquire) == counts.taken.load(Ordering::Acquire)
+        && !cache.is_busy()
+}
+
+fn taken(cache: &Cache) -> u64 {
+    cache.counts.taken.load(Ordering::Relaxed)
+}
+
+/// A request that the cache serves, beside the retirement of its heap.
+#[test]
+fn a_block_at_hand_is_counted_or_not_had() {
+    model(|| {
+        let cache = cache();
+        assert_eq!(cache.keep(512, 1), Kept::Yes);
+        let there = cache.clone();
+        let owner = loom::thread::spawn(move || {
+            if let Some(inside) = there.enter() {
+                if there.take_inside(&inside, 1).is_some() {
+                    there.counts.took(100, 512);
+                }
+            }
+        });
+        let mut held = Vec::new();
+        cache.take_from(true, &mut held);
+        let is_done = is_done_with(&cache);
+        owner.join().unwrap();
+        assert_eq!(is_done, taken(&cache) == 0);
+        assert_eq!(is_done, held.len() == 1);
+    });
+}
+
+/// A request that the cache does not serve, beside the retirement of its heap.
+#[test]
+fn work_on_a_heap_is_seen_or_not_begun() {
+    model(|| {
+        let (cache, retired) = (cache(), Arc::new(AtomicBool::new(false)));
+        let (there, retired_there) = (cache.clone(), retired.clone());
+        let owner = loom::thread::spawn(move || {
+            there.begin_work();
+            if !retired_there.load(Ordering::Acquire) {
+                there.counts.took(100, 512);
+            }
+            there.end_work();
+        });
+        retired.store(true, Ordering::Release);
+        cache.take_from(true, &mut Vec::new());
+        let is_done = is_done_with(&cache);
+        owner.join().unwrap();
+        assert!(!is_done || taken(&cache) == 0);
+    });
+}
+
+/// The last block is freed past the cache: who sees it counted sees it back.
+#[test]
+fn a_block_counted_as_given_back_is_back() {
+    model(|| {
+        let (cache, is_back) = (cache(), Arc::new(AtomicBool::new(false)));
+        cache.counts.took(100, 512);
+        cache.take_from(true, &mut Vec::new());
+        let (there, is_back_there) = (cache.clone(), is_back.clone());
+        let owner = loom::thread::spawn(move || {
+            there.begin_work();
+            there.counts.gave(100, 512);
+            is_back_there.store(true, Ordering::Relaxed);
+            there.end_work();
+        });
+        let is_done = is_done_with(&cache);
+        assert!(!is_done || is_back.load(Ordering::Relaxed));
+        owner.join().unwrap();
     });
 }

@@ -462,6 +462,8 @@ unsafe fn trim(operation: &'static str, device: i32, keep: u64, released: *mut u
 /// any device that used the stream stay valid; their memory is later given back behind all work of the
 /// stream's device. `device` is the stream's. Waits for frees on other threads that are about to name
 /// the stream, and for the stream itself only where it is of a context that the program made.
+/// What the pool has for the stream serves the next one, so a program may make, forget and destroy any
+/// number of streams.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
     export(|| observe::process().forget_stream(device, Stream::from_raw(stream)))

@@ -150,7 +150,8 @@ pub unsafe extern "C" fn hbm_stream_stats(
 
 /// Writes the handles of the streams that blocks of a device have been allocated on to `streams`, as
 /// far as `capacity` reaches, and how many there are to `*count`. Those of streams that are gone are
-/// among them. Any thread; makes no driver call.
+/// among them; beyond 4096 these are counted together under the handle -1. Any thread; makes no driver
+/// call.
 ///
 /// # Safety
 /// `streams` must be valid for a write of `capacity` pointers or NULL with capacity 0, `count` for one

@@ -4,12 +4,20 @@ use super::sync::lock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-const ROWS: usize = 64;
-const ROW: usize = 256;
+/// Each row is twice as long as the one before.
+const ROWS: usize = 24;
+const FIRST_ROW: usize = 64;
 
-type Row<T> = Box<[OnceLock<T>; ROW]>;
+type Row<T> = Box<[OnceLock<T>]>;
 
-/// A list of at most 16384 things.
+/// In which row a thing stands, at which place there, and how long the row is.
+fn place_of(index: usize) -> (usize, usize, usize) {
+    let row = (index / FIRST_ROW + 1).ilog2() as usize;
+    let length = FIRST_ROW << row;
+    (row, index - (length - FIRST_ROW), length)
+}
+
+/// A list of at most a thousand million things.
 pub struct AppendList<T> {
     rows: [OnceLock<Row<T>>; ROWS],
     len: AtomicUsize,
@@ -31,11 +39,12 @@ impl<T> AppendList<T> {
     pub fn push(&self, thing: T) -> Result<(), T> {
         let _turn = lock(&self.appending);
         let index = self.len.load(Ordering::Relaxed);
-        let Some(row) = self.rows.get(index / ROW) else {
+        let (row, place, length) = place_of(index);
+        let Some(row) = self.rows.get(row) else {
             return Err(thing);
         };
-        let row = row.get_or_init(|| Box::new(std::array::from_fn(|_| OnceLock::new())));
-        row[index % ROW].set(thing)?;
+        let row = row.get_or_init(|| (0..length).map(|_| OnceLock::new()).collect());
+        row[place].set(thing)?;
         self.len.store(index + 1, Ordering::Release);
         Ok(())
     }
@@ -52,7 +61,9 @@ impl<T> AppendList<T> {
 
     /// The things that are there when this is called.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        (0..self.len()).filter_map(|index| self.rows[index / ROW].get()?[index % ROW].get())
+        let rows = self.rows.iter().map_while(OnceLock::get);
+        let places = rows.flat_map(|row| row.iter());
+        places.take(self.len()).filter_map(OnceLock::get)
     }
 }
 
@@ -61,14 +72,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_stays_in_order_until_the_list_is_full() {
+    fn what_is_added_stays_in_order() {
         let list = AppendList::default();
         assert!(list.is_empty());
-        for number in 0..ROWS * ROW {
+        for number in 0..40_000 {
             list.push(number).unwrap();
         }
-        assert_eq!(list.push(7), Err(7));
-        assert!(list.iter().copied().eq(0..ROWS * ROW));
+        assert_eq!(list.len(), 40_000);
+        assert!(list.iter().copied().eq(0..40_000));
+    }
+
+    #[test]
+    fn places_follow_one_another() {
+        let mut expected = (0, 0, FIRST_ROW);
+        for index in 0..5000 {
+            assert_eq!(place_of(index), expected);
+            expected.1 += 1;
+            if expected.1 == expected.2 {
+                expected = (expected.0 + 1, 0, 2 * expected.2);
+            }
+        }
     }
 
     #[test]

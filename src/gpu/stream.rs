@@ -13,6 +13,8 @@ pub struct Stream(usize);
 impl Stream {
     /// The legacy stream.
     pub const LEGACY: Stream = Stream(0);
+    /// No stream: what statistics of streams that are long gone stand under.
+    pub const GONE: Stream = Stream(usize::MAX);
 
     /// The stream of a driver handle; both names of the legacy stream become one.
     pub fn from_raw(handle: Handle) -> Stream {

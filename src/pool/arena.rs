@@ -36,8 +36,15 @@ pub struct Arena {
     graph: Option<GraphId>,
     /// When they went; [`Epoch::MAX`] until then.
     released: AtomicU64,
-    /// The heap of each colour; colour 0 is nobody's.
-    heaps: Mutex<Vec<u16>>,
+    colors: Mutex<Colors>,
+}
+
+/// The heap of each colour from 1 on; colour 0 is nobody's.
+#[derive(Default)]
+struct Colors {
+    heaps: Vec<u16>,
+    /// Colours that no heap has any more.
+    spare: Vec<Color>,
 }
 
 impl Arena {
@@ -53,20 +60,35 @@ impl Arena {
                 None | Some(GraphId::Segments) => 0,
                 Some(_) => Epoch::MAX,
             }),
-            heaps: Mutex::default(),
+            colors: Mutex::default(),
         }
     }
 
     pub(super) fn add_color(&self, heap: u16) -> Color {
-        let mut heaps = lock(&self.heaps);
-        heaps.push(heap);
-        Color(heaps.len() as u16)
+        let mut colors = lock(&self.colors);
+        match colors.spare.pop() {
+            Some(color) => {
+                colors.heaps[usize::from(color.0) - 1] = heap;
+                color
+            }
+            None => {
+                colors.heaps.push(heap);
+                Color(colors.heaps.len() as u16)
+            }
+        }
+    }
+
+    /// A heap is no more that had a colour, of which nothing is left; whether it was the last.
+    pub(super) fn drop_color(&self, color: Color) -> bool {
+        let mut colors = lock(&self.colors);
+        colors.spare.push(color);
+        colors.spare.len() == colors.heaps.len()
     }
 
     /// The heap of a colour.
     pub(super) fn heap_of(&self, color: Color) -> Option<u16> {
         let index = usize::from(color.0).checked_sub(1)?;
-        lock(&self.heaps).get(index).copied()
+        lock(&self.colors).heaps.get(index).copied()
     }
 
     /// Whether memory may leave it: a graph's memory stays until the graph is gone.

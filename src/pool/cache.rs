@@ -5,9 +5,12 @@
 use super::arena::LARGE_UNITS;
 use super::exchange::Batch;
 use super::heap::Heap;
-use crate::core::gate::Gate;
+use crate::core::gate::{Gate, Inside};
 use crate::core::radix::UNIT;
-use crate::core::sync::{Arc, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::core::sync::{
+    Arc, AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use crate::sys::linux;
 
 /// Blocks of up to so many units have a bin for each size.
@@ -83,6 +86,8 @@ pub enum Kept {
 pub struct Cache {
     heap: Arc<Heap>,
     gate: Gate,
+    /// Whether its thread is at work on the heap outside the gate.
+    busy: AtomicBool,
     bins: Box<[Bin]>,
     parked: [Parked; PARKED],
     /// Whose turn it is to make way.
@@ -112,7 +117,8 @@ pub struct Counts {
     pub total_requested: AtomicU64,
     /// Blocks taken.
     pub taken: AtomicU64,
-    /// Blocks given back.
+    /// Blocks given back. Who sees one counted sees what its thread did before, such as beginning
+    /// work on the heap.
     pub given: AtomicU64,
     /// The most blocks taken and not given back.
     pub high_blocks: AtomicU64,
@@ -130,6 +136,22 @@ fn bump(counter: &AtomicU64, by: u64) -> u64 {
 }
 
 impl Counts {
+    /// Every counter.
+    pub fn all(&self) -> [&AtomicU64; 10] {
+        [
+            &self.requested,
+            &self.allocated,
+            &self.high_requested,
+            &self.high_allocated,
+            &self.total,
+            &self.total_requested,
+            &self.taken,
+            &self.given,
+            &self.high_blocks,
+            &self.mark,
+        ]
+    }
+
     /// A block was taken; says whether the peak over all caches should be looked at.
     #[inline]
     pub fn took(&self, requested: u64, bytes: u64) -> bool {
@@ -159,7 +181,8 @@ impl Counts {
     pub fn gave(&self, requested: u64, bytes: u64) {
         bump(&self.requested, requested.wrapping_neg());
         let allocated = bump(&self.allocated, bytes.wrapping_neg());
-        bump(&self.given, 1);
+        let given = self.given.load(Relaxed).wrapping_add(1);
+        self.given.store(given, Release);
         let mark = self.mark.load(Relaxed) as i64;
         if (allocated as i64) < mark.wrapping_sub(2 * PEAK_STEP as i64) {
             self.mark.store(allocated.wrapping_add(PEAK_STEP), Relaxed);
@@ -177,6 +200,7 @@ impl Cache {
         Cache {
             heap,
             gate: Gate::new(linux::has_barrier_on_all_threads()),
+            busy: AtomicBool::new(false),
             bins: (0..BINNED_UNITS).map(bin).collect(),
             parked: Default::default(),
             parked_turn: AtomicU32::new(0),
@@ -192,10 +216,47 @@ impl Cache {
         &self.heap
     }
 
-    /// A freed block of just this size. Only for the cache's own thread, as the next three.
+    /// The cache's thread goes in, if it is not shut out; for its own thread alone, as all that follows
+    /// up to [`Cache::take_from`].
+    #[inline]
+    pub fn enter(&self) -> Option<Inside<'_>> {
+        self.gate.enter()
+    }
+
+    /// The thread begins work on the heap outside the gate: until [`Cache::end_work`] whoever has
+    /// retired the heap leaves it as it is. What the thread reads next tells it whether it is retired.
+    pub fn begin_work(&self) {
+        self.busy.store(true, Relaxed);
+        // For the fence in it: who shuts the gate for good looks for work afterwards.
+        drop(self.gate.enter());
+    }
+
+    /// [`Cache::begin_work`] for a thread that has gone in: it comes out at work.
+    pub fn come_out_to_work(&self, inside: Inside) {
+        self.busy.store(true, Relaxed);
+        drop(inside);
+    }
+
+    /// See [`Cache::begin_work`].
+    pub fn end_work(&self) {
+        self.busy.store(false, Release);
+    }
+
+    /// Whether the cache's thread is at work, for any thread once the gate was shut for good.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Acquire)
+    }
+
+    /// A freed block of just this size.
     #[inline]
     pub fn take(&self, units: u64) -> Option<u64> {
-        let _inside = self.gate.enter()?;
+        let inside = self.gate.enter()?;
+        self.take_inside(&inside, units)
+    }
+
+    /// [`Cache::take`] for a thread that has gone in.
+    #[inline]
+    pub fn take_inside(&self, _: &Inside, units: u64) -> Option<u64> {
         if units <= BINNED_UNITS {
             let bin = &self.bins[units as usize - 1];
             let last = bin.count.load(Relaxed).checked_sub(1)?;
@@ -225,9 +286,15 @@ impl Cache {
     /// Keeps a freed block.
     #[inline]
     pub fn keep(&self, address: u64, units: u64) -> Kept {
-        let Some(_inside) = self.gate.enter() else {
-            return Kept::No;
-        };
+        match self.gate.enter() {
+            Some(inside) => self.keep_inside(&inside, address, units),
+            None => Kept::No,
+        }
+    }
+
+    /// [`Cache::keep`] for a thread that has gone in.
+    #[inline]
+    pub fn keep_inside(&self, _: &Inside, address: u64, units: u64) -> Kept {
         if units <= BINNED_UNITS {
             let bin = &self.bins[units as usize - 1];
             let count = bin.count.load(Relaxed);

@@ -4,9 +4,12 @@ use super::arena::{Arena, Ground};
 use super::backing::Backing;
 use super::cache::{Cache, Held, Kept};
 use super::counters::{Counters, add};
-use super::heap::{Heap, HeapKey};
+use super::fold::{Folded, SpareCounts};
+use super::heap::{Heap, HeapKey, Seat};
 use super::pace::Pace;
 use super::pending::Effort;
+use super::retired::Retired;
+use super::settle::Progress;
 use super::tally::Tally;
 use super::word::units;
 use crate::config::value::Location;
@@ -44,6 +47,12 @@ pub struct DevicePool {
     pub(super) tag_tallies: Mutex<FxHashMap<u16, Arc<Tally>>>,
     pub(super) stream_tallies: Mutex<FxHashMap<Stream, Arc<Tally>>>,
     pub(super) location_tallies: Mutex<FxHashMap<Location, Arc<Tally>>>,
+    /// What heaps counted, and counted with, that are no more.
+    pub(super) folded: Mutex<Folded>,
+    pub(super) spare_counts: Mutex<SpareCounts>,
+    pub(super) retired: Mutex<Retired>,
+    /// How far all work has come that retired heaps wait for.
+    pub(super) all_work: Mutex<Progress>,
     is_tight: Lean,
     placing: Placing,
     /// What happened.
@@ -70,6 +79,10 @@ impl DevicePool {
             tag_tallies: Mutex::default(),
             stream_tallies: Mutex::default(),
             location_tallies: Mutex::default(),
+            folded: Mutex::default(),
+            spare_counts: Mutex::default(),
+            retired: Mutex::default(),
+            all_work: Mutex::default(),
             is_tight,
             placing,
             counters: Counters::default(),
@@ -113,13 +126,8 @@ impl DevicePool {
         }
     }
 
-    /// A heap for `key`, which has none yet, of memory made on `ground`.
-    pub(super) fn add_heap(
-        self: &Arc<DevicePool>,
-        id: u16,
-        key: HeapKey,
-        ground: Ground,
-    ) -> Arc<Heap> {
+    /// A seat for a heap of `key`, of memory made on `ground`.
+    pub(super) fn new_seat(&self, id: u16, key: &HeapKey, ground: Ground) -> Seat {
         let mut arenas = lock(&self.arenas);
         let is_its = |arena: &&Arc<Arena>| {
             (arena.tag, arena.graph()) == (key.tag, key.graph)
@@ -136,13 +144,18 @@ impl DevicePool {
                 true => Fit::Lowest,
                 false => Fit::Best,
             };
-            let arena = Arc::new(Arena::new(&key, true, ground, fit));
+            let arena = Arc::new(Arena::new(key, true, ground, fit));
             arenas.push(arena.clone());
             arena
         });
-        let small = Arc::new(Arena::new(&key, false, ground, Fit::Best));
+        let small = Arc::new(Arena::new(key, false, ground, Fit::Best));
         arenas.push(small.clone());
-        let heap = Arc::new(Heap::new(id, key, self.clone(), small, large));
+        Seat::new(id, small, large)
+    }
+
+    /// A heap for `key`, which has none yet.
+    pub(super) fn add_heap(self: &Arc<DevicePool>, seat: Seat, key: HeapKey) -> Arc<Heap> {
+        let heap = Arc::new(Heap::new(key, self.clone(), seat));
         lock(&self.heaps).push(heap.clone());
         heap
     }

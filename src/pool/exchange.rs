@@ -81,6 +81,12 @@ impl Exchange {
         (batch.len > 0).then_some(batch)
     }
 
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        let is_empty = |shelf: &Shelf| lock(&shelf.addresses).is_empty();
+        self.0.iter().all(is_empty)
+    }
+
     /// Everything that waits.
     pub fn take_all(&self, into: &mut Vec<Held>) {
         let filled = |shelf: &Shelf| shelf.count.load(Ordering::Relaxed) > 0;

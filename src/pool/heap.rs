@@ -7,6 +7,7 @@ use super::device::DevicePool;
 use super::exchange::Exchange;
 use super::pending::Pending;
 use super::pools::thread_number;
+use super::retired::Place;
 use super::settle::Progress;
 use super::stats::Tallies;
 use crate::config::value::Location;
@@ -14,7 +15,7 @@ use crate::core::radix::UNIT;
 use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::gpu::Stream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The graphs whose replays may write to memory, in whatever order these are.
@@ -48,6 +49,33 @@ pub struct HeapKey {
     pub graph: Option<GraphId>,
 }
 
+/// What a heap has while it serves somebody, and leaves to the next.
+#[derive(Clone)]
+pub(super) struct Seat {
+    /// The heap's number in the words of blocks.
+    pub id: u16,
+    /// Where its small blocks are.
+    pub small: Arc<Arena>,
+    /// Where its large ones are, in memory that it may share.
+    pub large: Arc<Arena>,
+    /// Its colour there.
+    pub large_color: Color,
+}
+
+impl Seat {
+    /// A seat in two arenas, the first of which nobody else has.
+    pub fn new(id: u16, small: Arc<Arena>, large: Arc<Arena>) -> Seat {
+        small.add_color(id);
+        let large_color = large.add_color(id);
+        Seat {
+            id,
+            small,
+            large,
+            large_color,
+        }
+    }
+}
+
 /// A heap.
 pub struct Heap {
     /// Its number in the words of blocks.
@@ -56,9 +84,7 @@ pub struct Heap {
     pub key: HeapKey,
     /// The device's pool.
     pub pool: Arc<DevicePool>,
-    small: Arc<Arena>,
-    large: Arc<Arena>,
-    large_color: Color,
+    pub(super) seat: Seat,
     /// The threads' caches of it.
     caches: Mutex<Vec<Arc<Cache>>>,
     /// Counts whose thread is gone, for the next one.
@@ -73,29 +99,23 @@ pub struct Heap {
     pub(super) progress: Mutex<Progress>,
     /// Set when its stream may be gone: it is named no more, and gets no new blocks.
     retired: AtomicBool,
+    /// Whether somebody will look whether it is done with.
+    pub(super) is_queued: AtomicBool,
+    /// Threads at work on it that have no cache any more.
+    pub(super) guests: AtomicUsize,
 }
 
 /// The colour of a heap in an arena of its own.
 const OWN: Color = Color(1);
 
 impl Heap {
-    pub(super) fn new(
-        id: u16,
-        key: HeapKey,
-        pool: Arc<DevicePool>,
-        small: Arc<Arena>,
-        large: Arc<Arena>,
-    ) -> Heap {
-        small.add_color(id);
-        let large_color = large.add_color(id);
-        let tallies = pool.tallies_of(&key, large.ground.location);
+    pub(super) fn new(key: HeapKey, pool: Arc<DevicePool>, seat: Seat) -> Heap {
+        let tallies = pool.tallies_of(&key, seat.large.ground.location);
         Heap {
-            id,
+            id: seat.id,
             key,
             pool,
-            small,
-            large,
-            large_color,
+            seat,
             caches: Mutex::default(),
             idle_counts: Mutex::default(),
             counts: Mutex::default(),
@@ -105,24 +125,27 @@ impl Heap {
             pending: Mutex::default(),
             progress: Mutex::default(),
             retired: AtomicBool::new(false),
+            is_queued: AtomicBool::new(false),
+            guests: AtomicUsize::new(0),
         }
     }
 
     /// The arena of blocks of `bytes`, and the heap's colour there.
     pub(super) fn arena(&self, bytes: u64) -> (&Arc<Arena>, Color) {
         match bytes < LARGE_UNITS * UNIT {
-            true => (&self.small, OWN),
-            false => (&self.large, self.large_color),
+            true => (&self.seat.small, OWN),
+            false => (&self.seat.large, self.seat.large_color),
         }
     }
 
     pub(super) fn arenas(&self) -> [(&Arc<Arena>, Color); 2] {
-        [(&self.small, OWN), (&self.large, self.large_color)]
+        let seat = &self.seat;
+        [(&seat.small, OWN), (&seat.large, seat.large_color)]
     }
 
     /// Where its memory is.
     pub(super) fn location(&self) -> Location {
-        self.large.ground.location
+        self.seat.large.ground.location
     }
 
     /// Whether its stream may be gone.
@@ -140,18 +163,53 @@ impl Heap {
         !self.is_retired() && !self.key.stream.is_per_thread()
     }
 
-    /// The stream is about to go: no thread keeps blocks for it any more.
-    pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
+    /// The stream is about to go, or the graph is gone: no thread keeps blocks of it any more.
+    pub(super) fn retire(self: &Arc<Heap>) {
+        if self.retired.swap(true, Ordering::AcqRel) {
+            return;
+        }
         // Who was about to name the stream has done so from here on.
         drop(lock(&self.progress));
         self.flush(true);
+        self.queue(Place::Last);
+    }
+
+    /// Whether every block of a retired heap is back and no thread at work on it. Then it stays so, but
+    /// for guests.
+    pub(super) fn is_done_with(&self) -> bool {
+        // Looked at before the counts, which then show what was allocated, and after them, since who has
+        // counted a block as given back is still at work on it.
+        let is_quiet = || {
+            let is_busy = lock(&self.caches).iter().any(|cache| cache.is_busy());
+            !is_busy && self.guests.load(Ordering::Acquire) == 0
+        };
+        is_quiet() && !self.has_blocks() && is_quiet() && lock(&self.pending).len() == 0
+    }
+
+    /// Whether blocks were given out that are not counted as given back. Of a retired heap, no is
+    /// an answer that stays.
+    pub(super) fn has_blocks(&self) -> bool {
+        let mut blocks = 0u64;
+        // What was given back was taken before, so the other order could make up for a live block.
+        self.each_count(|counts| {
+            blocks = blocks.wrapping_sub(counts.given.load(Ordering::Acquire));
+        });
+        self.each_count(|counts| {
+            blocks = blocks.wrapping_add(counts.taken.load(Ordering::Acquire));
+        });
+        blocks != 0
+    }
+
+    /// Takes what it counted with away, for when it is no more.
+    pub(super) fn take_counts(&self) -> Vec<Arc<Counts>> {
+        lock(&self.idle_counts).clear();
+        std::mem::take(&mut *lock(&self.counts))
     }
 
     /// A cache of the calling thread.
     pub(super) fn add_cache(self: &Arc<Heap>) -> Arc<Cache> {
         let idle = lock(&self.idle_counts).pop();
-        let counts = idle.unwrap_or_else(|| self.add_counts(Arc::default()));
+        let counts = idle.unwrap_or_else(|| self.add_counts(self.pool.spare_counts(self)));
         let cache = Arc::new(Cache::new(self.clone(), counts));
         let mut caches = lock(&self.caches);
         if self.is_retired() {
@@ -164,13 +222,15 @@ impl Heap {
     /// The thread of a cache is gone, or has no room for it.
     pub(super) fn drop_cache(&self, cache: &Arc<Cache>) {
         let mut held = Vec::new();
-        {
-            let mut caches = lock(&self.caches);
-            cache.take_from(true, &mut held);
-            lock(&self.idle_counts).push(cache.counts.clone());
-            caches.retain(|other| !Arc::ptr_eq(other, cache));
-        }
+        // Kept to the end: who retires the heap is to find its blocks in the cache or in the arena.
+        let mut caches = lock(&self.caches);
+        cache.take_from(true, &mut held);
         self.return_blocks(&held);
+        let before = caches.len();
+        caches.retain(|other| !Arc::ptr_eq(other, cache));
+        if caches.len() < before {
+            lock(&self.idle_counts).push(cache.counts.clone());
+        }
     }
 
     /// Bytes that threads keep of this heap; a moment's reading.
@@ -194,17 +254,24 @@ impl Heap {
         held.iter().map(|held| held.units * UNIT).sum()
     }
 
+    /// Takes what waits for threads back into its arenas.
+    pub(super) fn flush_exchange(&self) {
+        let mut held = Vec::new();
+        self.exchange.take_all(&mut held);
+        self.return_blocks(&held);
+    }
+
     fn add_counts(&self, counts: Arc<Counts>) -> Arc<Counts> {
         lock(&self.counts).push(counts.clone());
-        self.pool.add_writer(self, &counts);
+        self.tallies.stream.add(counts.clone());
         counts
     }
 
     /// Counts for a call of a thread that has no cache; no other call may use them meanwhile.
     pub(super) fn late_counts(&self) -> MutexGuard<'_, Arc<Counts>> {
-        let late = lock(&self.late);
+        let mut late = lock(&self.late);
         if Arc::strong_count(&late) == 1 {
-            self.add_counts(late.clone());
+            *late = self.add_counts(self.pool.spare_counts(self));
         }
         late
     }

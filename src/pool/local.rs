@@ -4,6 +4,7 @@
 use super::cache::Cache;
 use super::heap::{Heap, HeapKey};
 use super::keys::Keys;
+use super::pools::thread_number;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -36,8 +37,14 @@ struct Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
+        let here = thread_number();
         for cache in self.caches.drain(..).flatten() {
-            cache.heap().drop_cache(&cache);
+            let heap = cache.heap();
+            heap.drop_cache(&cache);
+            // The stream that the thread has by itself goes with it.
+            if heap.key.thread == here {
+                heap.retire();
+            }
         }
     }
 }
@@ -55,6 +62,8 @@ impl Table {
         }
     }
 
+    /// The cache of the heap numbered `id`, or of one that had the number before and is retired.
+    #[inline]
     fn cache(&self, id: u16) -> Option<&Arc<Cache>> {
         self.caches.get(usize::from(id))?.as_ref()
     }
@@ -131,7 +140,9 @@ impl Local {
     fn cache_of(&mut self, instance: &Instance, heap: &Arc<Heap>) -> Arc<Cache> {
         self.turn_to(instance);
         if let Some(cache) = self.table.cache(heap.id) {
-            return cache.clone();
+            if Arc::ptr_eq(cache.heap(), heap) {
+                return cache.clone();
+            }
         }
         if self.table.sweep() {
             self.keys.retain(|_, cache| !cache.heap().is_retired());
@@ -173,7 +184,8 @@ fn with_key_behind<R>(
     act(&cache)
 }
 
-/// Lets `act` use this thread's cache of the heap numbered `id`, if it has one.
+/// Lets `act` use this thread's cache of the heap numbered `id`, if it has one; or of a heap that had the
+/// number before, whose gate is shut for good.
 #[inline]
 pub fn with_heap<R>(instance: &Instance, id: u16, act: impl FnOnce(&Cache) -> R) -> Option<R> {
     LOCAL
@@ -195,6 +207,11 @@ pub fn cache_for(instance: &Instance, key: &HeapKey) -> Option<Arc<Cache>> {
         })
         .ok()
         .flatten()
+}
+
+/// Whether the thread has ended but for what it does on its way out, without caches.
+pub fn is_on_its_way_out() -> bool {
+    LOCAL.try_with(|_| ()).is_err()
 }
 
 /// This thread's cache of `heap`, made if it has none; none where the thread is on its way out.

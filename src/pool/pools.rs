@@ -5,11 +5,13 @@ use super::device::{DevicePool, Lean, Placing};
 use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local::{self, Instance};
+use super::retired::{Ids, Place};
+use super::visit::Visit;
 use super::word::{LARGEST, Word, units};
 use crate::config::value::Location;
+use crate::core::gate::Inside;
 use crate::core::radix::{Entry, Radix, UNIT};
 use crate::core::size::Align;
-use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
@@ -18,7 +20,7 @@ use crate::pool::backing::Backing;
 use crate::sys::linux;
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What a free found.
@@ -61,10 +63,11 @@ impl Named<'_> {
 /// The pools.
 #[derive(Default)]
 pub struct Pools {
-    instance: Instance,
+    pub(super) instance: Instance,
     radix: Arc<Radix>,
-    heaps: Mutex<FxHashMap<HeapKey, Arc<Heap>>>,
-    by_id: RwLock<Vec<Arc<Heap>>>,
+    /// Those that get new blocks, and those of threads on their way out.
+    pub(super) heaps: Mutex<FxHashMap<HeapKey, Arc<Heap>>>,
+    pub(super) ids: RwLock<Ids>,
     /// Streams named for blocks besides their own.
     uses: Mutex<FxHashMap<u64, Uses>>,
 }
@@ -104,20 +107,17 @@ impl Pools {
     pub fn reuse(&self, key: &HeapKey, requested: u64) -> Option<u64> {
         local::with_key(&self.instance, key, |cache| {
             let units = units(requested);
-            let address = cache.take(units)?;
+            // Until the block is counted: a heap that is retired waits for that.
+            let inside = cache.enter()?;
+            let address = cache.take_inside(&inside, units)?;
             let entry = self.radix.entry(address, units);
-            self.publish(cache, entry, Word::new(cache.heap().id, requested));
+            let is_time = publish(cache, entry, Word::new(cache.heap().id, requested));
+            drop(inside);
+            if is_time {
+                look_at_peaks(cache.heap());
+            }
             Some(address)
         })
-    }
-
-    #[inline]
-    fn publish(&self, cache: &Cache, entry: &Entry, word: Word) {
-        entry.set(word.0);
-        if cache.counts.took(word.requested(), word.bytes()) {
-            let heap = cache.heap();
-            heap.pool.look_at_peaks(heap);
-        }
     }
 
     /// A block of `requested` bytes above 0 for `key`. `is_unordered` says that work of streams nobody
@@ -135,76 +135,36 @@ impl Pools {
                 .bytes(requested)
                 .advice(format!("The pool serves blocks of up to {LARGEST} bytes")));
         }
-        let (heap, cache) = self.heap_here(pool, key)?;
-        let kept = match &cache {
+        let visit = self.visit(pool, key)?;
+        let Visit { heap, cache } = &visit;
+        let kept = match cache {
             Some(cache) if align.get() <= UNIT => cache.take(units(requested)),
             _ => None,
         };
         let address = match kept {
             Some(address) => address,
-            None => pool.allocate(&heap, cache.as_deref(), requested, align)?,
+            None => pool.allocate(heap, cache.as_deref(), requested, align)?,
         };
         let mut word = Word::new(heap.id, requested);
         if is_unordered {
             word = word.unordered();
         }
         let entry = self.radix.entry(address, units(requested));
-        match &cache {
+        let is_time = match cache {
             Some(cache) => {
                 cache.gave_out(address, units(requested));
-                self.publish(cache, entry, word);
+                publish(cache, entry, word)
             }
             None => {
                 entry.set(word.0);
                 heap.late_counts().took(word.requested(), word.bytes());
-                pool.look_at_peaks(&heap);
+                true
             }
+        };
+        if is_time {
+            look_at_peaks(heap);
         }
         Ok(address)
-    }
-
-    /// The heap of `key` and the calling thread's cache of it, without a lock from the second time on.
-    fn heap_here(
-        &self,
-        pool: &Arc<DevicePool>,
-        key: &HeapKey,
-    ) -> Result<(Arc<Heap>, Option<Arc<Cache>>)> {
-        let known = local::cache_for(&self.instance, key);
-        if let Some(cache) = known.filter(|cache| !cache.heap().is_retired()) {
-            return Ok((cache.heap().clone(), Some(cache)));
-        }
-        let heap = self.heap(pool, key)?;
-        let cache = local::cache_of(&self.instance, &heap);
-        if let Some(cache) = &cache {
-            local::remember(&self.instance, key, cache);
-        }
-        Ok((heap, cache))
-    }
-
-    fn heap(&self, pool: &Arc<DevicePool>, key: &HeapKey) -> Result<Arc<Heap>> {
-        if let Some(heap) = lock(&self.heaps).get(key) {
-            return Ok(heap.clone());
-        }
-        // Asks the driver, so no lock is held.
-        let ground = pool.ground_of(key.tag)?;
-        pool.check_stream(key.stream)?;
-        let mut heaps = lock(&self.heaps);
-        if let Some(heap) = heaps.get(key) {
-            return Ok(heap.clone());
-        }
-        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        // One colour more than heaps is needed where they share an arena.
-        let id = u16::try_from(by_id.len()).ok();
-        let id = id.filter(|id| *id < Color::END - 1).ok_or_else(|| {
-            Error::new(Status::Busy, "allocate").detail(format!(
-                "{} combinations of stream, tag and graph were used, which is all there are",
-                Color::END - 1
-            ))
-        })?;
-        let heap = pool.add_heap(id, *key, ground);
-        by_id.push(heap.clone());
-        heaps.insert(*key, heap.clone());
-        Ok(heap)
     }
 
     /// Where the memory of `key` is made, once it has a heap.
@@ -213,8 +173,8 @@ impl Pools {
     }
 
     fn heap_of(&self, word: Word) -> Option<Arc<Heap>> {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
-        by_id.get(word.heap() as usize).cloned()
+        let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
+        ids.get(word.heap()).cloned()
     }
 
     /// Takes a block back, of `allocator` where one is named; work given to `used_on` may still use it.
@@ -239,12 +199,20 @@ impl Pools {
                 let is_own = allocator.is_none_or(|allocator| allocator == key.allocator)
                     && used_on.is_none_or(|named| named.stream == key.stream)
                     && key.thread == 0;
-                if !is_own || entry.change(word.0, 0).is_err() {
+                // Where the thread is shut out for good, the number may be another heap's by now.
+                let inside = if is_own { cache.enter() } else { None };
+                let Some(inside) = inside else {
+                    return false;
+                };
+                if entry.change(word.0, 0).is_err() {
                     return false;
                 }
                 cache.counts.gave(word.requested(), word.bytes());
                 let units = word.bytes() / UNIT;
-                keep(cache, Held { address, units });
+                match cache.keep_inside(&inside, address, units) {
+                    Kept::Yes => {}
+                    kept => make_way(cache, inside, Held { address, units }, kept),
+                }
                 true
             }) == Some(true);
         match is_quick {
@@ -275,16 +243,17 @@ impl Pools {
             // before the block waits for it.
             let mut uses = lock(&self.uses);
             if entry.change(word.0, 0).is_ok() {
+                // Until the block is counted as given back its heap is one: that of the number now.
+                let heap = self.heap_of(word).unwrap_or(heap);
                 let behind = all_uses(&heap, word, uses.remove(&address), others);
-                break (
-                    word,
-                    heap.clone(),
-                    behind.map(|behind| heap.free_later(address, word, behind)),
-                );
+                let waits = behind.map(|behind| heap.free_later(address, word, behind));
+                break (word, heap, waits);
             }
         };
         let cache = local::cache_of(&self.instance, &heap);
-        match &cache {
+        let visit = Visit::begin(heap, cache);
+        let Visit { heap, cache } = &visit;
+        match cache {
             Some(cache) => cache.counts.gave(word.requested(), word.bytes()),
             None => heap.late_counts().gave(word.requested(), word.bytes()),
         }
@@ -293,9 +262,16 @@ impl Pools {
             (Some(None), _) => {}
             (Some(Some(effort)), _) => drop(heap.pool.or_later(heap.settle_pending(effort))),
             (None, Some(cache)) if heap.key.thread == 0 => {
-                keep(&cache, Held { address, units });
+                keep(cache, Held { address, units });
             }
             (None, _) => heap.return_block(Held { address, units }),
+        }
+        // Between the count and the question: who retires the heap sees the one, or this the other.
+        fence(Ordering::SeqCst);
+        let retired = heap.is_retired().then(|| heap.clone());
+        drop(visit);
+        if let Some(heap) = retired {
+            heap.note_return();
         }
         Ok(Freed::Block)
     }
@@ -360,12 +336,16 @@ impl Pools {
         for heap in &its {
             heap.pool.release_graph(graph);
             heap.pool.settle_released();
+            heap.queue(Place::Last);
+        }
+        if let Some(heap) = its.first() {
+            self.try_to_look_at_retired(&heap.pool);
         }
     }
 
     fn all_heaps(&self) -> Vec<Arc<Heap>> {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
-        by_id.clone()
+        let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
+        ids.heaps()
     }
 
     /// Which allocator gave out the live block at `address`; none where there is no such block.
@@ -405,6 +385,31 @@ fn all_uses(heap: &Heap, word: Word, named: Option<Uses>, others: Option<Uses>) 
     })
 }
 
+/// A block is given out, and counted; says whether to look at peaks.
+#[inline]
+fn publish(cache: &Cache, entry: &Entry, word: Word) -> bool {
+    entry.set(word.0);
+    cache.counts.took(word.requested(), word.bytes())
+}
+
+#[cold]
+#[inline(never)]
+fn look_at_peaks(heap: &Heap) {
+    heap.pool.look_at_peaks(heap);
+}
+
+/// What has no room in a cache goes where others find it, of a thread that had gone in.
+#[cold]
+fn make_way(cache: &Cache, inside: Inside, freed: Held, kept: Kept) {
+    cache.come_out_to_work(inside);
+    match kept {
+        Kept::Yes => {}
+        Kept::InsteadOf(held) => cache.heap().return_block(held),
+        Kept::No => overflow(cache, freed),
+    }
+    cache.end_work();
+}
+
 /// A thread's cache gets a freed block; what then has no room in it goes where others find it.
 #[inline]
 fn keep(cache: &Cache, freed: Held) {
@@ -418,7 +423,8 @@ fn keep(cache: &Cache, freed: Held) {
 /// The bin of a freed block is full: older blocks make way.
 #[cold]
 fn overflow(cache: &Cache, freed: Held) {
-    if freed.units > BINNED_UNITS {
+    // Nobody would look for what a retired heap's threads leave each other.
+    if freed.units > BINNED_UNITS || cache.heap().is_retired() {
         cache.heap().return_block(freed);
         return;
     }

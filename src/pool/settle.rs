@@ -1,6 +1,7 @@
 //! Memory freed in one stream's order becomes everybody's once that stream has come so far, and then
 //! may serve others or go back to the device.
 
+use super::arena::Arena;
 use super::counters::add;
 use super::device::{DevicePool, Wanted};
 use super::growth::Relief;
@@ -9,7 +10,7 @@ use super::pending::Effort;
 use crate::config::value::Location;
 use crate::core::space::{Color, Epoch, Space};
 use crate::core::sync::lock;
-use crate::error::{Result, Status, Warning};
+use crate::error::{Error, Result, Status, Warning};
 use crate::gpu::Fence;
 use std::sync::Arc;
 
@@ -23,9 +24,18 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The epoch until which the heap's work is newly seen done, without waiting. Asks anew where
+    /// The epoch until which work was seen done.
+    pub(super) fn done_until(&self) -> Epoch {
+        self.done_until
+    }
+
+    /// The epoch until which the work is newly seen done, without waiting. Asks anew where
     /// nothing is under way.
-    fn look(&mut self, heap: &Heap) -> Result<Option<Epoch>> {
+    pub(super) fn look(
+        &mut self,
+        pool: &DevicePool,
+        behind: impl FnOnce() -> Result<Fence>,
+    ) -> Result<Option<Epoch>> {
         let mut seen = None;
         if let Some((epoch, fence)) = self.asked.take() {
             if !fence.is_done()? {
@@ -34,15 +44,8 @@ impl Progress {
             }
             seen = Some(epoch);
         }
-        let device = heap.pool.device();
-        let epoch = heap.pool.next_epoch();
-        let fence = match heap.is_nameable() {
-            true => {
-                device.none_captures(&[heap.key.stream])?;
-                Fence::behind_streams(device, &[heap.key.stream])?
-            }
-            false => Fence::order_point(device)?,
-        };
+        let epoch = pool.next_epoch();
+        let fence = behind()?;
         match fence.is_done()? {
             true => seen = Some(epoch),
             false => self.asked = Some((epoch, fence)),
@@ -64,12 +67,25 @@ impl Heap {
         lock(&self.progress).done_until
     }
 
+    /// [`Progress::look`] at the heap's own work.
+    fn look(&self) -> Result<Option<Epoch>> {
+        let device = self.pool.device();
+        let mut progress = lock(&self.progress);
+        progress.look(&self.pool, || match self.is_nameable() {
+            true => {
+                device.none_captures(&[self.key.stream])?;
+                Fence::behind_streams(device, &[self.key.stream])
+            }
+            false => Fence::order_point(device),
+        })
+    }
+
     /// Asks how far its stream has come.
     pub(super) fn look_at_progress(&self) {
         let device = self.pool.device();
         let looked = device.outside_captures(|| {
             let _guard = device.enter()?;
-            lock(&self.progress).look(self)
+            self.look()
         });
         self.pool.or_later(looked.map(|_| ()));
     }
@@ -87,7 +103,7 @@ impl Heap {
         })
     }
 
-    fn settle_until(&self, epoch: Epoch) {
+    pub(super) fn settle_until(&self, epoch: Epoch) {
         for (arena, color) in self.arenas() {
             // A replay may write there again until the graph is gone.
             if arena.is_open_at(epoch) && lock(&arena.space).settle(color, epoch) > 0 {
@@ -152,8 +168,7 @@ impl DevicePool {
             let mut settled = 0;
             for heap in heaps {
                 // One that cannot be asked does not keep the others from it.
-                let looked = lock(&heap.progress).look(heap);
-                if let Some(epoch) = self.or_later(looked) {
+                if let Some(epoch) = self.or_later(heap.look()) {
                     heap.settle_until(epoch);
                     settled += 1;
                 }
@@ -185,6 +200,7 @@ impl DevicePool {
         let epoch = self.next_epoch();
         Fence::order_point(self.device())?.wait()?;
         add(&self.counters.waits, 1);
+        lock(&self.all_work).reached(epoch);
         for heap in &heaps {
             lock(&heap.progress).reached(epoch);
             heap.settle_until(epoch);
@@ -229,37 +245,12 @@ impl DevicePool {
         let arenas = self.arenas_at(location);
         let (mut given_back, mut outcome) = (0, Ok(()));
         for arena in arenas.iter().filter(|arena| arena.is_open()) {
-            let free = lock(&arena.space).free_places();
-            let mut taken = Vec::new();
-            for place in free.iter().filter(|place| place.color == Color::NEUTRAL) {
-                let planned: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
-                if given_back + planned >= bytes {
-                    break;
-                }
-                if lock(&arena.space).take_place(place.address, place.color, place.epoch) {
-                    taken.push((place.address, place.bytes));
-                }
+            if given_back >= bytes {
+                break;
             }
-            if taken.is_empty() {
-                continue;
-            }
-            let gone = self.backing.give_back(&self.state, &taken);
-            let mut space = lock(&arena.space);
-            for (address, _) in &taken {
-                if gone.kept.contains(address) {
-                    space.give_back_place(*address);
-                    continue;
-                }
-                space.place_gone(*address);
-                if !self.backing.is_placed() {
-                    space.remove_range(*address);
-                }
-            }
-            if !self.backing.is_movable(arena.ground.location) {
-                self.release_addresses_of(&mut space);
-            }
-            given_back += gone.bytes;
-            outcome = gone.error.map_or(outcome, Err);
+            let (gone, error) = self.give_back_from(arena, bytes - given_back);
+            given_back += gone;
+            outcome = error.map_or(outcome, Err);
         }
         match outcome {
             Err(error) if given_back == 0 => Err(error),
@@ -268,6 +259,41 @@ impl DevicePool {
                 Ok(given_back)
             }
         }
+    }
+
+    /// [`DevicePool::give_back`] of one arena; the bytes given back, and what went wrong.
+    pub(super) fn give_back_from(&self, arena: &Arena, bytes: u64) -> (u64, Option<Error>) {
+        let free = lock(&arena.space).free_places();
+        let mut taken = Vec::new();
+        let mut planned = 0;
+        for place in free.iter().filter(|place| place.color == Color::NEUTRAL) {
+            if planned >= bytes {
+                break;
+            }
+            if lock(&arena.space).take_place(place.address, place.color, place.epoch) {
+                taken.push((place.address, place.bytes));
+                planned += place.bytes;
+            }
+        }
+        if taken.is_empty() {
+            return (0, None);
+        }
+        let gone = self.backing.give_back(&self.state, &taken);
+        let mut space = lock(&arena.space);
+        for (address, _) in &taken {
+            if gone.kept.contains(address) {
+                space.give_back_place(*address);
+                continue;
+            }
+            space.place_gone(*address);
+            if !self.backing.is_placed() {
+                space.remove_range(*address);
+            }
+        }
+        if !self.backing.is_movable(arena.ground.location) {
+            self.release_addresses_of(&mut space);
+        }
+        (gone.bytes, gone.error)
     }
 
     /// Gives cached memory back until the pool holds no more than `keep` bytes, at one place where one is

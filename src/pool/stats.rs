@@ -3,6 +3,7 @@
 use super::arena::Arena;
 use super::cache::Counts;
 use super::device::DevicePool;
+use super::fold::Folded;
 use super::heap::{Heap, HeapKey};
 use super::tally::{Level, Tally};
 use crate::config::value::Location;
@@ -44,6 +45,37 @@ pub(super) struct Tallies {
     pub location: Arc<Tally>,
 }
 
+/// Whose blocks are summed up.
+#[derive(Clone, Copy)]
+enum Of {
+    All,
+    Tag(u16),
+    Stream(Stream),
+    Location(Location),
+}
+
+impl Of {
+    fn has(self, heap: &Heap) -> bool {
+        match self {
+            Of::All => true,
+            Of::Tag(tag) => heap.key.tag == tag,
+            Of::Stream(stream) => heap.key.stream == stream,
+            Of::Location(location) => heap.location() == location,
+        }
+    }
+
+    /// What heaps counted that are no more.
+    fn base(self, folded: &Folded) -> Sums {
+        let found = match self {
+            Of::All => Some(&folded.all),
+            Of::Tag(tag) => folded.tags.get(&tag),
+            Of::Stream(stream) => folded.streams.get(&stream),
+            Of::Location(location) => folded.locations.get(&location),
+        };
+        found.copied().unwrap_or_default()
+    }
+}
+
 impl Tallies {
     fn all(&self) -> [&Tally; 3] {
         [&self.tag, &self.stream, &self.location]
@@ -73,13 +105,21 @@ impl Sums {
         self
     }
 
-    fn add(&mut self, counts: &Counts) {
+    pub(super) fn add(&mut self, counts: &Counts) {
         self.requested = self.requested.wrapping_add(counts.requested.load(Relaxed));
         self.allocated = self.allocated.wrapping_add(counts.allocated.load(Relaxed));
         self.total_requested += counts.total_requested.load(Relaxed);
         self.total_allocated += counts.total.load(Relaxed);
         self.taken += counts.taken.load(Relaxed);
         self.given += counts.given.load(Relaxed);
+    }
+
+    /// Adds what is done with.
+    pub(super) fn join(&mut self, other: &Sums) {
+        self.total_requested += other.total_requested;
+        self.total_allocated += other.total_allocated;
+        self.taken += other.taken;
+        self.given += other.given;
     }
 
     /// Threads move the counts while they are read one by one: what one has freed before another
@@ -93,6 +133,13 @@ impl Sums {
 }
 
 impl Counts {
+    /// Begins again from nothing, for another heap. Nobody writes to it meanwhile.
+    pub(super) fn clear(&self) {
+        for counter in self.all() {
+            counter.store(0, Relaxed);
+        }
+    }
+
     fn reset_peaks(&self) {
         for (high, now) in [
             (&self.high_requested, &self.requested),
@@ -109,9 +156,13 @@ impl Counts {
 }
 
 impl DevicePool {
-    fn sum(&self, wanted: impl Fn(&Heap) -> bool) -> Sums {
+    fn sum(&self, of: Of) -> Sums {
+        let folded = lock(&self.folded);
+        self.sum_from(of.base(&folded), |heap| of.has(heap))
+    }
+
+    fn sum_from(&self, mut sums: Sums, wanted: impl Fn(&Heap) -> bool) -> Sums {
         let heaps: Vec<Arc<Heap>> = lock(&self.heaps).clone();
-        let mut sums = Sums::default();
         for heap in heaps.iter().filter(|heap| wanted(heap)) {
             heap.each_count(|counts| sums.add(counts));
         }
@@ -135,19 +186,6 @@ impl DevicePool {
         }
     }
 
-    /// One more thread counts for a heap.
-    pub(super) fn add_writer(&self, heap: &Heap, counts: &Arc<Counts>) {
-        // The whole first: a part that has as many is the whole.
-        if self.tally.add(counts.clone()).is_err() {
-            tracing::warn!("more than 16384 threads and heaps: their peaks are not counted");
-            return;
-        }
-        for part in heap.tallies.all() {
-            // It has room, as the whole had.
-            let _ = part.add(counts.clone());
-        }
-    }
-
     /// What a heap's blocks are counted with.
     pub(super) fn tallies_of(&self, key: &HeapKey, location: Location) -> Tallies {
         Tallies {
@@ -156,26 +194,27 @@ impl DevicePool {
                 .clone(),
             tag: lock(&self.tag_tallies).entry(key.tag).or_default().clone(),
             stream: (lock(&self.stream_tallies).entry(key.stream))
-                .or_default()
+                .or_insert_with(|| Arc::new(Tally::changing()))
                 .clone(),
         }
     }
 
     /// Forgets the peaks: what is allocated now is the most from here on.
     pub fn reset_peaks(&self) {
-        self.tally.reset(self.sum(|_| true).level());
+        self.tally.reset(self.sum(Of::All).level());
         let (tags, streams) = (
             lock(&self.tag_tallies).clone(),
             lock(&self.stream_tallies).clone(),
         );
         for (tag, tally) in tags {
-            tally.reset(self.sum(|heap| heap.key.tag == tag).level());
+            tally.reset(self.sum(Of::Tag(tag)).level());
         }
         for (stream, tally) in streams {
-            tally.reset(self.sum(|heap| heap.key.stream == stream).level());
+            tally.reset(self.sum(Of::Stream(stream)).level());
         }
-        for (location, tally) in lock(&self.location_tallies).clone() {
-            tally.reset(self.sum(|heap| heap.location() == location).level());
+        let locations = lock(&self.location_tallies).clone();
+        for (location, tally) in locations {
+            tally.reset(self.sum(Of::Location(location)).level());
         }
         for heap in self.heap_list() {
             heap.each_count(Counts::reset_peaks);
@@ -186,7 +225,7 @@ impl DevicePool {
     /// The sums over the heaps of a tag; 0 is no tag. Peaks as [`DevicePool::total`]'s.
     pub fn of_tag(&self, tag: u16) -> Sums {
         let tally = lock(&self.tag_tallies).get(&tag).cloned();
-        let sums = self.sum(|heap| heap.key.tag == tag);
+        let sums = self.sum(Of::Tag(tag));
         tally.map_or(sums, |tally| sums.with_peak(&tally))
     }
 
@@ -194,14 +233,14 @@ impl DevicePool {
     /// [`DevicePool::total`]'s.
     pub fn of_stream(&self, stream: Stream) -> Sums {
         let tally = lock(&self.stream_tallies).get(&stream).cloned();
-        let sums = self.sum(|heap| heap.key.stream == stream);
+        let sums = self.sum(Of::Stream(stream));
         tally.map_or(sums, |tally| sums.with_peak(&tally))
     }
 
     /// The sums over the heaps whose memory is at a place. Peaks as [`DevicePool::total`]'s.
     pub fn at(&self, location: Location) -> Sums {
         let tally = lock(&self.location_tallies).get(&location).cloned();
-        let sums = self.sum(|heap| heap.location() == location);
+        let sums = self.sum(Of::Location(location));
         tally.map_or(sums, |tally| sums.with_peak(&tally))
     }
 
@@ -228,13 +267,16 @@ impl DevicePool {
 
     /// Blocks that an allocator object has given out now.
     pub fn live_of(&self, allocator: u64) -> u64 {
-        self.sum(|heap| heap.key.allocator == allocator).live()
+        // Of heaps that are no more nothing is live.
+        let _folded = lock(&self.folded);
+        self.sum_from(Sums::default(), |heap| heap.key.allocator == allocator)
+            .live()
     }
 
     /// The sums over all heaps. Peaks are exact while one thread uses one heap, and to within 1 MiB
     /// a thread and heap otherwise.
     pub fn total(&self) -> Sums {
-        self.sum(|_| true).with_peak(&self.tally)
+        self.sum(Of::All).with_peak(&self.tally)
     }
 
     /// The largest free piece there is, in bytes, whoever may have it.

@@ -3,6 +3,7 @@
 use super::{DeviceEntry, Process, lifetime};
 use crate::core::gauge::{Gauge, Reading};
 use crate::error::{Error, Result, Status};
+use crate::pool::Footprint;
 use crate::source::{Block, Kind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -152,6 +153,13 @@ impl Process {
             Some(pool) => pool.audit(),
             None => Ok(()),
         }
+    }
+
+    /// What a device's pool keeps books on.
+    pub fn pool_footprint(&self, ordinal: i32) -> Result<Footprint> {
+        let device = self.device_in_use(ordinal)?;
+        let pool = device.and_then(|device| device.pool_in_use());
+        Ok(pool.map_or(Footprint::default(), |pool| pool.footprint()))
     }
 
     /// The most bytes that one more block on a device might get: what the device has free, as far as

@@ -114,6 +114,16 @@ impl Space {
         empty.iter().map(range).collect()
     }
 
+    /// How many ranges of addresses it has.
+    pub fn range_count(&self) -> usize {
+        self.pieces.range_count()
+    }
+
+    /// Whether it has no addresses.
+    pub fn is_void(&self) -> bool {
+        self.pieces.range_count() == 0
+    }
+
     /// Bytes of blocks in use.
     pub fn used(&self) -> u64 {
         self.used

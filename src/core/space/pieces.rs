@@ -144,6 +144,11 @@ impl Pieces {
         piece
     }
 
+    /// How many ranges there are.
+    pub fn range_count(&self) -> usize {
+        self.firsts.len()
+    }
+
     /// The holes that are all of their range.
     pub fn lone_holes(&self) -> impl Iterator<Item = u32> + '_ {
         self.firsts.iter().copied().filter(|first| {

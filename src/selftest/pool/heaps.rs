@@ -12,7 +12,7 @@ use crate::source::Kind;
 
 const SPEC: &str = "devices=1,memory=4GiB";
 
-fn open() -> Result<(Machine, Process), Stop> {
+pub(super) fn open() -> Result<(Machine, Process), Stop> {
     let machine = Machine::open(SPEC)?;
     machine.set_context(None)?;
     let process = machine.process(&[("sim", SPEC)])?;

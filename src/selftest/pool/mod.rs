@@ -12,6 +12,8 @@ mod heaps;
 mod lanes;
 mod model;
 mod need;
+mod passing;
+mod races;
 mod run;
 pub mod step;
 mod untold;
@@ -42,6 +44,26 @@ pub const SUITE: Suite = Suite {
         Case {
             name: "many streams in turn",
             run: |_| heaps::many_streams_in_turn(),
+        },
+        Case {
+            name: "streams for ever",
+            run: |_| passing::streams(),
+        },
+        Case {
+            name: "threads for ever",
+            run: |_| passing::threads(),
+        },
+        Case {
+            name: "graphs for ever",
+            run: |_| passing::graphs(),
+        },
+        Case {
+            name: "a forgotten stream that still works",
+            run: |_| passing::late_work(),
+        },
+        Case {
+            name: "streams that end while others free",
+            run: |_| races::run(),
         },
         Case {
             name: "an untold capture of a recorded stream",
