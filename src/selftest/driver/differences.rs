@@ -25,7 +25,6 @@ const fn refused(case: &'static str, step: &'static str, why: &'static str) -> D
 }
 
 pub const KNOWN: &[Difference] = &[
-    refused("map past a reservation", "map over its end", PAST),
     refused("map over two reservations", "map over the seam", PAST),
     refused("access over several mappings", "over a gap", LAX),
     refused("unmap", "two with a gap", LAX),

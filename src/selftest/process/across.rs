@@ -37,9 +37,10 @@ pub(super) struct Scene {
 impl Scene {
     pub fn open(spec: &str) -> Result<Scene, Stop> {
         let house = House::open(spec, &[])?;
+        let sim = house.sim()?;
         let elsewhere = house.machine.driver.device(1)?.clone();
         Ok(Scene {
-            sim: house.sim()?,
+            sim,
             own: house.machine.stream()?,
             other: OwnedStream::create(&elsewhere)?,
             elsewhere,
