@@ -99,6 +99,8 @@ pub struct Heap {
     pub(super) progress: Mutex<Progress>,
     /// Set when its stream may be gone: it is named no more, and gets no new blocks.
     retired: AtomicBool,
+    /// Set once no thread keeps anything of it any more, nor will.
+    is_shut: AtomicBool,
     /// Whether somebody will look whether it is done with.
     pub(super) is_queued: AtomicBool,
     /// Threads at work on it that have no cache any more.
@@ -125,6 +127,7 @@ impl Heap {
             pending: Mutex::default(),
             progress: Mutex::default(),
             retired: AtomicBool::new(false),
+            is_shut: AtomicBool::new(false),
             is_queued: AtomicBool::new(false),
             guests: AtomicUsize::new(0),
         }
@@ -171,6 +174,7 @@ impl Heap {
         // Who was about to name the stream has done so from here on.
         drop(lock(&self.progress));
         self.flush(true);
+        self.is_shut.store(true, Ordering::Release);
         self.queue(Place::Last);
     }
 
@@ -183,7 +187,12 @@ impl Heap {
             let is_busy = lock(&self.caches).iter().any(|cache| cache.is_busy());
             !is_busy && self.guests.load(Ordering::Acquire) == 0
         };
-        is_quiet() && !self.has_blocks() && is_quiet() && lock(&self.pending).len() == 0
+        // Until then threads may keep blocks of it.
+        self.is_shut.load(Ordering::Acquire)
+            && is_quiet()
+            && !self.has_blocks()
+            && is_quiet()
+            && lock(&self.pending).len() == 0
     }
 
     /// Whether blocks were given out that are not counted as given back. Of a retired heap, no is

@@ -5,6 +5,7 @@ use super::cache::Cache;
 use super::heap::{Heap, HeapKey};
 use super::keys::Keys;
 use super::pools::thread_number;
+use crate::sys::linux;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -37,6 +38,11 @@ struct Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
+        if linux::has_forked() {
+            // Other threads' locks are held for good, and the memory is the parent's.
+            std::mem::forget(std::mem::take(&mut self.caches));
+            return;
+        }
         let here = thread_number();
         for cache in self.caches.drain(..).flatten() {
             let heap = cache.heap();

@@ -163,7 +163,10 @@ impl DevicePool {
     /// Drops a few of the arenas that are left, if nothing is in them. Where there are many, what is in them
     /// goes back to the device. Whoever calls holds the growth lock.
     fn tidy(&self) {
-        let looks = LOOKS.min(lock(&self.retired).left.len());
+        let left = lock(&self.retired).left.len();
+        // No fewer than a look at retired heaps leaves, where there are many.
+        let beyond = left.saturating_sub(LEFT).min(2 * MOST_LOOKS);
+        let looks = left.min(LOOKS.max(beyond));
         if looks > 0 {
             // Addresses from which memory has moved away are mapped until then.
             self.state.deferral.drain();
@@ -281,8 +284,11 @@ impl Pools {
     /// Looks at retired heaps of a device for the sake of a new one, where no seat is to be had. It would
     /// need memory next, so it may as well wait for its turn: who did not would add to those who wait.
     pub(super) fn look_at_retired_for(&self, pool: &DevicePool, key: &HeapKey, ground: &Ground) {
-        let has_retired = || !lock(&pool.retired).waiting.is_empty();
-        if !pool.has_seat(key, ground) && has_retired() {
+        let has_work = || {
+            let retired = lock(&pool.retired);
+            !retired.waiting.is_empty() || retired.left.len() > LEFT
+        };
+        if !pool.has_seat(key, ground) && has_work() {
             let _turn = lock(&pool.growth);
             if !pool.has_seat(key, ground) {
                 self.look_at_retired(pool);
@@ -342,8 +348,8 @@ impl Pools {
         heap.flush_exchange();
         heap.pool.settle_retired(heap);
         match (heap.is_everybodys(), self.end(heap)) {
-            (false, _) => Look::Waits,
-            (true, true) => Look::Ended,
+            (_, true) => Look::Ended,
+            (false, false) => Look::Waits,
             (true, false) => Look::Busy,
         }
     }

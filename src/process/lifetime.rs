@@ -7,7 +7,6 @@ use crate::sys::{library, linux};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-static FORKED: AtomicBool = AtomicBool::new(false);
 static EXITING: AtomicBool = AtomicBool::new(false);
 
 /// Whether there is a driver to lose: it is initialised, or a thread is about to.
@@ -52,7 +51,7 @@ pub(super) fn warn_of_other_copy(warnings: &Warnings) {
 
 extern "C" fn note_fork() {
     if AT_STAKE.load(Ordering::SeqCst) {
-        FORKED.store(true, Ordering::SeqCst);
+        linux::note_fork();
     }
 }
 
@@ -62,7 +61,7 @@ extern "C" fn note_exit() {
 
 /// Whether this process was forked from one that had initialised the driver.
 pub fn has_forked() -> bool {
-    FORKED.load(Ordering::Relaxed)
+    linux::has_forked()
 }
 
 /// Whether the process is running its exit handlers.

@@ -1,9 +1,23 @@
 //! What is asked of Linux.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// Registers `handler` to run in the child after every fork.
 pub fn at_fork_in_child(handler: extern "C" fn()) -> bool {
     // SAFETY: the handler is a function of this library, which is never unloaded.
     unsafe { libc::pthread_atfork(None, None, Some(handler)) == 0 }
+}
+
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Says that threads, and locks that they held, were lost by a fork.
+pub fn note_fork() {
+    FORKED.store(true, Ordering::SeqCst);
+}
+
+/// Whether that was said.
+pub fn has_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
 }
 
 /// Registers `handler` to run when the process exits normally.

@@ -190,6 +190,11 @@ static void children_of_a_busy_process(void) {
     void *block = NULL, *address = NULL, *release = NULL;
     EXPECT(HBM_OK, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
     void *torch_block = vmm_malloc(MIB, 0, NULL);
+    /* This thread has caches, of its own stream too, which a child that exits takes down. */
+    void *own = pool_malloc(1000, 0, (void *)2), *pooled = pool_malloc(1000, 0, NULL);
+    CHECK(own != NULL && pooled != NULL);
+    pool_free(own, 1000, 0, NULL);
+    pool_free(pooled, 1000, 0, NULL);
     EXPECT(HBM_OK, hbm_torch_segment_functions(3, "tag", &address, &release));
     memcpy(&tagged_malloc, &address, sizeof tagged_malloc);
     for (uintptr_t i = 0; i < THREADS; i++) {

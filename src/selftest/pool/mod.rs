@@ -58,6 +58,10 @@ pub const SUITE: Suite = Suite {
             run: |_| passing::graphs(),
         },
         Case {
+            name: "graphs of many streams for ever",
+            run: |_| passing::graphs_of_streams(),
+        },
+        Case {
             name: "a forgotten stream that still works",
             run: |_| passing::late_work(),
         },

@@ -321,6 +321,41 @@ pub(super) fn graphs() -> Outcome {
     account.closes(&process)
 }
 
+/// Each of several streams has memory of every graph.
+pub(super) fn graphs_of_streams() -> Outcome {
+    const STREAMS: u64 = 8;
+    let (machine, process) = open()?;
+    let account = Account::default();
+    let streams: Result<Vec<OwnedStream>, _> = (0..STREAMS).map(|_| machine.stream()).collect();
+    let streams = streams?;
+    for number in 1..=300 {
+        let pool = GraphPool {
+            device: 0,
+            id: (12, number),
+        };
+        let mut blocks = Vec::new();
+        for stream in &streams {
+            process.graph_begin(pool)?;
+            machine.begin_capture(stream.stream(), CAPTURE_GLOBAL)?;
+            let block = account.allocate(&process, stream.stream(), 4 * KIB);
+            machine.end_capture(stream.stream())?;
+            process.graph_end(pool)?;
+            blocks.push(block?);
+        }
+        for block in blocks {
+            process.deallocate(block, None, None)?;
+            process.graph_release(pool)?;
+        }
+        machine.synchronize()?;
+        let kept = process.pool_footprint(0)?;
+        ensure!(
+            kept.arenas <= 160 && kept.ranges <= 160,
+            "after {number} graphs: {kept:?}"
+        );
+    }
+    account.closes(&process)
+}
+
 /// What a stream frees while it stands still serves no other stream before it has gone on, though the
 /// stream was forgotten; then it does, and the next stream takes the seat.
 pub(super) fn late_work() -> Outcome {
