@@ -21,7 +21,7 @@ use crate::process::{Demand, Process, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Runs the body of an export, with a panic turned into an error. In the many exports the compiler
 /// would call it, which a pair on the short way notices.
@@ -77,14 +77,12 @@ fn allocate_block(
 /// points have their blocks given back behind all work, and want for nothing.
 fn warn_of_missing_hooks(process: &Process) {
     static CALLS: AtomicU64 = AtomicU64::new(0);
-    static IS_TORCH: AtomicBool = AtomicBool::new(false);
-    if !IS_TORCH.load(Ordering::Relaxed) {
+    if !raise::is_torch_known() {
         // Asking the loader takes tens of microseconds, and torch may be loaded later.
         let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
         if !calls.is_power_of_two() || !raise::is_torch_here() {
             return;
         }
-        IS_TORCH.store(true, Ordering::Relaxed);
     }
     process.warnings().warn(Warning::PlainLoad, || {
         "torch loaded the allocator without its hooks, so record_stream and graph pools are unknown here and every free waits behind all work; use hbmalloc.torch.install() instead".to_owned()

@@ -39,11 +39,17 @@ const OBJECT_BYTES: usize = 1024;
 /// libc10's presence is what tells a torch process from others.
 const TORCH: &CStr = c"libc10.so";
 
+static IS_HERE: AtomicBool = AtomicBool::new(false);
+
+/// Whether torch was seen in the process before; asks nobody.
+pub(super) fn is_torch_known() -> bool {
+    IS_HERE.load(Ordering::Relaxed)
+}
+
 /// Whether torch is in the process. A forked child knows what its parent has asked, and does not ask:
 /// another thread may have left the loader halfway through something.
 pub(super) fn is_torch_here() -> bool {
-    static IS_HERE: AtomicBool = AtomicBool::new(false);
-    if IS_HERE.load(Ordering::Relaxed) {
+    if is_torch_known() {
         return true;
     }
     let is_here = !has_forked() && Library::loaded(TORCH).is_some();

@@ -70,8 +70,12 @@ fn past_a_reservation(steps: &mut Steps) -> Outcome {
     let chunk = Owned::chunk(calls, 2 * CHUNK)?;
     let edge = reservation.number() + 3 * CHUNK;
     let answer = calls.map(edge, 2 * CHUNK, 0, chunk.number(), 0);
-    // A card lets it pass where it has addresses of its own behind.
-    steps.is_one_of("map over its end", answer, &[0, 1]);
+    match steps.context().is_simulated() {
+        // Other memory of the process may lie there.
+        true => steps.is("map over its end", answer, 1),
+        // One card was seen to answer both.
+        false => steps.is_one_of("map over its end", answer, &[0, 1]),
+    }
     if answer == 0 {
         steps.is("unmap", calls.unmap(edge, 2 * CHUNK), 0);
     }
