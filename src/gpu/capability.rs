@@ -50,12 +50,52 @@ pub struct Capabilities {
 }
 
 impl Device {
-    /// Virtual memory management: reserve, create, map, give access, and back again.
+    /// Virtual memory management. A chunk that has everything the device advertises shows it, and
+    /// each of these besides: the first block of a process waits for this. Where that is refused, a
+    /// plain chunk is made, mapped and given access to.
     pub fn vmm(self: &Arc<Self>) -> Result<Probe> {
         probe(&self.capabilities().vmm, || {
             self.wants(VIRTUAL_MEMORY_MANAGEMENT, "virtual memory management")?;
+            let advertised = self.advertised_chunk()?;
+            match create_and_release(self, advertised) {
+                Ok(()) => {
+                    self.has_shown(advertised);
+                    return Ok(());
+                }
+                Err(error) if error.status() == Status::OutOfMemory => return Err(error),
+                Err(error) if is_definite(&error) => tracing::debug!("{error}"),
+                Err(error) => self.warn(&error),
+            }
             cycle(self, ChunkSpec::plain(Location::Device))
         })
+    }
+
+    fn advertised_chunk(&self) -> Result<ChunkSpec> {
+        let advertises = |attribute| Ok(self.attribute(attribute)? != 0);
+        let share = match self.wants_fabric() {
+            Ok(()) => Share::Fabric,
+            Err(error) if !is_definite(&error) => return Err(error),
+            Err(_) if advertises(POSIX_FD_HANDLES)? => Share::Fd,
+            Err(_) => Share::None,
+        };
+        Ok(ChunkSpec {
+            share,
+            rdma: advertises(RDMA_WITH_VMM)?,
+            ..ChunkSpec::plain(Location::Device)
+        })
+    }
+
+    /// Keeps what a chunk that could be made has shown; what is known already stays.
+    fn has_shown(&self, spec: ChunkSpec) {
+        let answers = self.capabilities();
+        let share = match spec.share {
+            Share::None => None,
+            Share::Fd => Some(&answers.fd),
+            Share::Fabric => Some(&answers.fabric),
+        };
+        for cell in share.into_iter().chain(spec.rdma.then_some(&answers.rdma)) {
+            let _ = cell.set(Ok(()));
+        }
     }
 
     /// Chunks that can be exported as POSIX file descriptors.
@@ -77,14 +117,19 @@ impl Device {
             ..ChunkSpec::plain(Location::Device)
         };
         probe(&self.capabilities().fabric, || {
-            self.wants(FABRIC_HANDLES, "fabric handles")?;
-            // The refusal of the driver takes longer than all else that is probed.
-            if !self.cuda().library().is_simulator() && !linux::has_imex_channel() {
-                return Err(Error::new(Status::Unsupported, "fabric handles")
-                    .detail("the process may use no IMEX channel"));
-            }
+            self.wants_fabric()?;
             create_and_release(self, spec)
         })
+    }
+
+    fn wants_fabric(&self) -> Result<()> {
+        self.wants(FABRIC_HANDLES, "fabric handles")?;
+        // The refusal of the driver takes longer than all else that is probed.
+        if !self.cuda().library().is_simulator() && !linux::has_imex_channel() {
+            return Err(Error::new(Status::Unsupported, "fabric handles")
+                .detail("the process may use no IMEX channel"));
+        }
+        Ok(())
     }
 
     /// Chunks that network cards can reach.
@@ -179,12 +224,16 @@ impl Device {
             Ok(probe) => Ok(probe.is_ok()),
             Err(error) if error.status() == Status::OutOfMemory => Err(error),
             Err(error) => {
-                self.warnings().warn(Warning::Probe, || {
-                    format!("chunks are made plainer, since asking for more failed: {error}")
-                });
+                self.warn(&error);
                 Ok(false)
             }
         }
+    }
+
+    fn warn(&self, error: &Error) {
+        self.warnings().warn(Warning::Probe, || {
+            format!("chunks may be made plainer, since asking for more failed: {error}")
+        });
     }
 
     fn wants(&self, attribute: i32, what: &'static str) -> Result<()> {
