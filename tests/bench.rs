@@ -160,6 +160,7 @@ fn what_cannot_be_measured_says_why() {
         ("hbmalloc", "async", "none_such", "none_such"),
         ("driver", "none", "cold", "no memory"),
         ("driver", "words", "cold", "no memory"),
+        ("driver", "scattered", "cold", "no memory"),
         ("driver", "cudaMallocAsync", "steady", "cudaSetDevice"),
     ] {
         let (success, lines) = programs.run(program, allocator, bench);
@@ -244,6 +245,7 @@ fn the_command_prints_json() {
         "async/torch 50 live",
         "none 50 live",
         "words 50 live",
+        "scattered 50 live",
         "async first 1 GiB",
         "async second",
         "async/torch first 1 GiB",

@@ -94,7 +94,9 @@ public:
 };
 
 // A word a block in a cache line of its own, written by who allocates and compared and swapped by who
-// frees. There is no search and no memory: a thread takes its last freed place, or the next free one.
+// frees. There is no search and no memory: a thread takes its last freed place, or the next free one, STRIDE
+// places on. Lines beside each other a processor fetches ahead; far apart it does not.
+template <std::size_t STRIDE>
 class Words {
 public:
     static void open_device(const Options &) {}
@@ -113,7 +115,7 @@ public:
                     if (own.taken > own.window / 2 && own.window < PLACES) own.window *= 2;
                     own.next = own.taken = 0;
                 }
-                place = own.next++;
+                place = own.next++ * STRIDE % own.window;
                 own.taken += own.words[place].word.load(std::memory_order_acquire) != 0;
             } while (own.words[place].word.load(std::memory_order_acquire) != 0);
         }
@@ -157,7 +159,11 @@ private:
     static thread_local std::size_t *last_freed_;
 };
 
-thread_local std::size_t *Words::last_freed_ = nullptr;
+template <std::size_t STRIDE>
+thread_local std::size_t *Words<STRIDE>::last_freed_ = nullptr;
+
+// Odd, so that each of as many places as a power of two is met once.
+constexpr std::size_t SCATTERED = 2654435761;
 
 }  // namespace
 
@@ -165,7 +171,8 @@ int main(int count, char **arguments) {
     return bench::main_with(count, arguments, [](const Options &options) {
         if (options.allocator == "cuMemAlloc") bench::run<Plain>(options);
         else if (options.allocator == "none") bench::run<Nothing>(options);
-        else if (options.allocator == "words") bench::run<Words>(options);
+        else if (options.allocator == "words") bench::run<Words<1>>(options);
+        else if (options.allocator == "scattered") bench::run<Words<SCATTERED>>(options);
         else bench::run<StreamOrdered>(options);
     });
 }

@@ -20,6 +20,8 @@ pub mod core {
 pub mod pool {
     #[path = "../../src/pool/cache.rs"]
     pub mod cache;
+    #[path = "../../src/pool/ending.rs"]
+    pub mod ending;
     #[path = "../../src/pool/exchange.rs"]
     pub mod exchange;
     #[path = "../../src/pool/word.rs"]

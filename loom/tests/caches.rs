@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use hbmalloc_loom::pool::cache::{Cache, Held, Kept};
+use hbmalloc_loom::pool::ending::Ending;
 use hbmalloc_loom::pool::exchange::{Batch, Exchange};
 use hbmalloc_loom::pool::heap::Heap;
 use loom::model::Builder;
@@ -42,7 +43,8 @@ fn emptied_beside(is_final: bool, units: u64) {
             Kept::InsteadOf(held) => mine.push(held.address),
             Kept::No => mine.push(1024),
         }
-        mine.extend(cache.take(units));
+        let inside = cache.enter();
+        mine.extend(inside.and_then(|inside| cache.take_inside(&inside, units)));
         let held = thief.join().unwrap();
         assert!(held.iter().all(|held| held.units == units));
         mine.extend(held.iter().map(|held| held.address));
@@ -82,7 +84,11 @@ fn batches_go_from_thread_to_thread() {
         let putter = exchange.clone();
         let putter = loom::thread::spawn(move || putter.put(3, &batch(1024)));
         let taker = exchange.clone();
-        let taker = loom::thread::spawn(move || taker.take(3).unwrap_or_default());
+        let taker = loom::thread::spawn(move || {
+            let mut blocks = [0; 9];
+            let count = taker.take(3, &mut blocks);
+            blocks[..count].to_vec()
+        });
         let mut found = Vec::new();
         exchange.take_all(&mut found);
         assert!(putter.join().unwrap());
@@ -90,7 +96,7 @@ fn batches_go_from_thread_to_thread() {
             address: *address,
             units: 3,
         };
-        found.extend(taker.join().unwrap().addresses().iter().map(held));
+        found.extend(taker.join().unwrap().iter().map(held));
         // All that was put before is seen from here on.
         exchange.take_all(&mut found);
         each_once(
@@ -100,12 +106,23 @@ fn batches_go_from_thread_to_thread() {
     });
 }
 
-/// What who retires a heap sees of a cache that it has shut for good: whether nothing is out.
-fn is_done_with(cache: &Cache) -> bool {
-    let counts = &cache.counts;
-    !cache.is_busy()
-        && counts.given.load(Ordering::Acquire) == counts.taken.load(Ordering::Acquire)
-        && !cache.is_busy()
+/// Whether a heap with this one cache is done with.
+fn is_over(ending: &Ending, cache: &Cache) -> bool {
+    let has_blocks = || {
+        let given = cache.counts.given.load(Ordering::Acquire);
+        given != cache.counts.taken.load(Ordering::Acquire)
+    };
+    ending.is_over(|| cache.is_busy(), has_blocks)
+}
+
+/// A heap with one cache is retired; what the cache kept.
+fn retire(ending: &Ending, cache: &Cache, returned: impl FnOnce()) -> Vec<Held> {
+    let mut held = Vec::new();
+    assert!(ending.retire());
+    cache.take_from(true, &mut held);
+    returned();
+    ending.shut();
+    held
 }
 
 fn taken(cache: &Cache) -> u64 {
@@ -116,7 +133,7 @@ fn taken(cache: &Cache) -> u64 {
 #[test]
 fn a_block_at_hand_is_counted_or_not_had() {
     model(|| {
-        let cache = cache();
+        let (cache, ending) = (cache(), Ending::default());
         assert_eq!(cache.keep(512, 1), Kept::Yes);
         let there = cache.clone();
         let owner = loom::thread::spawn(move || {
@@ -126,12 +143,11 @@ fn a_block_at_hand_is_counted_or_not_had() {
                 }
             }
         });
-        let mut held = Vec::new();
-        cache.take_from(true, &mut held);
-        let is_done = is_done_with(&cache);
+        let held = retire(&ending, &cache, || ());
+        let is_over = is_over(&ending, &cache);
         owner.join().unwrap();
-        assert_eq!(is_done, taken(&cache) == 0);
-        assert_eq!(is_done, held.len() == 1);
+        assert_eq!(is_over, taken(&cache) == 0);
+        assert_eq!(is_over, held.len() == 1);
     });
 }
 
@@ -139,20 +155,19 @@ fn a_block_at_hand_is_counted_or_not_had() {
 #[test]
 fn work_on_a_heap_is_seen_or_not_begun() {
     model(|| {
-        let (cache, retired) = (cache(), Arc::new(AtomicBool::new(false)));
-        let (there, retired_there) = (cache.clone(), retired.clone());
+        let (cache, ending) = (cache(), Arc::new(Ending::default()));
+        let (there, ending_there) = (cache.clone(), ending.clone());
         let owner = loom::thread::spawn(move || {
             there.begin_work();
-            if !retired_there.load(Ordering::Acquire) {
+            if !ending_there.is_retired() {
                 there.counts.took(100, 512);
             }
             there.end_work();
         });
-        retired.store(true, Ordering::Release);
-        cache.take_from(true, &mut Vec::new());
-        let is_done = is_done_with(&cache);
+        retire(&ending, &cache, || ());
+        let is_over = is_over(&ending, &cache);
         owner.join().unwrap();
-        assert!(!is_done || taken(&cache) == 0);
+        assert!(!is_over || taken(&cache) == 0);
     });
 }
 
@@ -161,8 +176,9 @@ fn work_on_a_heap_is_seen_or_not_begun() {
 fn a_block_counted_as_given_back_is_back() {
     model(|| {
         let (cache, is_back) = (cache(), Arc::new(AtomicBool::new(false)));
+        let ending = Ending::default();
         cache.counts.took(100, 512);
-        cache.take_from(true, &mut Vec::new());
+        retire(&ending, &cache, || ());
         let (there, is_back_there) = (cache.clone(), is_back.clone());
         let owner = loom::thread::spawn(move || {
             there.begin_work();
@@ -170,8 +186,55 @@ fn a_block_counted_as_given_back_is_back() {
             is_back_there.store(true, Ordering::Relaxed);
             there.end_work();
         });
-        let is_done = is_done_with(&cache);
-        assert!(!is_done || is_back.load(Ordering::Relaxed));
+        let is_over = is_over(&ending, &cache);
+        assert!(!is_over || is_back.load(Ordering::Relaxed));
         owner.join().unwrap();
+    });
+}
+
+/// All blocks are counted as given back, and a cache keeps one: the heap is not over before that is
+/// free memory.
+#[test]
+fn what_a_cache_keeps_is_free_memory_before_the_end() {
+    model(|| {
+        let (cache, ending) = (cache(), Arc::new(Ending::default()));
+        let is_free = Arc::new(AtomicBool::new(false));
+        assert_eq!(cache.keep(512, 1), Kept::Yes);
+        let (there, ending_there, is_free_there) = (cache.clone(), ending.clone(), is_free.clone());
+        let retirer = loom::thread::spawn(move || {
+            let free = || is_free_there.store(true, Ordering::Relaxed);
+            assert_eq!(retire(&ending_there, &there, free).len(), 1);
+        });
+        // Another thread's free of the last block is what makes it look.
+        assert!(!is_over(&ending, &cache) || is_free.load(Ordering::Relaxed));
+        retirer.join().unwrap();
+        assert!(is_over(&ending, &cache));
+    });
+}
+
+/// A thread takes what others have freed into its bin, beside the retirement of the heap.
+#[test]
+fn an_exchanged_block_is_kept_or_left() {
+    model(|| {
+        let (cache, exchange) = (cache(), Arc::new(Exchange::default()));
+        let mut batch = Batch::default();
+        batch.push(512);
+        batch.push(1024);
+        assert!(exchange.put(1, &batch));
+        let (there, exchange_there) = (cache.clone(), exchange.clone());
+        let owner = loom::thread::spawn(move || {
+            let inside = there.enter()?;
+            let mut blocks = [0; 2];
+            let count = exchange_there.take(1, &mut blocks);
+            let (block, rest) = blocks[..count].split_last()?;
+            there.fill_inside(&inside, 1, rest);
+            Some(*block)
+        });
+        let mut held = Vec::new();
+        cache.take_from(true, &mut held);
+        exchange.take_all(&mut held);
+        let mut found: Vec<u64> = held.iter().map(|held| held.address).collect();
+        found.extend(owner.join().unwrap());
+        each_once(found, &[512, 1024]);
     });
 }

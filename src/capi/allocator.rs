@@ -164,11 +164,12 @@ fn recent(handle: *mut hbm_allocator_t) -> Option<Recent> {
     (is_same && recent.destroyed == DESTROYED.load(Ordering::Acquire)).then_some(recent)
 }
 
-fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator) {
+/// `destroyed` must have been read before the allocator was found.
+fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator, destroyed: u64) {
     if allocator.kind == Kind::Pool {
         let recent = Recent {
             handle: handle as usize,
-            destroyed: DESTROYED.load(Ordering::Acquire),
+            destroyed,
             id: allocator.id,
             device: allocator.device,
             tag: allocator.tag,
@@ -323,8 +324,9 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
                 )
             })?,
         };
+        let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find_for_block(OPERATION, allocator)?;
-        remember(allocator, &found);
+        remember(allocator, &found, destroyed);
         let address = observe::process()
             .allocate(Demand {
                 kind: found.kind,
@@ -368,7 +370,9 @@ pub extern "C" fn hbm_allocator_deallocate(
                 return Ok(());
             }
         }
+        let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find("hbm_allocator_deallocate", allocator)?;
+        remember(allocator, &found, destroyed);
         let outcome = process.deallocate(address as u64, Some(found.id), used_on);
         let gone = !matches!(&outcome, Err(error) if error.status() == Status::NotOwned);
         if gone {

@@ -30,7 +30,7 @@ struct Bin {
 }
 
 /// How many blocks of a size a bin takes.
-fn bin_room(units: u64) -> u32 {
+pub fn bin_room(units: u64) -> u32 {
     (BIN_BYTES / (units * UNIT)).clamp(4, BIN_SLOTS as u64) as u32
 }
 
@@ -247,14 +247,7 @@ impl Cache {
         self.busy.load(Acquire)
     }
 
-    /// A freed block of just this size.
-    #[inline]
-    pub fn take(&self, units: u64) -> Option<u64> {
-        let inside = self.gate.enter()?;
-        self.take_inside(&inside, units)
-    }
-
-    /// [`Cache::take`] for a thread that has gone in.
+    /// A freed block of just this size, for a thread that has gone in.
     #[inline]
     pub fn take_inside(&self, _: &Inside, units: u64) -> Option<u64> {
         if units <= BINNED_UNITS {
@@ -264,6 +257,15 @@ impl Cache {
             return Some(bin.slots[last as usize % BIN_SLOTS].load(Relaxed));
         }
         self.take_parked(units)
+    }
+
+    /// Puts blocks of `units`, at most [`bin_room`], into the empty bin of that size.
+    pub fn fill_inside(&self, _: &Inside, units: u64, blocks: &[u64]) {
+        let bin = &self.bins[units as usize - 1];
+        for (slot, address) in bin.slots.iter().zip(blocks) {
+            slot.store(*address, Relaxed);
+        }
+        bin.count.store(blocks.len() as u32, Relaxed);
     }
 
     fn take_parked(&self, units: u64) -> Option<u64> {
@@ -324,14 +326,14 @@ impl Cache {
         self.parked_large.swap(0, 0)
     }
 
-    /// Takes half of what a bin holds, to make room.
-    pub fn take_half(&self, units: u64, into: &mut Batch) {
+    /// Takes most of what a bin holds, to make room.
+    pub fn take_most(&self, units: u64, into: &mut Batch) {
         let Some(_inside) = self.gate.enter() else {
             return;
         };
         let bin = &self.bins[units as usize - 1];
         let count = bin.count.load(Relaxed) as usize;
-        let kept = count / 2;
+        let kept = count / 4;
         // The oldest go: the youngest are warm.
         for slot in 0..count {
             let address = bin.slots[slot].load(Relaxed);

@@ -2,7 +2,7 @@
 
 use super::arena::{Arena, Ground};
 use super::backing::Backing;
-use super::cache::{Cache, Held, Kept};
+use super::cache::Cache;
 use super::counters::{Counters, add};
 use super::fold::{Folded, SpareCounts};
 use super::heap::{Heap, HeapKey, Seat};
@@ -237,9 +237,6 @@ impl DevicePool {
             bytes: units(requested) * UNIT,
             align: align.max(UNIT_ALIGN),
         };
-        if let Some(address) = wanted.exchanged() {
-            return Ok(address);
-        }
         if let Some(given) = self.take_free(&wanted) {
             return Ok(given.address);
         }
@@ -331,21 +328,5 @@ impl Wanted<'_> {
         }
         self.heap.exchange.take_all(&mut held);
         self.heap.return_blocks(&held);
-    }
-
-    /// A block that another thread has freed; the rest of its batch is this thread's from here on.
-    fn exchanged(&self) -> Option<u64> {
-        let cache = self.cache.filter(|_| self.align == UNIT_ALIGN)?;
-        let units = self.bytes / UNIT;
-        let batch = self.heap.exchange.take(units)?;
-        let (block, rest) = batch.addresses().split_last()?;
-        let refused = |address: &&u64| cache.keep(**address, units) != Kept::Yes;
-        let held = |address: &u64| Held {
-            address: *address,
-            units,
-        };
-        let left: Vec<Held> = rest.iter().filter(refused).map(held).collect();
-        self.heap.return_blocks(&left);
-        Some(*block)
     }
 }

@@ -109,15 +109,14 @@ impl DevicePool {
             let space = lock(&arena.space);
             return Ok(self.complete(space, window, Vec::new(), color));
         }
-        wanted.heap.look_at_progress();
         let arenas = lock(&self.arenas).clone();
-        let Ground {
-            location,
-            granularity,
-        } = arena.ground;
+        let Ground { location, .. } = arena.ground;
         let sums = self.at(location);
         let most = sums.peak_allocated.max(sums.allocated + wanted.bytes);
         let held = self.state.extents.pooled_at(location);
+        if held > 0 {
+            wanted.heap.look_at_progress();
+        }
         let is_tight = self.is_tight();
         let lean = policy::Lean::of(is_tight);
         let room = |pace| (lean.may_hold(most, pace).saturating_sub(held)).min(credit);
@@ -139,8 +138,8 @@ impl DevicePool {
             total: sums.total_allocated,
         };
         let lengths = Lengths {
-            chunk: lean.chunk_bytes(purpose, granularity, *pace),
-            grain: granularity.get(),
+            chunk: lean.chunk_bytes(purpose, arena.ground.granularity, *pace),
+            grain: arena.ground.granularity.get(),
         };
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, lengths, credit);

@@ -4,6 +4,7 @@
 use super::arena::{Arena, LARGE_UNITS};
 use super::cache::{Cache, Counts, Held};
 use super::device::DevicePool;
+use super::ending::Ending;
 use super::exchange::Exchange;
 use super::pending::Pending;
 use super::pools::thread_number;
@@ -15,7 +16,7 @@ use crate::core::radix::UNIT;
 use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::gpu::Stream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The graphs whose replays may write to memory, in whatever order these are.
@@ -97,14 +98,10 @@ pub struct Heap {
     pub(super) exchange: Exchange,
     pub(super) pending: Mutex<Pending>,
     pub(super) progress: Mutex<Progress>,
-    /// Set when its stream may be gone: it is named no more, and gets no new blocks.
-    retired: AtomicBool,
-    /// Set once no thread keeps anything of it any more, nor will.
-    is_shut: AtomicBool,
+    /// Its stream may be gone: it is named no more, and gets no new blocks.
+    pub(super) ending: Ending,
     /// Whether somebody will look whether it is done with.
     pub(super) is_queued: AtomicBool,
-    /// Threads at work on it that have no cache any more.
-    pub(super) guests: AtomicUsize,
 }
 
 /// The colour of a heap in an arena of its own.
@@ -126,10 +123,8 @@ impl Heap {
             exchange: Exchange::default(),
             pending: Mutex::default(),
             progress: Mutex::default(),
-            retired: AtomicBool::new(false),
-            is_shut: AtomicBool::new(false),
+            ending: Ending::default(),
             is_queued: AtomicBool::new(false),
-            guests: AtomicUsize::new(0),
         }
     }
 
@@ -153,7 +148,7 @@ impl Heap {
 
     /// Whether its stream may be gone.
     pub fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
+        self.ending.is_retired()
     }
 
     /// Whether `stream`, as the calling thread means it, is the heap's.
@@ -168,31 +163,21 @@ impl Heap {
 
     /// The stream is about to go, or the graph is gone: no thread keeps blocks of it any more.
     pub(super) fn retire(self: &Arc<Heap>) {
-        if self.retired.swap(true, Ordering::AcqRel) {
+        if !self.ending.retire() {
             return;
         }
         // Who was about to name the stream has done so from here on.
         drop(lock(&self.progress));
         self.flush(true);
-        self.is_shut.store(true, Ordering::Release);
+        self.ending.shut();
         self.queue(Place::Last);
     }
 
     /// Whether every block of a retired heap is back and no thread at work on it. Then it stays so, but
     /// for guests.
     pub(super) fn is_done_with(&self) -> bool {
-        // Looked at before the counts, which then show what was allocated, and after them, since who has
-        // counted a block as given back is still at work on it.
-        let is_quiet = || {
-            let is_busy = lock(&self.caches).iter().any(|cache| cache.is_busy());
-            !is_busy && self.guests.load(Ordering::Acquire) == 0
-        };
-        // Until then threads may keep blocks of it.
-        self.is_shut.load(Ordering::Acquire)
-            && is_quiet()
-            && !self.has_blocks()
-            && is_quiet()
-            && lock(&self.pending).len() == 0
+        let is_busy = || lock(&self.caches).iter().any(|cache| cache.is_busy());
+        self.ending.is_over(is_busy, || self.has_blocks()) && lock(&self.pending).len() == 0
     }
 
     /// Whether blocks were given out that are not counted as given back. Of a retired heap, no is

@@ -12,6 +12,7 @@ pub mod backing;
 mod cache;
 pub mod counters;
 mod device;
+mod ending;
 mod exchange;
 mod fold;
 mod growth;

@@ -1,6 +1,6 @@
 //! The pools of a process: one way in for every request and every free, whatever device they concern.
 
-use super::cache::{BINNED_UNITS, Cache, Held, Kept};
+use super::cache::{BIN_SLOTS, BINNED_UNITS, Cache, Held, Kept, bin_room};
 use super::device::{DevicePool, Lean, Placing};
 use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
@@ -109,7 +109,7 @@ impl Pools {
             let units = units(requested);
             // Until the block is counted: a heap that is retired waits for that.
             let inside = cache.enter()?;
-            let address = cache.take_inside(&inside, units)?;
+            let address = self.take_kept(cache, &inside, units)?;
             let entry = self.radix.entry(address, units);
             let is_time = publish(cache, entry, Word::new(cache.heap().id, requested));
             drop(inside);
@@ -118,6 +118,29 @@ impl Pools {
             }
             Some(address)
         })
+    }
+
+    /// A block that this thread has freed, or else another.
+    #[inline]
+    fn take_kept(&self, cache: &Cache, inside: &Inside, units: u64) -> Option<u64> {
+        (cache.take_inside(inside, units)).or_else(|| self.take_exchanged(cache, inside, units))
+    }
+
+    /// A block that another thread has freed; the rest of its batch is this thread's from here on.
+    #[cold]
+    fn take_exchanged(&self, cache: &Cache, inside: &Inside, units: u64) -> Option<u64> {
+        if units > BINNED_UNITS {
+            return None;
+        }
+        let mut blocks = [0; BIN_SLOTS];
+        let count = (cache.heap().exchange).take(units, &mut blocks[..bin_room(units) as usize]);
+        let (block, rest) = blocks[..count].split_last()?;
+        // Who freed them wrote to their entries last: these come all at once now, not one by one.
+        for address in &blocks[..count] {
+            linux::announce_write(self.radix.entry(*address, units));
+        }
+        cache.fill_inside(inside, units, rest);
+        Some(*block)
     }
 
     /// A block of `requested` bytes above 0 for `key`. `is_unordered` says that work of streams nobody
@@ -138,7 +161,9 @@ impl Pools {
         let visit = self.visit(pool, key)?;
         let Visit { heap, cache } = &visit;
         let kept = match cache {
-            Some(cache) if align.get() <= UNIT => cache.take(units(requested)),
+            Some(cache) if align.get() <= UNIT => {
+                (cache.enter()).and_then(|inside| self.take_kept(cache, &inside, units(requested)))
+            }
             _ => None,
         };
         let address = match kept {
@@ -429,8 +454,7 @@ fn overflow(cache: &Cache, freed: Held) {
         return;
     }
     let mut batch = Batch::default();
-    batch.push(freed.address);
-    cache.take_half(freed.units, &mut batch);
+    cache.take_most(freed.units, &mut batch);
     if !cache.heap().exchange.put(freed.units, &batch) {
         let held = |address: &u64| Held {
             address: *address,
@@ -438,5 +462,8 @@ fn overflow(cache: &Cache, freed: Held) {
         };
         let held: Vec<Held> = batch.addresses().iter().map(held).collect();
         cache.heap().return_blocks(&held);
+    }
+    if cache.keep(freed.address, freed.units) != Kept::Yes {
+        cache.heap().return_block(freed);
     }
 }

@@ -10,7 +10,6 @@ use super::pools::Pools;
 use crate::core::space::Color;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 /// A thread at work on a heap.
@@ -28,7 +27,7 @@ impl Visit {
         match &cache {
             Some(cache) => cache.begin_work(),
             None => {
-                heap.guests.fetch_add(1, Ordering::SeqCst);
+                heap.ending.enter();
             }
         }
         Visit { heap, cache }
@@ -40,7 +39,7 @@ impl Drop for Visit {
         match &self.cache {
             Some(cache) => cache.end_work(),
             None => {
-                self.heap.guests.fetch_sub(1, Ordering::Release);
+                self.heap.ending.leave();
             }
         }
     }

@@ -141,9 +141,13 @@ impl Peers {
             (true, false) => peers.skip("other allocators and torch", "the driver is simulated"),
             (true, true) => {}
         }
-        entries.push(Entry::new("none", "nothing (the loop itself)", Program::Driver).baseline());
-        entries
-            .push(Entry::new("words", "a word a block, nothing else", Program::Driver).baseline());
+        for (name, title) in [
+            ("none", "nothing (the loop itself)"),
+            ("words", "a word a block, nothing else"),
+            ("scattered", "the same, the words in no order"),
+        ] {
+            entries.push(Entry::new(name, title, Program::Driver).baseline());
+        }
         entries.retain(parts);
         for entry in entries {
             let needed = match entry.program {
