@@ -63,6 +63,7 @@ fn without_and_with_hooks() {
         plain.a_free_waits_behind_everything(source);
         plain.a_free_disturbs_no_capture(source);
     }
+    plain.free_memory_serves_blocks_that_any_stream_may_use();
     // torch is not in this process, so nothing is missing.
     assert_eq!(process.warnings().count(Warning::PlainLoad), 0);
     hbm_torch_set_hooked(1);
@@ -135,6 +136,33 @@ impl Plain {
         free(block, BYTES, 0, null_mut());
         assert_eq!(self.process.live_blocks(), 0, "{name}");
         self.forget([own, unknown, third]);
+    }
+
+    /// A block at hand is had another way where captures are told of, which is no promise about streams.
+    fn free_memory_serves_blocks_that_any_stream_may_use(&self) {
+        let (own, unknown) = (self.stream(), self.stream());
+        let malloc = || pool_malloc(BYTES, 0, own.stream().raw());
+        let free = |block: *mut c_void| pool_free(block, BYTES, 0, own.stream().raw());
+        self.process.set_captures_told(true);
+        let first: [_; 16] = std::array::from_fn(|_| malloc());
+        first.into_iter().for_each(free);
+        // The frees are looked at by the first of these.
+        let again: [_; 4] = std::array::from_fn(|_| malloc());
+        for block in again {
+            assert!(first.contains(&block), "there was free memory");
+            let address = block as u64;
+            let busy = self.machine.busy(unknown.stream(), address, BYTES as u64);
+            let busy = busy.unwrap();
+            free(block);
+            let next: [_; 16] = std::array::from_fn(|_| malloc());
+            assert!(!next.contains(&block), "given out under running work");
+            busy.end().unwrap();
+            next.into_iter().for_each(free);
+        }
+        hbm_torch_reset();
+        assert_eq!((self.pending(), self.process.live_blocks()), (0, 0));
+        self.process.set_captures_told(false);
+        self.forget([own, unknown]);
     }
 
     /// Nobody told of the capture, and it is of the mode that forbids most.

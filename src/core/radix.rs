@@ -227,9 +227,9 @@ impl Radix {
         &middle[index(address, MIDDLE_ABOVE, MIDDLE_BITS)]
     }
 
-    /// Remembers the divider's number of a block that it gives out and that has no word yet. Under the
-    /// divider's lock.
-    pub fn set_node(&self, address: u64, units: u64, node: u32) {
+    /// Remembers the divider's number of a block that it gives out and that has no word yet; its entry.
+    /// Under the divider's lock.
+    pub fn set_node(&self, address: u64, units: u64, node: u32) -> &Entry {
         let entry = self.entry(address, units);
         let begin = match units {
             MIDDLE_UNITS.. => begin_in(address, MIDDLE_ABOVE),
@@ -239,6 +239,7 @@ impl Radix {
         };
         entry.begin.store(begin, Ordering::Relaxed);
         entry.node.store(node, Ordering::Relaxed);
+        entry
     }
 }
 

@@ -322,7 +322,12 @@ impl Cache {
 
     /// The large block that waits for a request of just its size.
     pub fn take_large(&self) -> Option<Held> {
-        let _inside = self.gate.enter()?;
+        let inside = self.gate.enter()?;
+        self.take_large_inside(&inside)
+    }
+
+    /// [`Cache::take_large`] for a thread that has gone in.
+    pub fn take_large_inside(&self, _: &Inside) -> Option<Held> {
         self.parked_large.swap(0, 0)
     }
 

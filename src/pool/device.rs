@@ -11,10 +11,11 @@ use super::pending::Effort;
 use super::retired::Retired;
 use super::settle::Progress;
 use super::tally::Tally;
-use super::word::units;
+use super::word::{LARGEST, units};
 use crate::config::value::Location;
+use crate::core::gate::Inside;
 use crate::core::gauge::{Holding, Reading};
-use crate::core::radix::{Radix, UNIT};
+use crate::core::radix::{Entry, Radix, UNIT};
 use crate::core::size::Align;
 use crate::core::space::{Fit, Given, Space};
 use crate::core::sync::lock;
@@ -253,6 +254,31 @@ impl DevicePool {
             Err(_) => add(&self.counters.failures, 1),
         }
         outcome.map(|given| given.address)
+    }
+
+    /// A block of `units` out of memory that is free for the cache's heap, for a thread that has gone in:
+    /// its address and entry. None too where another thread is at work in the arena, so that whoever
+    /// shuts the gate waits for nobody else.
+    pub(super) fn take_free_inside(
+        &self,
+        cache: &Cache,
+        inside: &Inside,
+        units: u64,
+    ) -> Option<(u64, &Entry)> {
+        let bytes = units.checked_mul(UNIT).filter(|bytes| *bytes <= LARGEST)?;
+        let (arena, color) = cache.heap().arena(bytes);
+        let mut space = arena.space.try_lock().ok()?;
+        if arena.is_large {
+            // Kept back, it would only break free memory up.
+            if let Some(block) = cache.take_large_inside(inside) {
+                let entry = self.radix.entry(block.address, block.units);
+                space.free(entry.node(), color, self.epoch());
+            }
+        }
+        let given = space.allocate(bytes, UNIT_ALIGN, color)?;
+        cache.gave_out(given.address, units);
+        let entry = self.radix.set_node(given.address, units, given.piece);
+        Some((given.address, entry))
     }
 
     /// A block out of memory that is free for the heap, what its own thread keeps included.

@@ -101,17 +101,21 @@ impl Pools {
         Arc::new(DevicePool::new(state, backing, radix, is_tight, placing))
     }
 
-    /// A block that this thread freed before and may have again at once. Takes no lock, makes no
-    /// driver call. None where there is no such block: then [`Pools::allocate`] finds one.
+    /// A block that the heap's threads freed before and this one may have at once. Makes no driver call
+    /// and waits for no thread that divides memory up. None where there is no such block: then
+    /// [`Pools::allocate`] finds one.
     #[inline]
     pub fn reuse(&self, key: &HeapKey, requested: u64) -> Option<u64> {
         local::with_key(&self.instance, key, |cache| {
             let units = units(requested);
             // Until the block is counted: a heap that is retired waits for that.
             let inside = cache.enter()?;
-            let address = self.take_kept(cache, &inside, units)?;
-            let entry = self.radix.entry(address, units);
-            let is_time = publish(cache, entry, Word::new(cache.heap().id, requested));
+            let heap = cache.heap();
+            let (address, entry) = match self.take_kept(cache, &inside, units) {
+                Some(address) => (address, self.radix.entry(address, units)),
+                None => heap.pool.take_free_inside(cache, &inside, units)?,
+            };
+            let is_time = publish(cache, entry, Word::new(heap.id, requested));
             drop(inside);
             if is_time {
                 look_at_peaks(cache.heap());

@@ -38,8 +38,9 @@ fn thread_of(stream: Stream) -> u64 {
 }
 
 impl Process {
-    /// A block that this thread freed before and may have again: no lock, no driver call. None where
-    /// there is none at hand, or where more has to be looked at; then ask [`Process::allocate`].
+    /// A block of memory that is free in the stream's order, which only streams that are named use besides:
+    /// no driver call, no wait. None where there is none at hand, or where more has to be looked at;
+    /// then ask [`Process::allocate`].
     #[inline]
     pub fn reuse_pooled(
         &self,

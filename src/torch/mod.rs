@@ -58,13 +58,14 @@ fn allocate_block(
         None => process.default_kind()?,
     };
     let tag = tags::current();
-    if kind == Kind::Pool {
+    let is_hooked = process.is_hooked();
+    if kind == Kind::Pool && is_hooked {
         let stream = Stream::from_raw(stream);
         if let Some(address) = process.reuse_pooled(device, size as u64, stream, None, tag) {
             return Ok(address as *mut c_void);
         }
     }
-    let last_use = if process.is_hooked() {
+    let last_use = if is_hooked {
         LastUse::Told
     } else {
         warn_of_missing_hooks(process);
