@@ -118,10 +118,10 @@ fn is_over(ending: &Ending, cache: &Cache) -> bool {
 /// A heap with one cache is retired; what the cache kept.
 fn retire(ending: &Ending, cache: &Cache, returned: impl FnOnce()) -> Vec<Held> {
     let mut held = Vec::new();
-    assert!(ending.retire());
-    cache.take_from(true, &mut held);
-    returned();
-    ending.shut();
+    assert!(ending.retire(|| {
+        cache.take_from(true, &mut held);
+        returned();
+    }));
     held
 }
 
@@ -189,6 +189,29 @@ fn a_block_counted_as_given_back_is_back() {
         let is_over = is_over(&ending, &cache);
         assert!(!is_over || is_back.load(Ordering::Relaxed));
         owner.join().unwrap();
+    });
+}
+
+/// The same for a thread without a cache, a guest of the heap.
+#[test]
+fn a_block_given_back_by_a_guest_is_back() {
+    model(|| {
+        let (cache, is_back) = (cache(), Arc::new(AtomicBool::new(false)));
+        let ending = Arc::new(Ending::default());
+        cache.counts.took(100, 512);
+        retire(&ending, &cache, || ());
+        let (there, is_back_there, ending_there) = (cache.clone(), is_back.clone(), ending.clone());
+        let guest = loom::thread::spawn(move || {
+            ending_there.enter();
+            there.counts.gave(100, 512);
+            is_back_there.store(true, Ordering::Relaxed);
+            ending_there.leave();
+        });
+        // Else the guest's steps are not tried before this thread's.
+        loom::thread::yield_now();
+        let is_over = is_over(&ending, &cache);
+        assert!(!is_over || is_back.load(Ordering::Relaxed));
+        guest.join().unwrap();
     });
 }
 

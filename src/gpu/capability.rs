@@ -41,6 +41,8 @@ pub struct Capabilities {
     fd: OnceCell<Probe>,
     fabric: OnceCell<Probe>,
     rdma: OnceCell<Probe>,
+    /// What can be exported, and be reached by network cards, both at once.
+    together: OnceCell<Probe>,
     host_numa: OnceCell<Probe>,
     pools: OnceCell<Probe>,
     managed: OnceCell<Probe>,
@@ -50,9 +52,10 @@ pub struct Capabilities {
 }
 
 impl Device {
-    /// Virtual memory management. A chunk that has everything the device advertises shows it, and
-    /// each of these besides: the first block of a process waits for this. Where that is refused, a
-    /// plain chunk is made, mapped and given access to.
+    /// Virtual memory management. That a chunk can be made that has everything the device advertises is
+    /// taken to show it, and each of these besides: the first block of a process waits for this.
+    /// Whether the chunk can be mapped is left to that block. Where it is refused, a plain chunk is made,
+    /// mapped and given access to.
     pub fn vmm(self: &Arc<Self>) -> Result<Probe> {
         probe(&self.capabilities().vmm, || {
             self.wants(VIRTUAL_MEMORY_MANAGEMENT, "virtual memory management")?;
@@ -88,6 +91,7 @@ impl Device {
     /// Keeps what a chunk that could be made has shown; what is known already stays.
     fn has_shown(&self, spec: ChunkSpec) {
         let answers = self.capabilities();
+        let _ = answers.together.set(Ok(()));
         let share = match spec.share {
             Share::None => None,
             Share::Fd => Some(&answers.fd),
@@ -213,8 +217,18 @@ impl Device {
                 Share::None
             };
             spec.rdma = self.works(self.rdma())?;
+            if spec.rdma && spec.share != Share::None {
+                spec.rdma = self.works(self.together(spec))?;
+            }
         }
         Ok(spec)
+    }
+
+    /// Chunks that can be exported as `spec` says and that network cards can reach.
+    fn together(self: &Arc<Self>, spec: ChunkSpec) -> Result<Probe> {
+        probe(&self.capabilities().together, || {
+            create_and_release(self, spec)
+        })
     }
 
     /// Whether an extra can be had. Asking that failed is a no for now; that memory has run out is

@@ -17,6 +17,8 @@ use crate::sys::linux;
 pub const BINNED_UNITS: u64 = 64;
 /// Places of a bin.
 pub const BIN_SLOTS: usize = 32;
+/// A full bin keeps so many blocks when it makes room.
+pub const BIN_KEPT: usize = BIN_SLOTS / 4;
 /// A bin keeps at most so many bytes.
 const BIN_BYTES: u64 = 128 << 10;
 /// Larger blocks wait in one short list for a request of just their size. Of those that share an arena
@@ -262,6 +264,7 @@ impl Cache {
     /// Puts blocks of `units`, at most [`bin_room`], into the empty bin of that size.
     pub fn fill_inside(&self, _: &Inside, units: u64, blocks: &[u64]) {
         let bin = &self.bins[units as usize - 1];
+        debug_assert!(bin.count.load(Relaxed) == 0 && blocks.len() <= BIN_SLOTS);
         for (slot, address) in bin.slots.iter().zip(blocks) {
             slot.store(*address, Relaxed);
         }
@@ -338,12 +341,15 @@ impl Cache {
         };
         let bin = &self.bins[units as usize - 1];
         let count = bin.count.load(Relaxed) as usize;
-        let kept = count / 4;
+        let kept = (count / 4).min(BIN_KEPT);
         // The oldest go: the youngest are warm.
         for slot in 0..count {
             let address = bin.slots[slot].load(Relaxed);
             match slot < count - kept {
-                true => drop(into.push(address)),
+                true => assert!(
+                    into.push(address),
+                    "a batch has room for what a bin gives away"
+                ),
                 false => bin.slots[slot + kept - count].store(address, Relaxed),
             }
         }

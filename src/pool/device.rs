@@ -18,7 +18,7 @@ use crate::core::gauge::{Holding, Reading};
 use crate::core::radix::{Entry, Radix, UNIT};
 use crate::core::size::Align;
 use crate::core::space::{Fit, Given, Space};
-use crate::core::sync::lock;
+use crate::core::sync::{lock, try_lock};
 use crate::error::Result;
 use crate::extent::DeviceState;
 use crate::gpu::{Device, Stream};
@@ -257,8 +257,8 @@ impl DevicePool {
     }
 
     /// A block of `units` out of memory that is free for the cache's heap, for a thread that has gone in:
-    /// its address and entry. None too where another thread is at work in the arena, so that whoever
-    /// shuts the gate waits for nobody else.
+    /// its address and entry. None too where another thread is at work in the arena, for whom whoever
+    /// shuts the gate would have to wait.
     pub(super) fn take_free_inside(
         &self,
         cache: &Cache,
@@ -267,7 +267,7 @@ impl DevicePool {
     ) -> Option<(u64, &Entry)> {
         let bytes = units.checked_mul(UNIT).filter(|bytes| *bytes <= LARGEST)?;
         let (arena, color) = cache.heap().arena(bytes);
-        let mut space = arena.space.try_lock().ok()?;
+        let mut space = try_lock(&arena.space)?;
         if arena.is_large {
             // Kept back, it would only break free memory up.
             if let Some(block) = cache.take_large_inside(inside) {

@@ -1,5 +1,6 @@
 //! How a heap ends: it is retired, then taken from every thread that keeps something of it, and over once
-//! nothing of it is out. Only the order of these steps is here, so that it can be tried in every way.
+//! nothing of it is out. What is done on the way is the heap's; the order is here, so that it can be tried in
+//! every way.
 
 use crate::core::sync::{
     AtomicBool, AtomicUsize,
@@ -15,19 +16,21 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// The heap gets no new blocks from here on; whether it is the caller who ends it.
-    pub fn retire(&self) -> bool {
-        !self.retired.swap(true, AcqRel)
+    /// The heap gets no new blocks from here on. Of those who say so, one is to `take_back` what threads
+    /// keep of it: until no thread keeps anything any more, nor will, and it is free memory. Whether the
+    /// caller was the one.
+    pub fn retire(&self, take_back: impl FnOnce()) -> bool {
+        if self.retired.swap(true, AcqRel) {
+            return false;
+        }
+        take_back();
+        self.shut.store(true, Release);
+        true
     }
 
     /// Whether the heap gets no new blocks.
     pub fn is_retired(&self) -> bool {
         self.retired.load(Acquire)
-    }
-
-    /// No thread keeps anything of the heap any more, nor will, and what was kept is free memory.
-    pub fn shut(&self) {
-        self.shut.store(true, Release);
     }
 
     /// A thread without a cache begins work on the heap.

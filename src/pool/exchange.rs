@@ -1,7 +1,7 @@
 //! Small blocks that one thread frees and another allocates go from cache to cache in batches: the
 //! heap's free lists see nothing of it, and the lock is taken once a batch.
 
-use super::cache::{BIN_SLOTS, BINNED_UNITS, Held};
+use super::cache::{BIN_KEPT, BIN_SLOTS, BINNED_UNITS, Held};
 use crate::core::sync::{AtomicUsize, Mutex, Ordering, lock};
 
 /// As many blocks of one size wait at most.
@@ -12,7 +12,7 @@ const ROOM: usize = 4 * BIN_SLOTS;
 /// known of them, several to a cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    addresses: [u64; BIN_SLOTS / 4 * 3],
+    addresses: [u64; BIN_SLOTS - BIN_KEPT],
     len: usize,
 }
 

@@ -163,14 +163,14 @@ impl Heap {
 
     /// The stream is about to go, or the graph is gone: no thread keeps blocks of it any more.
     pub(super) fn retire(self: &Arc<Heap>) {
-        if !self.ending.retire() {
-            return;
+        let take_back = || {
+            // Who was about to name the stream has done so from here on.
+            drop(lock(&self.progress));
+            self.flush(true);
+        };
+        if self.ending.retire(take_back) {
+            self.queue(Place::Last);
         }
-        // Who was about to name the stream has done so from here on.
-        drop(lock(&self.progress));
-        self.flush(true);
-        self.ending.shut();
-        self.queue(Place::Last);
     }
 
     /// Whether every block of a retired heap is back and no thread at work on it. Then it stays so, but

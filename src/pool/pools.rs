@@ -101,9 +101,9 @@ impl Pools {
         Arc::new(DevicePool::new(state, backing, radix, is_tight, placing))
     }
 
-    /// A block that the heap's threads freed before and this one may have at once. Makes no driver call
-    /// and waits for no thread that divides memory up. None where there is no such block: then
-    /// [`Pools::allocate`] finds one.
+    /// A block that the thread's cache, the heap's exchange or its arena has at hand. Makes no driver call
+    /// and waits for no work, nor for a thread that divides memory up. None where there is no such block:
+    /// then [`Pools::allocate`] finds one.
     #[inline]
     pub fn reuse(&self, key: &HeapKey, requested: u64) -> Option<u64> {
         local::with_key(&self.instance, key, |cache| {

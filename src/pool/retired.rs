@@ -10,13 +10,13 @@ use super::pools::Pools;
 use super::settle::Progress;
 use crate::config::value::Location;
 use crate::core::space::Color;
-use crate::core::sync::lock;
+use crate::core::sync::{lock, try_lock};
 use crate::gpu::Fence;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// So many of them at most are looked at for a new heap, ...
 const MOST_LOOKS: usize = 16;
@@ -193,11 +193,7 @@ impl DevicePool {
     }
 
     fn try_turn(&self) -> Option<MutexGuard<'_, super::pace::Pace>> {
-        match self.growth.try_lock() {
-            Ok(turn) => Some(turn),
-            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        try_lock(&self.growth)
     }
 }
 

@@ -26,9 +26,7 @@ impl Visit {
     pub fn begin(heap: Arc<Heap>, cache: Option<Arc<Cache>>) -> Visit {
         match &cache {
             Some(cache) => cache.begin_work(),
-            None => {
-                heap.ending.enter();
-            }
+            None => heap.ending.enter(),
         }
         Visit { heap, cache }
     }
@@ -38,9 +36,7 @@ impl Drop for Visit {
     fn drop(&mut self) {
         match &self.cache {
             Some(cache) => cache.end_work(),
-            None => {
-                self.heap.ending.leave();
-            }
+            None => self.heap.ending.leave(),
         }
     }
 }

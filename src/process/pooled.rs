@@ -38,9 +38,9 @@ fn thread_of(stream: Stream) -> u64 {
 }
 
 impl Process {
-    /// A block of memory that is free in the stream's order, which only streams that are named use besides:
-    /// no driver call, no wait. None where there is none at hand, or where more has to be looked at;
-    /// then ask [`Process::allocate`].
+    /// A block of memory that is free in the stream's order, for callers whose frees are in that order too:
+    /// no driver call, and no wait for work. None where there is none at hand, or where more has to be
+    /// looked at; then ask [`Process::allocate`].
     #[inline]
     pub fn reuse_pooled(
         &self,
