@@ -95,7 +95,7 @@ public:
 
 // A word a block in a cache line of its own, written by who allocates and compared and swapped by who
 // frees. There is no search and no memory: a thread takes its last freed place, or the next free one, STRIDE
-// places on. Lines beside each other a processor fetches ahead; far apart it does not.
+// places on: where that is far, no line comes for being next to the last.
 template <std::size_t STRIDE>
 class Words {
 public:

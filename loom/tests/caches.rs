@@ -171,48 +171,45 @@ fn work_on_a_heap_is_seen_or_not_begun() {
     });
 }
 
-/// The last block is freed past the cache: who sees it counted sees it back.
-#[test]
-fn a_block_counted_as_given_back_is_back() {
-    model(|| {
-        let (cache, is_back) = (cache(), Arc::new(AtomicBool::new(false)));
-        let ending = Ending::default();
+/// The last block is freed past the cache, by a thread at work on the heap: who sees it counted sees it back.
+fn back_once_counted(begin: fn(&Cache, &Ending), end: fn(&Cache, &Ending)) {
+    // Some of the worker's steps are tried before this thread's only where it yields, others only where not.
+    back_once_counted_beside(begin, end, || ());
+    back_once_counted_beside(begin, end, loom::thread::yield_now);
+}
+
+fn back_once_counted_beside(
+    begin: fn(&Cache, &Ending),
+    end: fn(&Cache, &Ending),
+    before_looking: fn(),
+) {
+    model(move || {
+        let (cache, ending) = (cache(), Arc::new(Ending::default()));
+        let is_back = Arc::new(AtomicBool::new(false));
         cache.counts.took(100, 512);
         retire(&ending, &cache, || ());
-        let (there, is_back_there) = (cache.clone(), is_back.clone());
-        let owner = loom::thread::spawn(move || {
-            there.begin_work();
+        let (there, ending_there, is_back_there) = (cache.clone(), ending.clone(), is_back.clone());
+        let worker = loom::thread::spawn(move || {
+            begin(&there, &ending_there);
             there.counts.gave(100, 512);
             is_back_there.store(true, Ordering::Relaxed);
-            there.end_work();
+            end(&there, &ending_there);
         });
+        before_looking();
         let is_over = is_over(&ending, &cache);
         assert!(!is_over || is_back.load(Ordering::Relaxed));
-        owner.join().unwrap();
+        worker.join().unwrap();
     });
 }
 
-/// The same for a thread without a cache, a guest of the heap.
+#[test]
+fn a_block_counted_as_given_back_is_back() {
+    back_once_counted(|cache, _| cache.begin_work(), |cache, _| cache.end_work());
+}
+
 #[test]
 fn a_block_given_back_by_a_guest_is_back() {
-    model(|| {
-        let (cache, is_back) = (cache(), Arc::new(AtomicBool::new(false)));
-        let ending = Arc::new(Ending::default());
-        cache.counts.took(100, 512);
-        retire(&ending, &cache, || ());
-        let (there, is_back_there, ending_there) = (cache.clone(), is_back.clone(), ending.clone());
-        let guest = loom::thread::spawn(move || {
-            ending_there.enter();
-            there.counts.gave(100, 512);
-            is_back_there.store(true, Ordering::Relaxed);
-            ending_there.leave();
-        });
-        // Else the guest's steps are not tried before this thread's.
-        loom::thread::yield_now();
-        let is_over = is_over(&ending, &cache);
-        assert!(!is_over || is_back.load(Ordering::Relaxed));
-        guest.join().unwrap();
-    });
+    back_once_counted(|_, ending| ending.enter(), |_, ending| ending.leave());
 }
 
 /// All blocks are counted as given back, and a cache keeps one: the heap is not over before that is

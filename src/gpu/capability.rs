@@ -91,13 +91,14 @@ impl Device {
     /// Keeps what a chunk that could be made has shown; what is known already stays.
     fn has_shown(&self, spec: ChunkSpec) {
         let answers = self.capabilities();
-        let _ = answers.together.set(Ok(()));
         let share = match spec.share {
             Share::None => None,
             Share::Fd => Some(&answers.fd),
             Share::Fabric => Some(&answers.fabric),
         };
-        for cell in share.into_iter().chain(spec.rdma.then_some(&answers.rdma)) {
+        let rdma = spec.rdma.then_some(&answers.rdma);
+        let together = share.and(rdma).map(|_| &answers.together);
+        for cell in [share, rdma, together].into_iter().flatten() {
             let _ = cell.set(Ok(()));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::arena::{Arena, Ground};
 use super::backing::Backing;
-use super::cache::Cache;
+use super::cache::{Cache, Held};
 use super::counters::{Counters, add};
 use super::fold::{Folded, SpareCounts};
 use super::heap::{Heap, HeapKey, Seat};
@@ -17,7 +17,7 @@ use crate::core::gate::Inside;
 use crate::core::gauge::{Holding, Reading};
 use crate::core::radix::{Entry, Radix, UNIT};
 use crate::core::size::Align;
-use crate::core::space::{Fit, Given, Space};
+use crate::core::space::{Color, Fit, Given, Space};
 use crate::core::sync::{lock, try_lock};
 use crate::error::Result;
 use crate::extent::DeviceState;
@@ -271,8 +271,7 @@ impl DevicePool {
         if arena.is_large {
             // Kept back, it would only break free memory up.
             if let Some(block) = cache.take_large_inside(inside) {
-                let entry = self.radix.entry(block.address, block.units);
-                space.free(entry.node(), color, self.epoch());
+                self.take_back(&mut space, block, color);
             }
         }
         let given = space.allocate(bytes, UNIT_ALIGN, color)?;
@@ -290,13 +289,8 @@ impl DevicePool {
             false => None,
         };
         let mut space = lock(&arena.space);
-        let epoch = self.epoch();
         if let Some(block) = kept {
-            space.free(
-                self.radix.entry(block.address, block.units).node(),
-                color,
-                epoch,
-            );
+            self.take_back(&mut space, block, color);
         }
         if let Some(given) = space.allocate(wanted.bytes, wanted.align, color) {
             return Some(self.note(space, given));
@@ -308,17 +302,17 @@ impl DevicePool {
         if held.is_empty() {
             return None;
         }
-        // What other threads have put there may have been in use until now.
-        let epoch = self.epoch();
-        for block in &held {
-            space.free(
-                self.radix.entry(block.address, block.units).node(),
-                color,
-                epoch,
-            );
+        for block in held {
+            self.take_back(&mut space, block, color);
         }
         let given = space.allocate(wanted.bytes, wanted.align, color)?;
         Some(self.note(space, given))
+    }
+
+    /// A block that was kept becomes free memory; it may have been in use until now.
+    fn take_back(&self, space: &mut Space, block: Held, color: Color) {
+        let entry = self.radix.entry(block.address, block.units);
+        space.free(entry.node(), color, self.epoch());
     }
 
     /// Remembers a block's piece for its free.

@@ -8,8 +8,8 @@ use crate::core::sync::{AtomicUsize, Mutex, Ordering, lock};
 const ROOM: usize = 4 * BIN_SLOTS;
 
 /// Addresses of blocks of one size, as many as a full bin gives away, in the order they were freed in: blocks
-/// that lie side by side then stay together on their way from thread to thread, and so does what is
-/// known of them, several to a cache line.
+/// that lie side by side then more often stay together on their way from thread to thread, and so does what
+/// is known of them, several to a cache line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     addresses: [u64; BIN_SLOTS - BIN_KEPT],

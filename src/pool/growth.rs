@@ -114,6 +114,7 @@ impl DevicePool {
         let sums = self.at(location);
         let most = sums.peak_allocated.max(sums.allocated + wanted.bytes);
         let held = self.state.extents.pooled_at(location);
+        // Before the first chunk there is nothing that could be done with.
         if held > 0 {
             wanted.heap.look_at_progress();
         }

@@ -144,7 +144,7 @@ impl Peers {
         for (name, title) in [
             ("none", "nothing (the loop itself)"),
             ("words", "a word a block, nothing else"),
-            ("scattered", "the same, the words in no order"),
+            ("scattered", "the same, the words far apart"),
         ] {
             entries.push(Entry::new(name, title, Program::Driver).baseline());
         }
