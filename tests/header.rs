@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 12] = [
+const FACES: [&str; 13] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -14,6 +14,7 @@ const FACES: [&str; 12] = [
     "capi/activity.rs",
     "capi/tags.rs",
     "capi/limits.rs",
+    "capi/cells.rs",
     "capi/graphs.rs",
     "torch/hooks.rs",
     "torch/segments.rs",

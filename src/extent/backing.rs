@@ -60,7 +60,9 @@ impl Extents {
                 extent.mapping = Some(Mapping::new(&self.device, *place, chunk)?);
             }
         }
-        self.grant(run, address, end, peers)
+        self.grant(run, address, end, peers)?;
+        run.show_handle(address);
+        Ok(())
     }
 
     fn grant(&self, run: &Run, address: u64, end: u64, peers: &[i32]) -> Result<()> {
@@ -107,6 +109,9 @@ impl Extents {
         };
         if extent.mapping.is_some() {
             return Ok(0);
+        }
+        if let Some(cell) = &run.handle {
+            cell.clear();
         }
         let mut freed = 0;
         // Under the table's lock: nobody else can come to name it meanwhile.

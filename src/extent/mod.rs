@@ -2,6 +2,7 @@
 //! when memory that running work may still use is given back.
 
 mod backing;
+pub mod cell;
 pub mod deferral;
 pub mod range;
 pub mod table;

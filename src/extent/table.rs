@@ -4,6 +4,7 @@
 //! device that joins as a peer misses no extent.
 
 use super::backing::Backing;
+use super::cell::HandleCell;
 use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::limit::Limit;
@@ -33,6 +34,8 @@ pub enum Owner {
     Segment,
     /// A pool, whose ranges may have holes and whose chunks move between addresses.
     Pool,
+    /// A caller that takes the memory from behind an address and puts new memory there itself.
+    Cell,
 }
 
 /// One place of a range. Its chunk lives while a place names it.
@@ -62,6 +65,8 @@ pub(super) struct Run {
     pub(super) tag: TagId,
     /// What is at home in ranges of the tag.
     pub(super) of_tag: Arc<Gauge>,
+    /// Where the driver's handle of its chunk is written, for whoever looks there; 0 without a chunk.
+    pub(super) handle: Option<HandleCell>,
 }
 
 impl Run {
@@ -172,6 +177,7 @@ impl Extents {
             owner: spec.owner,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
+            handle: None,
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -350,7 +356,7 @@ impl Extents {
         self.physical.add(bytes);
         match run.owner {
             Owner::Pool => self.pooled.add(bytes),
-            Owner::Block | Owner::Segment => self.unpooled.add(bytes),
+            Owner::Block | Owner::Segment | Owner::Cell => self.unpooled.add(bytes),
         }
         if run.is_pools_on_host() {
             self.pooled_on_host.add(bytes);
@@ -362,7 +368,7 @@ impl Extents {
         self.physical.sub(bytes);
         match run.owner {
             Owner::Pool => self.pooled.sub(bytes),
-            Owner::Block | Owner::Segment => self.unpooled.sub(bytes),
+            Owner::Block | Owner::Segment | Owner::Cell => self.unpooled.sub(bytes),
         }
         if run.is_pools_on_host() {
             self.pooled_on_host.sub(bytes);
@@ -443,7 +449,7 @@ fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), Strin
     for (address, extent) in &run.extents {
         let fits = match run.owner {
             Owner::Pool => *address >= next,
-            Owner::Block | Owner::Segment => *address == next,
+            Owner::Block | Owner::Segment | Owner::Cell => *address == next,
         };
         if !fits {
             return Err(format!("a gap or overlap at {next:#x}"));
@@ -461,7 +467,7 @@ fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), Strin
     }
     match run.owner {
         Owner::Pool if next <= end => Ok(()),
-        Owner::Block | Owner::Segment if next == end => Ok(()),
+        Owner::Block | Owner::Segment | Owner::Cell if next == end => Ok(()),
         _ => Err(format!("the range at {begin:#x} is not covered")),
     }
 }
