@@ -8,7 +8,9 @@ libraries with two states, so everything in the process should use `get_library_
 import ctypes
 import os
 import threading
-from ctypes import POINTER, c_char_p, c_double, c_int32, c_size_t, c_uint64, c_void_p
+from ctypes import (
+    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint64, c_ulonglong, c_void_p,
+)
 
 from ._errors import BY_STATUS, HbmallocError
 from ._version import __version__
@@ -67,6 +69,22 @@ class DriverStats(ctypes.Structure):
     _fields_ = _counts("calls", "timed_calls", "nanoseconds")
 
 
+class Cell(ctypes.Structure):
+    """hbm_cell_t."""
+
+    _fields_ = _counts("serial", "address", "bytes", "handle_address") + [
+        (name, c_int32) for name in ("device", "is_mapped", "is_callers", "reserved")
+    ]
+
+
+class CellStats(ctypes.Structure):
+    """hbm_cell_stats_t."""
+
+    _fields_ = _counts(
+        "cells", "mapped", "peak_mapped", "reserves", "frees", "creates", "unmaps", "failures",
+    )
+
+
 class OptionInfo(ctypes.Structure):
     """hbm_option_t."""
 
@@ -108,6 +126,16 @@ PROTOTYPES = {
     "hbm_set_default_tag": (c_int32, [c_char_p]),
     "hbm_tag_current": (c_int32, [c_char_p, c_size_t]),
     "hbm_tag_of": (c_int32, [c_void_p, c_char_p, c_size_t]),
+    "hbm_ensure_context": (c_int32, [c_ulonglong]),
+    "hbm_create_and_map": (c_int32, [c_ulonglong, c_ssize_t, c_uint64, POINTER(c_uint64)]),
+    "hbm_unmap_and_release": (c_int32, [c_ulonglong, c_ssize_t, c_uint64, POINTER(c_uint64)]),
+    "hbm_cell_reserve": (c_int32, [c_int32, c_ssize_t, c_void_p, POINTER(Cell)]),
+    "hbm_cell_free": (c_int32, [c_uint64]),
+    "hbm_cells_discard": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_uint64)]),
+    "hbm_cells_map": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_uint64)]),
+    "hbm_cell_describe": (c_int32, [c_uint64, POINTER(Cell)]),
+    "hbm_cell_list": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_size_t)]),
+    "hbm_cell_stats": (c_int32, [POINTER(CellStats)]),
     "hbm_torch_set_hooked": (None, [c_int32]),
     "hbm_torch_serve_cache_info": (c_int32, []),
     "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),

@@ -103,9 +103,9 @@ pub unsafe extern "C" fn hbm_create_and_map(
     export(|| {
         let (device, size) = (ordinal(OPERATION, device)?, bytes(OPERATION, size)?);
         check_handle(OPERATION, handle)?;
-        let made = observe::process().cell_map(device, size, d_mem, tags::current())?;
-        // SAFETY: passed on to the caller; of a cell it may be the library's own atomic.
-        unsafe { AtomicU64::from_ptr(handle) }.store(made, Ordering::Release);
+        let cell = observe::process().cell_map(device, size, d_mem, tags::current())?;
+        // SAFETY: passed on to the caller.
+        unsafe { show(&cell, handle, cell.handle.get()) };
         Ok(())
     })
 }
@@ -129,9 +129,10 @@ pub unsafe extern "C" fn hbm_unmap_and_release(
     export(|| {
         let (device, size) = (ordinal(OPERATION, device)?, bytes(OPERATION, size)?);
         check_handle(OPERATION, handle)?;
-        observe::process().cell_unmap(device, size, d_mem)?;
-        // SAFETY: passed on to the caller; of a cell it may be the library's own atomic.
-        unsafe { AtomicU64::from_ptr(handle) }.store(0, Ordering::Release);
+        if let Some(cell) = observe::process().cell_unmap(device, size, d_mem)? {
+            // SAFETY: passed on to the caller.
+            unsafe { show(&cell, handle, 0) };
+        }
         Ok(())
     })
 }
@@ -187,20 +188,40 @@ pub unsafe extern "C" fn hbm_cells_discard(
     count: usize,
     released: *mut u64,
 ) -> i32 {
+    const OPERATION: &str = "hbm_cells_discard";
     export(|| {
-        if addresses.is_null() && count > 0 {
-            return Err(Error::invalid("hbm_cells_discard", "the list is NULL"));
-        }
-        let addresses = match count {
-            0 => &[],
-            // SAFETY: passed on to the caller.
-            _ => unsafe { std::slice::from_raw_parts(addresses, count) },
-        };
+        // SAFETY: passed on to the caller.
+        let addresses = unsafe { list(OPERATION, addresses, count)? };
         let bytes = observe::process().cells_discard(addresses)?;
         match released.is_null() {
             true => Ok(()),
             // SAFETY: passed on to the caller.
-            false => unsafe { write_out("hbm_cells_discard", released, bytes) },
+            false => unsafe { write_out(OPERATION, released, bytes) },
+        }
+    })
+}
+
+/// Puts new memory behind all of `count` cells that have none; the bytes to `*mapped`, which may be NULL.
+/// All or nothing: on failure, as when memory has run out, every cell is as before, and it can be tried
+/// again.
+///
+/// # Safety
+/// `addresses` must be valid for reads of `count` numbers, `mapped` NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_cells_map(
+    addresses: *const u64,
+    count: usize,
+    mapped: *mut u64,
+) -> i32 {
+    const OPERATION: &str = "hbm_cells_map";
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let addresses = unsafe { list(OPERATION, addresses, count)? };
+        let bytes = observe::process().cells_map(addresses)?;
+        match mapped.is_null() {
+            true => Ok(()),
+            // SAFETY: passed on to the caller.
+            false => unsafe { write_out(OPERATION, mapped, bytes) },
         }
     })
 }
@@ -258,6 +279,32 @@ pub unsafe extern "C" fn hbm_cell_stats(out: *mut hbm_cell_stats_t) -> i32 {
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_cell_stats", out, &stats.into()) }
     })
+}
+
+/// Writes a handle where the caller wants it, beside where the library shows it by itself.
+///
+/// # Safety
+/// `handle` must be valid for a write of 8 bytes.
+unsafe fn show(cell: &CellInfo, handle: *mut u64, value: u64) {
+    if handle as u64 != cell.handle.address() {
+        // SAFETY: passed on to the caller.
+        unsafe { AtomicU64::from_ptr(handle) }.store(value, Ordering::Release);
+    }
+}
+
+/// # Safety
+/// `addresses` must be NULL or valid for reads of `count` numbers that outlive the result.
+unsafe fn list<'a>(
+    operation: &'static str,
+    addresses: *const u64,
+    count: usize,
+) -> Result<&'a [u64]> {
+    match (addresses.is_null(), count) {
+        (_, 0) => Ok(&[]),
+        (true, _) => Err(Error::invalid(operation, "the list is NULL")),
+        // SAFETY: passed on to the caller.
+        _ => Ok(unsafe { std::slice::from_raw_parts(addresses, count) }),
+    }
 }
 
 fn described(cell: &CellInfo, is_mapped: bool) -> hbm_cell_t {

@@ -175,14 +175,13 @@ impl Process {
         Ok(cell)
     }
 
-    /// Puts new memory behind a cell, or behind `bytes` of addresses that the caller reserved. The
-    /// answer is the driver's handle of it.
-    pub fn cell_map(&self, ordinal: i32, bytes: u64, address: u64, tag: TagId) -> Result<u64> {
+    /// Puts new memory behind a cell, or behind `bytes` of addresses that the caller reserved.
+    pub fn cell_map(&self, ordinal: i32, bytes: u64, address: u64, tag: TagId) -> Result<CellInfo> {
         let outcome = self.map_cell(ordinal, bytes, address, tag);
         self.cells.count(&self.cells.creates, outcome)
     }
 
-    fn map_cell(&self, ordinal: i32, bytes: u64, address: u64, tag: TagId) -> Result<u64> {
+    fn map_cell(&self, ordinal: i32, bytes: u64, address: u64, tag: TagId) -> Result<CellInfo> {
         const OPERATION: &str = "create and map";
         let device = self.device(ordinal)?;
         let (chunk, grain) = self.cell_grain(device)?;
@@ -216,7 +215,29 @@ impl Process {
             lock(&self.cells.by_address).insert(address, cell.clone());
         }
         self.count_mapped(device, &cell);
-        Ok(cell.handle.get())
+        Ok(cell)
+    }
+
+    /// [`Process::cell_map`] of those of `addresses`, all of them cells, that have no memory. All or
+    /// nothing: on failure the memory of those that got some is taken again. The answer is the bytes.
+    pub fn cells_map(&self, addresses: &[u64]) -> Result<u64> {
+        let (mut made, mut bytes) = (Vec::new(), 0);
+        for address in addresses {
+            let cell = self.cell(*address)?;
+            if self.cell_is_mapped(&cell)? {
+                continue;
+            }
+            if let Err(error) = self.cell_map(cell.device, cell.bytes, cell.address, cell.tag) {
+                // Nothing is lost by taking it: nobody has been told of it yet.
+                return Err(match self.cells_discard(&made) {
+                    Ok(_) => error,
+                    Err(second) => error.also(&format!("and what was mapped stays: {second}")),
+                });
+            }
+            made.push(cell.address);
+            bytes += cell.bytes;
+        }
+        Ok(bytes)
     }
 
     fn count_mapped(&self, device: &DeviceEntry, cell: &CellInfo) {
@@ -263,22 +284,23 @@ impl Process {
     }
 
     /// Takes the memory from behind a cell, once all work given to its device has finished. The
-    /// addresses stay.
-    pub fn cell_unmap(&self, ordinal: i32, bytes: u64, address: u64) -> Result<()> {
+    /// addresses stay. The answer is the cell; none where the driver is gone, and the memory with it.
+    pub fn cell_unmap(&self, ordinal: i32, bytes: u64, address: u64) -> Result<Option<CellInfo>> {
         const OPERATION: &str = "unmap and release";
         if lifetime::has_forked() || lifetime::is_exiting() {
-            return Ok(());
+            return Ok(None);
         }
         let known = self.cells.at(address);
         let cell = known.ok_or_else(|| not_owned(OPERATION, address));
         let outcome = cell.and_then(|cell| {
             check_same(OPERATION, &cell, ordinal, bytes)?;
-            self.unmap_cells(&[cell])
+            self.unmap_cells(std::slice::from_ref(&cell))?;
+            Ok(Some(cell))
         });
         self.cells.count(&self.cells.unmaps, outcome)
     }
 
-    /// [`Process::cell_unmap`] of those of `addresses` that are mapped, behind one order point for
+    /// [`Process::cell_unmap`] of those of `addresses` that have memory, behind one order point for
     /// each device. The answer is the bytes. What fails stays mapped, or is tried again when it is
     /// mapped the next time, and ends nothing for the others; the first failure is returned.
     pub fn cells_discard(&self, addresses: &[u64]) -> Result<u64> {
