@@ -42,7 +42,7 @@ impl Gate {
 
     /// Shuts the owner out and waits until it is outside. One thread at a time may do this.
     pub fn shut(&self, barrier: impl FnOnce()) -> Shut<'_> {
-        self.shut.store(true, Ordering::SeqCst);
+        let was_shut = self.shut.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if self.asymmetric {
             barrier();
@@ -50,7 +50,10 @@ impl Gate {
         while self.inside.load(Ordering::Acquire) {
             yield_now();
         }
-        Shut(self)
+        Shut {
+            gate: self,
+            was_shut,
+        }
     }
 
     /// Shuts the owner out for good. Only while it is shut out.
@@ -70,11 +73,15 @@ impl Drop for Inside<'_> {
 }
 
 /// The owner is shut out while this lives.
-pub struct Shut<'a>(&'a Gate);
+pub struct Shut<'a> {
+    gate: &'a Gate,
+    /// For good.
+    was_shut: bool,
+}
 
 impl Drop for Shut<'_> {
     fn drop(&mut self) {
-        self.0.shut.store(false, Ordering::Release);
+        self.gate.shut.store(self.was_shut, Ordering::Release);
     }
 }
 
@@ -123,6 +130,8 @@ mod tests {
         let gate = Gate::new(false);
         assert!(gate.enter().is_some());
         Gate::shut_for_good(gate.shut(|| {}));
+        assert!(gate.enter().is_none());
+        drop(gate.shut(|| {}));
         assert!(gate.enter().is_none());
     }
 }

@@ -1,5 +1,6 @@
 //! What backs an address is changed here and nowhere else: places are given chunks, and lose them.
 
+use super::cell::CellState;
 use super::table::{Extent, Extents, Owner, Run, Table};
 use crate::config::value::Location;
 use crate::error::{Error, Result};
@@ -50,6 +51,8 @@ impl Extents {
                 mapping: None,
                 // Its home is where it was until all is done.
                 alias,
+                backup: None,
+                pins: 0,
             };
             let bytes = extent.bytes;
             run.extents.insert(end, extent);
@@ -65,7 +68,7 @@ impl Extents {
         Ok(())
     }
 
-    fn grant(&self, run: &Run, address: u64, end: u64, peers: &[i32]) -> Result<()> {
+    pub(super) fn grant(&self, run: &Run, address: u64, end: u64, peers: &[i32]) -> Result<()> {
         let extents = || run.extents.range(address..end);
         let mappings = || extents().filter_map(|(_, extent)| extent.mapping.as_ref());
         let location = run.spec.location;
@@ -110,9 +113,7 @@ impl Extents {
         if extent.mapping.is_some() {
             return Ok(0);
         }
-        if let Some(cell) = &run.handle {
-            cell.clear();
-        }
+        run.cell.iter().for_each(CellState::hide_handle);
         let mut freed = 0;
         // Under the table's lock: nobody else can come to name it meanwhile.
         if let Some(chunk) = extent.chunk.as_mut().and_then(Arc::get_mut) {
@@ -159,7 +160,7 @@ impl Extents {
 }
 
 /// What a chunk takes of the device's limit: memory of the host takes none.
-fn charged(spec: ChunkSpec, bytes: u64) -> u64 {
+pub(super) fn charged(spec: ChunkSpec, bytes: u64) -> u64 {
     match spec.location {
         Location::Device => bytes,
         Location::HostNuma(_) => 0,
@@ -167,7 +168,7 @@ fn charged(spec: ChunkSpec, bytes: u64) -> u64 {
 }
 
 /// Unmaps neighbours by one call; on failure they are as before.
-fn unmap(run: &mut Run, places: &[u64]) -> Result<()> {
+pub(super) fn unmap(run: &mut Run, places: &[u64]) -> Result<()> {
     let take = |place: &u64| run.extents.get_mut(place)?.mapping.take();
     let mappings = places.iter().filter_map(take).collect();
     Mapping::unmap_all(mappings).map_err(|(mappings, error): (Vec<Mapping>, Error)| {
@@ -181,10 +182,10 @@ fn unmap(run: &mut Run, places: &[u64]) -> Result<()> {
 }
 
 /// The stretches of a list of places that lie one behind the other, all of them mapped.
-struct Neighbours;
+pub(super) struct Neighbours;
 
 impl Neighbours {
-    fn of<'a>(run: &Run, places: &'a [u64]) -> Vec<&'a [u64]> {
+    pub(super) fn of<'a>(run: &Run, places: &'a [u64]) -> Vec<&'a [u64]> {
         let mapped_end = |place: u64| {
             let extent = run.extents.get(&place)?;
             extent.mapping.as_ref().map(|_| place + extent.bytes)

@@ -27,8 +27,8 @@ impl HandleCell {
         self.0.load(Ordering::Acquire)
     }
 
-    pub(super) fn clear(&self) {
-        self.0.store(0, Ordering::Release);
+    fn show(&self, handle: u64) {
+        self.0.store(handle, Ordering::Release);
     }
 
     fn is(&self, other: &HandleCell) -> bool {
@@ -49,13 +49,51 @@ pub struct CellSpec {
     pub handle: HandleCell,
 }
 
+/// What more there is to a run that is a cell.
+pub(super) struct CellState {
+    handle: HandleCell,
+    /// The caller took its memory by himself, and by himself he brings it back.
+    is_taken: bool,
+}
+
+impl CellState {
+    /// Shows that there is no chunk.
+    pub(super) fn hide_handle(&self) {
+        self.handle.show(0);
+    }
+}
+
 impl Run {
-    /// Writes the handle of the chunk at a place where whoever looks for it finds it.
+    /// Shows the handle of the chunk at a place to whoever looks for it.
     pub(super) fn show_handle(&self, place: u64) {
         let extent = self.extents.get(&place);
         let chunk = extent.and_then(|extent| extent.chunk.as_ref());
-        if let (Some(cell), Some(chunk)) = (&self.handle, chunk) {
-            cell.0.store(chunk.handle(), Ordering::Release);
+        if let (Some(cell), Some(chunk)) = (&self.cell, chunk) {
+            cell.handle.show(chunk.handle());
+        }
+    }
+
+    /// Whether what is shown is true of its only extent.
+    pub(super) fn shows_handle(&self, extent: &Extent) -> bool {
+        let handle = match (&extent.chunk, &extent.mapping) {
+            (None, _) => 0,
+            (Some(chunk), Some(_)) => chunk.handle(),
+            // Being made, or about to go.
+            (Some(_), None) => return true,
+        };
+        self.cell
+            .as_ref()
+            .is_none_or(|cell| cell.handle.get() == handle)
+    }
+
+    /// Whether its chunk comes and goes by calls of the caller alone, at this time or always.
+    pub(super) fn is_callers_own(&self) -> bool {
+        self.reservation.is_lent() || self.cell.as_ref().is_some_and(|cell| cell.is_taken)
+    }
+
+    fn take(&mut self, is_taken: bool) {
+        if let Some(cell) = &mut self.cell {
+            cell.is_taken = is_taken;
         }
     }
 }
@@ -96,8 +134,16 @@ impl Extents {
                     ))
                     .advice("Try again: every call tries to release it"));
             }
+            if extent.backup.is_some() {
+                return Err(Error::new(Status::Busy, OPERATION)
+                    .detail(format!("{address:#x} sleeps, and its contents are saved"))
+                    .advice("Wake its tag instead: new memory would have other contents"));
+            }
         }
         self.fill(&mut table, address, bytes, vec![Backing::New(bytes)])?;
+        if let Some(run) = table.runs.get_mut(&address) {
+            run.take(false);
+        }
         tracing::debug!("{address:#x}: {bytes} bytes mapped in a cell");
         Ok(())
     }
@@ -114,9 +160,23 @@ impl Extents {
         if extent.is_none_or(|extent| extent.chunk.is_none()) {
             return Err(refused(OPERATION, format!("{address:#x} is not mapped")));
         }
+        if extent.is_some_and(|extent| extent.pins > 0) {
+            let detail = format!("{address:#x} is pinned");
+            return Err(Error::new(Status::Busy, OPERATION)
+                .detail(detail)
+                .advice("Unpin it first"));
+        }
         let outcome = self.unbind(run, &[address]);
-        if outcome.is_err() {
-            table.leave_unmapped(&[address]);
+        match outcome {
+            Ok(_) => {
+                run.take(true);
+                // What it was saved to once is not what it will hold.
+                let stale = (run.extents.get_mut(&address)).and_then(|extent| extent.backup.take());
+                // Given up once nobody has to wait for the table.
+                drop(table);
+                drop(stale);
+            }
+            Err(_) => table.leave_unmapped(&[address]),
         }
         outcome?;
         tracing::debug!("{address:#x}: a cell unmapped");
@@ -164,6 +224,8 @@ impl Extents {
             chunk: None,
             mapping: None,
             alias: false,
+            backup: None,
+            pins: 0,
         };
         Run {
             extents: BTreeMap::from([(reservation.address(), empty)]),
@@ -172,7 +234,11 @@ impl Extents {
             owner: Owner::Cell,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
-            handle: Some(spec.handle.clone()),
+            // Until it has memory for the first time.
+            cell: Some(CellState {
+                handle: spec.handle.clone(),
+                is_taken: true,
+            }),
         }
     }
 }
@@ -186,7 +252,10 @@ impl Table {
         handle: &HandleCell,
     ) -> Result<&mut Run> {
         let run = self.runs.get_mut(&address);
-        let run = run.filter(|run| run.handle.as_ref().is_some_and(|mine| mine.is(handle)));
+        let run = run.filter(|run| {
+            let cell = run.cell.as_ref();
+            cell.is_some_and(|cell| cell.handle.is(handle))
+        });
         run.ok_or_else(|| {
             Error::new(Status::NotOwned, operation)
                 .detail(format!("{address:#x} is freed or was mapped by others"))

@@ -1,10 +1,12 @@
 //! What backs an address. This is the one place that changes it, and the one place that decides
 //! when memory that running work may still use is given back.
 
+mod audit;
 mod backing;
 pub mod cell;
 pub mod deferral;
 pub mod range;
+pub mod residency;
 pub mod table;
 
 use crate::config::value::Location;

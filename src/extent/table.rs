@@ -4,7 +4,8 @@
 //! device that joins as a peer misses no extent.
 
 use super::backing::Backing;
-use super::cell::HandleCell;
+use super::cell::CellState;
+use super::residency::Backup;
 use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::limit::Limit;
@@ -12,7 +13,7 @@ use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,10 @@ use std::sync::{Arc, Mutex};
 pub enum Residency {
     /// In a chunk mapped at the extent's address.
     Mapped,
+    /// In pinned memory of the host.
+    Host,
+    /// In a file.
+    File,
     /// Nowhere: the address is held, the contents are gone.
     Discarded,
 }
@@ -45,13 +50,19 @@ pub(super) struct Extent {
     pub(super) mapping: Option<Mapping>,
     /// The chunk has moved to another place, and is still mapped here.
     pub(super) alias: bool,
+    /// Where its contents were saved to: all of them while it sleeps, what they were then once it is
+    /// awake again.
+    pub(super) backup: Option<Backup>,
+    /// How many have asked that its chunk stays where it is.
+    pub(super) pins: u32,
 }
 
 impl Extent {
-    fn residency(&self) -> Residency {
-        match self.mapping {
-            Some(_) => Residency::Mapped,
-            None => Residency::Discarded,
+    pub(super) fn residency(&self) -> Residency {
+        match (&self.mapping, &self.backup) {
+            (Some(_), _) => Residency::Mapped,
+            (None, Some(backup)) => backup.at,
+            (None, None) => Residency::Discarded,
         }
     }
 }
@@ -65,8 +76,8 @@ pub(super) struct Run {
     pub(super) tag: TagId,
     /// What is at home in ranges of the tag.
     pub(super) of_tag: Arc<Gauge>,
-    /// Where the driver's handle of its chunk is written, for whoever looks there; 0 without a chunk.
-    pub(super) handle: Option<HandleCell>,
+    /// What more there is to a cell.
+    pub(super) cell: Option<CellState>,
 }
 
 impl Run {
@@ -143,7 +154,7 @@ pub struct Extents {
     /// The part of what is behind ranges of pools that is memory of the host.
     pub(super) pooled_on_host: Gauge,
     /// What is at home in ranges of each tag. Never locked while something else is asked for.
-    by_tag: Mutex<FxHashMap<TagId, Arc<Gauge>>>,
+    pub(super) by_tag: Mutex<FxHashMap<TagId, Arc<Gauge>>>,
     /// The limit of the device.
     pub(super) limit: Arc<Limit>,
 }
@@ -177,7 +188,7 @@ impl Extents {
             owner: spec.owner,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
-            handle: None,
+            cell: None,
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -391,84 +402,6 @@ impl Extents {
             run.extents.iter().map(line).collect::<Vec<_>>()
         };
         table.runs.values().flat_map(lines).collect()
-    }
-
-    /// Finds whatever contradicts itself in the table.
-    pub fn audit(&self) -> std::result::Result<(), String> {
-        let table = lock(&self.table);
-        let (mut held, mut known) = (0, FxHashSet::default());
-        let mut end_before = 0;
-        for (address, run) in &table.runs {
-            if *address < end_before {
-                return Err(format!("the range at {address:#x} overlaps the one before"));
-            }
-            end_before = address + run.reservation.bytes();
-            audit_cover(*address, end_before, run)?;
-            for chunk in run.extents.values().filter_map(|e| e.chunk.as_ref()) {
-                if known.insert(Arc::as_ptr(chunk)) {
-                    held += chunk.bytes();
-                }
-            }
-        }
-        let mut homes = FxHashSet::default();
-        let extents = table.runs.values().flat_map(|run| run.extents.iter());
-        for (address, extent) in extents.filter(|(_, extent)| !extent.alias) {
-            if let Some(chunk) = &extent.chunk {
-                if !homes.insert(Arc::as_ptr(chunk)) {
-                    return Err(format!("the chunk at {address:#x} is at home twice"));
-                }
-            }
-        }
-        let counted = self.physical().now;
-        if held != counted {
-            return Err(format!("{held} bytes in chunks, {counted} counted"));
-        }
-        self.audit_tags(&table)
-    }
-}
-
-impl Extents {
-    fn audit_tags(&self, table: &Table) -> std::result::Result<(), String> {
-        let mut at_home: FxHashMap<TagId, u64> = FxHashMap::default();
-        for run in table.runs.values() {
-            let homes = (run.extents.values()).filter(|e| e.chunk.is_some() && !e.alias);
-            *at_home.entry(run.tag).or_default() += homes.map(|e| e.bytes).sum::<u64>();
-        }
-        for (tag, gauge) in lock(&self.by_tag).iter() {
-            let (held, counted) = (at_home.remove(tag).unwrap_or(0), gauge.read().now);
-            if held != counted {
-                return Err(format!("{held} bytes under {tag:?}, {counted} counted"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), String> {
-    let mut next = begin;
-    for (address, extent) in &run.extents {
-        let fits = match run.owner {
-            Owner::Pool => *address >= next,
-            Owner::Block | Owner::Segment | Owner::Cell => *address == next,
-        };
-        if !fits {
-            return Err(format!("a gap or overlap at {next:#x}"));
-        }
-        match &extent.chunk {
-            None if extent.mapping.is_some() => {
-                return Err(format!("{address:#x} is mapped without a chunk"));
-            }
-            Some(chunk) if chunk.bytes() != extent.bytes => {
-                return Err(format!("the chunk at {address:#x} has another size"));
-            }
-            _ => {}
-        }
-        next = address + extent.bytes;
-    }
-    match run.owner {
-        Owner::Pool if next <= end => Ok(()),
-        Owner::Block | Owner::Segment | Owner::Cell if next == end => Ok(()),
-        _ => Err(format!("the range at {begin:#x} is not covered")),
     }
 }
 

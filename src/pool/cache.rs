@@ -5,7 +5,7 @@
 use super::arena::LARGE_UNITS;
 use super::exchange::Batch;
 use super::heap::Heap;
-use crate::core::gate::{Gate, Inside};
+use crate::core::gate::{Gate, Inside, Shut};
 use crate::core::radix::UNIT;
 use crate::core::sync::{
     Arc, AtomicBool, AtomicU32, AtomicU64,
@@ -363,11 +363,17 @@ impl Cache {
         }
     }
 
-    /// Takes everything from another thread, one at a time. `is_final` closes the cache for good.
-    pub fn take_from(&self, is_final: bool, into: &mut Vec<Held>) {
+    /// Shuts the thread out until the result is dropped, and empties the cache.
+    pub fn shut(&self, into: &mut Vec<Held>) -> Shut<'_> {
         let shut = self.gate.shut(linux::barrier_on_all_threads);
         self.empty_small(into);
         into.extend(self.parked_large.swap(0, 0));
+        shut
+    }
+
+    /// Takes everything from another thread, one at a time. `is_final` closes the cache for good.
+    pub fn take_from(&self, is_final: bool, into: &mut Vec<Held>) {
+        let shut = self.shut(into);
         if is_final {
             Gate::shut_for_good(shut);
         }

@@ -213,6 +213,11 @@ impl Heap {
         cache
     }
 
+    /// What threads have of it. None comes or goes while the result lives.
+    pub(super) fn caches(&self) -> MutexGuard<'_, Vec<Arc<Cache>>> {
+        lock(&self.caches)
+    }
+
     /// The thread of a cache is gone, or has no room for it.
     pub(super) fn drop_cache(&self, cache: &Arc<Cache>) {
         let mut held = Vec::new();

@@ -12,6 +12,7 @@ pub mod backing;
 mod cache;
 pub mod counters;
 mod device;
+mod doze;
 mod ending;
 mod exchange;
 mod fold;
@@ -31,6 +32,7 @@ mod visit;
 mod word;
 
 pub use device::{DevicePool, Placing};
+pub use doze::{Dozing, live_bytes};
 pub use heap::{GraphId, HeapKey};
 pub use pools::{Freed, Named, Pools, thread_number};
 pub use retired::Footprint;

@@ -55,6 +55,13 @@ impl Pending {
                 .sum::<usize>()
     }
 
+    /// The addresses of its blocks.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = u64> + '_ {
+        let fenced = self.fenced.iter().flat_map(|(_, blocks)| blocks);
+        let all = self.waiting.iter().chain(fenced);
+        all.map(|(address, _)| *address)
+    }
+
     pub(super) fn forget(&mut self, stream: Stream) {
         if let Some(uses) = &mut self.behind {
             uses.forget(stream);

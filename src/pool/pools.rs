@@ -64,12 +64,12 @@ impl Named<'_> {
 #[derive(Default)]
 pub struct Pools {
     pub(super) instance: Instance,
-    radix: Arc<Radix>,
+    pub(super) radix: Arc<Radix>,
     /// Those that get new blocks, and those of threads on their way out.
     pub(super) heaps: Mutex<FxHashMap<HeapKey, Arc<Heap>>>,
     pub(super) ids: RwLock<Ids>,
     /// Streams named for blocks besides their own.
-    uses: Mutex<FxHashMap<u64, Uses>>,
+    pub(super) uses: Mutex<FxHashMap<u64, Uses>>,
 }
 
 /// A number for the calling thread, above 0.
@@ -290,7 +290,7 @@ impl Pools {
         match (waits, cache) {
             (Some(None), _) => {}
             (Some(Some(effort)), _) => drop(heap.pool.or_later(heap.settle_pending(effort))),
-            (None, Some(cache)) if heap.key.thread == 0 => {
+            (None, Some(cache)) if heap.key.thread == 0 && !word.is_asleep() => {
                 keep(cache, Held { address, units });
             }
             (None, _) => heap.return_block(Held { address, units }),
@@ -372,7 +372,7 @@ impl Pools {
         }
     }
 
-    fn all_heaps(&self) -> Vec<Arc<Heap>> {
+    pub(super) fn all_heaps(&self) -> Vec<Arc<Heap>> {
         let ids = self.ids.read().unwrap_or_else(PoisonError::into_inner);
         ids.heaps()
     }

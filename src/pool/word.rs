@@ -12,6 +12,8 @@ pub const LARGEST: u64 = (1 << REQUESTED_BITS) - UNIT;
 const LIVE: u64 = 1 << 63;
 const SHARED: u64 = 1 << 62;
 const UNORDERED: u64 = 1 << 61;
+/// The block's memory dozes, so that no thread may keep it.
+const ASLEEP: u64 = 1 << 60;
 
 /// The word of a live block; 0 is no block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,7 @@ impl Word {
     /// Whether its heap may have it again as soon as it is freed.
     #[inline]
     pub fn is_plain(self) -> bool {
-        self.0 & (SHARED | UNORDERED) == 0
+        self.0 & (SHARED | UNORDERED | ASLEEP) == 0
     }
 
     /// The same block, used by anybody.
@@ -55,6 +57,21 @@ impl Word {
     /// The same block, shared.
     pub fn shared(self) -> Word {
         Word(self.0 | SHARED)
+    }
+
+    /// The same, of a block whose memory dozes.
+    pub fn asleep(self) -> Word {
+        Word(self.0 | ASLEEP)
+    }
+
+    /// The same, of a block whose memory does not doze.
+    pub fn awake(self) -> Word {
+        Word(self.0 & !ASLEEP)
+    }
+
+    /// Whether the block's memory dozes.
+    pub fn is_asleep(self) -> bool {
+        self.0 & ASLEEP != 0
     }
 
     /// The number of its heap.
@@ -97,6 +114,8 @@ mod tests {
                 (heap, requested)
             );
             assert_eq!(word.bytes(), requested.div_ceil(512) * 512);
+            assert!(!word.asleep().is_plain() && word.asleep().is_asleep());
+            assert_eq!(word.asleep().awake(), word);
         }
         assert!(!Word(0).is_live());
     }

@@ -140,6 +140,10 @@ driver_functions! {
     host_alloc = "cuMemHostAlloc"(address: *mut *mut c_void, bytes: usize, flags: c_uint);
     /// Frees it after all work of the context.
     host_free = "cuMemFreeHost"(address: *mut c_void);
+    /// Pins memory of the program.
+    host_register = "cuMemHostRegister_v2"(address: *mut c_void, bytes: usize, flags: c_uint);
+    /// Unpins it after all work of the context.
+    host_unregister = "cuMemHostUnregister"(address: *mut c_void);
     /// The device's address of pinned host memory.
     host_device_pointer = "cuMemHostGetDevicePointer_v2"(address: *mut u64, host: *mut c_void, flags: c_uint);
     /// Managed memory.

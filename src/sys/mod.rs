@@ -4,3 +4,4 @@ pub mod cuda;
 pub mod library;
 pub mod linux;
 pub mod meter;
+pub mod pages;

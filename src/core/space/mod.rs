@@ -6,6 +6,7 @@
 //! used again at once. Memory that no work uses any more has none ([`Color::NEUTRAL`]) and serves
 //! everybody. Neighbours of one colour are one piece.
 
+mod dormant;
 mod free;
 mod pieces;
 mod places;
@@ -22,7 +23,7 @@ use super::radix::UNIT;
 use super::size::Align;
 use free::FreeIndex;
 use pieces::{NONE, Pieces, State};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// In whose order free memory may be used again; below [`Color::END`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +33,7 @@ impl Color {
     /// In anybody's: no work uses it.
     pub const NEUTRAL: Color = Color(0);
     /// No colour is as high.
-    pub const END: u16 = u16::MAX - 2;
+    pub const END: u16 = u16::MAX - 3;
 }
 
 /// The times at which memory was freed, as the space's owner counts them.
@@ -60,6 +61,9 @@ pub struct Space {
     limbo: BTreeMap<u64, (u32, State)>,
     /// What backs the memory: length by first address.
     places: BTreeMap<u64, u64>,
+    /// Those of them that nothing backs for a while, and free memory there by address.
+    dozing: BTreeSet<u64>,
+    dormant: BTreeMap<u64, u32>,
     /// Bytes of blocks in use.
     used: u64,
 }
@@ -75,6 +79,8 @@ impl Space {
             holes: BTreeMap::new(),
             limbo: BTreeMap::new(),
             places: BTreeMap::new(),
+            dozing: BTreeSet::new(),
+            dormant: BTreeMap::new(),
             used: 0,
         }
     }
@@ -195,9 +201,13 @@ impl Space {
 
     /// Takes a block back; work of `color` given until `epoch` may still use it.
     pub fn free(&mut self, piece: u32, color: Color, epoch: Epoch) {
-        let node = self.pieces.get_mut(piece);
+        let node = *self.pieces.get(piece);
         debug_assert!(matches!(node.state(), State::Used));
-        node.set_state(State::Free { color, epoch });
+        let state = match self.touches_dozing(node.address, node.bytes) {
+            true => State::Dormant,
+            false => State::Free { color, epoch },
+        };
+        self.pieces.get_mut(piece).set_state(state);
         self.used -= node.bytes;
         self.join(piece);
     }
@@ -311,6 +321,10 @@ impl Space {
                 self.holes.remove(&old.1);
                 self.holes.insert(node.address, piece);
             }
+            State::Dormant => {
+                self.dormant.remove(&old.1);
+                self.dormant.insert(node.address, piece);
+            }
             State::Used | State::Limbo => {}
         }
     }
@@ -329,6 +343,9 @@ impl Space {
             State::Hole => {
                 self.holes.insert(node.address, piece);
             }
+            State::Dormant => {
+                self.dormant.insert(node.address, piece);
+            }
             State::Used | State::Limbo => {}
         }
     }
@@ -340,6 +357,9 @@ impl Space {
             State::Hole => {
                 self.holes.remove(&node.address);
             }
+            State::Dormant => {
+                self.dormant.remove(&node.address);
+            }
             State::Used | State::Limbo => {}
         }
     }
@@ -349,6 +369,7 @@ impl Space {
         let listed = |piece: u32| match self.pieces.get(piece).state() {
             State::Free { color, .. } => self.free[color.0 as usize].at_least(1).contains(&piece),
             State::Hole => self.holes.get(&self.pieces.get(piece).address) == Some(&piece),
+            State::Dormant => self.dormant.get(&self.pieces.get(piece).address) == Some(&piece),
             State::Used | State::Limbo => true,
         };
         let used = self.pieces.audit(listed)?;

@@ -18,6 +18,8 @@ pub(super) enum State {
     Hole,
     /// On its way to be a hole: its chunk is wanted or already serves elsewhere.
     Limbo,
+    /// Free, in a place that nothing backs for a while.
+    Dormant,
 }
 
 impl State {
@@ -25,7 +27,7 @@ impl State {
     pub fn joins(self, other: State) -> bool {
         match (self, other) {
             (State::Free { color, .. }, State::Free { color: other, .. }) => color == other,
-            (State::Hole, State::Hole) => true,
+            (State::Hole, State::Hole) | (State::Dormant, State::Dormant) => true,
             _ => false,
         }
     }
@@ -35,7 +37,7 @@ impl State {
         match self {
             State::Free { color, .. } => color == wanted || color == Color::NEUTRAL,
             State::Hole => true,
-            State::Used | State::Limbo => false,
+            State::Used | State::Limbo | State::Dormant => false,
         }
     }
 }
@@ -63,7 +65,8 @@ struct Packed(u64);
 const COLOR_BITS: u32 = 16;
 const USED: u16 = u16::MAX;
 const HOLE: u16 = u16::MAX - 1;
-const LIMBO: u16 = Color::END;
+const LIMBO: u16 = u16::MAX - 2;
+const DORMANT: u16 = Color::END;
 
 impl From<State> for Packed {
     fn from(state: State) -> Packed {
@@ -71,6 +74,7 @@ impl From<State> for Packed {
             State::Used => (0, USED),
             State::Hole => (0, HOLE),
             State::Limbo => (0, LIMBO),
+            State::Dormant => (0, DORMANT),
             State::Free { color, epoch } => (epoch, color.0),
         };
         debug_assert!(epoch >> (64 - COLOR_BITS) == 0);
@@ -89,6 +93,7 @@ impl Piece {
             USED => State::Used,
             HOLE => State::Hole,
             LIMBO => State::Limbo,
+            DORMANT => State::Dormant,
             color => State::Free {
                 color: Color(color),
                 epoch: self.state.0 >> COLOR_BITS,

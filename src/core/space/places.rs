@@ -20,9 +20,9 @@ pub struct FreePlace {
 }
 
 impl Space {
-    /// Bytes of all places.
+    /// Bytes of all places that are not dozing.
     pub fn backed(&self) -> u64 {
-        self.places.values().sum()
+        self.places.values().sum::<u64>() - self.dozing_bytes()
     }
 
     /// How many places there are.
@@ -127,7 +127,10 @@ impl Space {
         let mut pieces: Vec<_> = self.pieces.iter().map(|(_, piece)| *piece).collect();
         pieces.sort_by_key(|piece| piece.address);
         for piece in pieces {
-            let backed = matches!(piece.state(), State::Used | State::Free { .. });
+            let backed = matches!(
+                piece.state(),
+                State::Used | State::Free { .. } | State::Dormant
+            );
             let mut next = piece.address;
             while let Some((address, bytes)) = place {
                 if *address >= piece.end() {

@@ -250,3 +250,39 @@ proptest! {
         prop_assert_eq!((space.backed(), space.used()), (0, 0));
     }
 }
+
+#[test]
+fn memory_freed_while_its_place_dozes_serves_after_it_only() {
+    let mut space = space();
+    let color = Color(1);
+    let blocks: Vec<Given> = (0..3)
+        .map(|_| grow(&mut space, GRANULE / 2, color))
+        .collect();
+    assert_eq!(space.backed(), 2 * GRANULE);
+    let dozing = space.doze(|_| false);
+    assert_eq!(dozing, [(BASE, GRANULE), (BASE + GRANULE, GRANULE)]);
+    assert_eq!((space.backed(), space.dozing_bytes()), (0, 2 * GRANULE));
+    let live: Vec<u64> = (space.dozing_blocks().iter()).map(|(at, _)| *at).collect();
+    assert_eq!(
+        live,
+        blocks.iter().map(|block| block.address).collect::<Vec<_>>()
+    );
+    assert!(space.allocate(UNIT, align(UNIT), color).is_none());
+    space.free(blocks[0].piece, color, 1);
+    assert!(space.allocate(UNIT, align(UNIT), color).is_none());
+    space.audit().unwrap();
+    // What is allocated meanwhile has a place of its own, and is not held back.
+    let awake = grow(&mut space, UNIT, color);
+    assert_eq!(awake.address, BASE + 2 * GRANULE);
+    space.free(awake.piece, color, 2);
+    assert!(space.allocate(UNIT, align(UNIT), color).is_some());
+    // The first place has one block left, the second is dead.
+    space.free(blocks[2].piece, color, 3);
+    assert_eq!(space.take_dead_places(), [BASE + GRANULE]);
+    space.audit().unwrap();
+    space.wake();
+    space.audit().unwrap();
+    assert_eq!((space.dozing_bytes(), space.backed()), (0, 2 * GRANULE));
+    let again = space.allocate(GRANULE / 2, align(UNIT), Color(7)).unwrap();
+    assert_eq!(again.address, blocks[0].address);
+}

@@ -1,0 +1,304 @@
+//! Extents lose their chunks and get new ones at the same address: the two halves of sleep and wake.
+//! What was in a chunk is the business of whoever takes it away, who may leave with the extent what it was
+//! saved to.
+
+use super::backing::{Neighbours, charged, unmap};
+use super::cell::CellState;
+use super::table::{Extent, Extents, Owner, Residency, Run, Table};
+use crate::config::value::Location;
+use crate::core::sync::lock;
+use crate::core::tags::TagId;
+use crate::error::{Error, Result, Status};
+use crate::gpu::{Chunk, Mapping};
+use std::any::Any;
+use std::sync::Arc;
+
+/// What the contents of an extent were saved to. Given up with the extent.
+#[derive(Clone)]
+pub struct Backup {
+    /// Where that is.
+    pub at: Residency,
+    /// The bytes, as who saved them knows them.
+    pub contents: Arc<dyn Any + Send + Sync>,
+}
+
+/// A place that can sleep or does.
+#[derive(Clone)]
+pub struct Place {
+    /// Its first address.
+    pub address: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// Who decides about it.
+    pub owner: Owner,
+    /// Its tag.
+    pub tag: TagId,
+    /// Where its contents are.
+    pub residency: Residency,
+    /// Whether its chunk must stay.
+    pub is_pinned: bool,
+    /// What it was last saved to, if that is kept.
+    pub backup: Option<Backup>,
+}
+
+impl Extents {
+    /// The places at home in memory of the device whose tag is `wanted`, by address.
+    pub fn places(&self, wanted: impl Fn(TagId) -> bool) -> Vec<Place> {
+        let table = lock(&self.table);
+        let of_device = |run: &&Run| {
+            run.spec.location == Location::Device && wanted(run.tag) && !run.is_callers_own()
+        };
+        let places = |run: &Run| {
+            let (owner, tag) = (run.owner, run.tag);
+            let at_home = (run.extents.iter()).filter(|(_, extent)| !extent.alias);
+            let place = |(address, extent): (&u64, &Extent)| Place {
+                address: *address,
+                bytes: extent.bytes,
+                owner,
+                tag,
+                residency: extent.residency(),
+                is_pinned: extent.pins > 0,
+                backup: extent.backup.clone(),
+            };
+            at_home.map(place).collect::<Vec<_>>()
+        };
+        (table.runs.values().filter(of_device))
+            .flat_map(places)
+            .collect()
+    }
+
+    /// Takes the chunks from places that no work uses any more, and leaves each with what its contents
+    /// were saved to; the bytes given back. What is no place, has no chunk or is pinned is left alone. A
+    /// failure ends nothing but the place it concerns: what is unmapped and could not be released
+    /// has its contents still, and [`Extents::restore`] maps it again.
+    pub fn evict(&self, places: Vec<(u64, Option<Backup>)>) -> Result<u64> {
+        let _guard = self.device.enter()?;
+        let mut table = lock(&self.table);
+        let (mut freed, mut failed) = (0, None);
+        let mut places = places;
+        places.sort_unstable_by_key(|(address, _)| *address);
+        let mut left = &mut places[..];
+        while let Some(first) = left.first() {
+            let Some(run) = table.run_at(first.0) else {
+                left = &mut left[1..];
+                continue;
+            };
+            let end = run.reservation.address() + run.reservation.bytes();
+            let (here, beyond) = left.split_at_mut(left.partition_point(|place| place.0 < end));
+            left = beyond;
+            self.evict_from(run, here, &mut freed, &mut failed);
+        }
+        failed.map_or(Ok(freed), Err)
+    }
+
+    fn evict_from(
+        &self,
+        run: &mut Run,
+        places: &mut [(u64, Option<Backup>)],
+        freed: &mut u64,
+        failed: &mut Option<Error>,
+    ) {
+        let may_go = |place: &u64| {
+            let extent = run.extents.get(place);
+            extent.is_some_and(|extent| !extent.alias && extent.pins == 0)
+        };
+        let going: Vec<u64> = (places.iter().map(|(address, _)| *address))
+            .filter(may_go)
+            .collect();
+        for neighbours in Neighbours::of(run, &going) {
+            if let Err(error) = unmap(run, neighbours) {
+                failed.get_or_insert(error);
+            }
+        }
+        for (address, backup) in places {
+            let is_unmapped = |extent: &&mut Extent| extent.mapping.is_none();
+            let Some(extent) = run.extents.get_mut(address).filter(is_unmapped) else {
+                continue;
+            };
+            if let Some(backup) = backup.take() {
+                extent.backup = Some(backup);
+            }
+            match self.drop_chunk(run, *address) {
+                Ok(bytes) => *freed += bytes,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    /// Takes the chunk from a place where it is mapped no more, and leaves the place.
+    fn drop_chunk(&self, run: &mut Run, place: u64) -> Result<u64> {
+        let Some(extent) = run.extents.get_mut(&place) else {
+            return Ok(0);
+        };
+        let Some(chunk) = extent.chunk.as_mut() else {
+            return Ok(0);
+        };
+        let mut freed = 0;
+        // One that is mapped elsewhere for running work goes with the last place that names it.
+        if let Some(chunk) = Arc::get_mut(chunk) {
+            chunk.release()?;
+            freed = chunk.bytes();
+        }
+        extent.chunk = None;
+        run.of_tag.sub(extent.bytes);
+        run.cell.iter().for_each(CellState::hide_handle);
+        if freed > 0 {
+            self.count_gone(run, freed);
+            self.limit.give(charged(run.spec, freed));
+        }
+        Ok(freed)
+    }
+
+    /// Puts chunks behind places that have none, at their addresses, by new chunks whose contents are
+    /// undefined. All or nothing: on failure those made are gone again.
+    pub fn restore(&self, places: &[u64]) -> Result<()> {
+        let _guard = self.device.enter()?;
+        let mut table = lock(&self.table);
+        self.sweep_table(&mut table);
+        let peers = self.peers();
+        let mut sorted = places.to_vec();
+        sorted.sort_unstable();
+        let mut made = Vec::new();
+        let outcome = self.restore_all(&mut table, &sorted, &peers, &mut made);
+        if outcome.is_err() {
+            for place in made {
+                self.undo_restore(&mut table, place);
+            }
+        }
+        outcome
+    }
+
+    fn restore_all(
+        &self,
+        table: &mut Table,
+        places: &[u64],
+        peers: &[i32],
+        made: &mut Vec<u64>,
+    ) -> Result<()> {
+        let mut left = places;
+        while let Some(first) = left.first() {
+            let Some(run) = table.run_at(*first) else {
+                left = &left[1..];
+                continue;
+            };
+            let end = run.reservation.address() + run.reservation.bytes();
+            let (here, beyond) = left.split_at(left.partition_point(|place| *place < end));
+            left = beyond;
+            let mut missing = Vec::new();
+            for place in here {
+                if self.make_chunk(run, *place, made)? {
+                    missing.push(*place);
+                }
+            }
+            for place in &missing {
+                if let Some(extent) = run.extents.get_mut(place) {
+                    if let Some(chunk) = &extent.chunk {
+                        extent.mapping = Some(Mapping::new(&self.device, *place, chunk)?);
+                    }
+                }
+            }
+            for neighbours in Neighbours::of(run, &missing) {
+                if let [first, .., last] | [first @ last] = neighbours {
+                    let end = last + run.extents.get(last).map_or(0, |extent| extent.bytes);
+                    self.grant(run, *first, end, peers)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a place is not mapped; then it has a chunk now.
+    fn make_chunk(&self, run: &mut Run, place: u64, made: &mut Vec<u64>) -> Result<bool> {
+        let Some(extent) = run.extents.get_mut(&place) else {
+            return Ok(false);
+        };
+        if extent.mapping.is_some() {
+            return Ok(false);
+        }
+        // From here on a failure takes it down again.
+        made.push(place);
+        if extent.chunk.is_none() {
+            let bytes = extent.bytes;
+            let room = self.limit.hold(charged(run.spec, bytes))?;
+            extent.chunk = Some(Arc::new(Chunk::create(&self.device, bytes, run.spec)?));
+            room.keep();
+            run.of_tag.add(bytes);
+            run.show_handle(place);
+            self.count_new(run, bytes);
+        }
+        Ok(true)
+    }
+
+    fn undo_restore(&self, table: &mut Table, place: u64) {
+        let Some(run) = table.run_at(place) else {
+            return;
+        };
+        let is_mapped = (run.extents.get(&place)).is_some_and(|extent| extent.mapping.is_some());
+        let unmapped = match is_mapped {
+            true => unmap(run, &[place]),
+            false => Ok(()),
+        };
+        if let Err(error) = unmapped.and_then(|()| self.drop_chunk(run, place).map(|_| ())) {
+            self.warn_of_leftovers(&error);
+        }
+    }
+
+    /// Drops what awake places were saved to.
+    pub fn drop_backups(&self, places: &[u64]) {
+        let mut dropped = Vec::new();
+        let mut table = lock(&self.table);
+        for place in places {
+            let extent = (table.run_at(*place)).and_then(|run| run.extents.get_mut(place));
+            dropped.extend(extent.and_then(|extent| extent.backup.take()));
+        }
+        drop(table);
+    }
+
+    /// Keeps the chunks at the places that `[address, address + bytes)` touches where they are, until as
+    /// many calls of [`Extents::unpin`]; an error where nothing is mapped.
+    pub fn pin(&self, address: u64, bytes: u64) -> Result<()> {
+        self.change_pins("pin", address, bytes, |pins| pins.checked_add(1))
+    }
+
+    /// Undoes one [`Extents::pin`] of the same range.
+    pub fn unpin(&self, address: u64, bytes: u64) -> Result<()> {
+        self.change_pins("unpin", address, bytes, |pins| pins.checked_sub(1))
+    }
+
+    fn change_pins(
+        &self,
+        operation: &'static str,
+        address: u64,
+        bytes: u64,
+        change: impl Fn(u32) -> Option<u32>,
+    ) -> Result<()> {
+        let refused = |why: &str| {
+            Error::new(Status::InvalidArgument, operation)
+                .detail(format!("{bytes} bytes at {address:#x}: {why}"))
+        };
+        let end = (address.checked_add(bytes).filter(|_| bytes > 0))
+            .ok_or_else(|| refused("no range of memory"))?;
+        let mut table = lock(&self.table);
+        let run = (table.run_at(address)).ok_or_else(|| refused("in no range of ours"))?;
+        let first = run.extents.range(..=address).next_back();
+        let first = first.map_or(address, |(place, _)| *place);
+        let touched = || run.extents.range(first..end);
+        let mut next = first;
+        for (place, extent) in touched() {
+            if extent.mapping.is_none() || extent.alias || *place != next {
+                return Err(refused("not all of it is mapped"));
+            }
+            change(extent.pins).ok_or_else(|| refused("it is not pinned"))?;
+            next = place + extent.bytes;
+        }
+        if next < end {
+            return Err(refused("not all of it is mapped"));
+        }
+        for (_, extent) in run.extents.range_mut(first..end) {
+            extent.pins = change(extent.pins).unwrap_or(extent.pins);
+        }
+        Ok(())
+    }
+}

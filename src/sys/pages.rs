@@ -1,0 +1,180 @@
+//! Pages of the host: mapped without anything behind them, then populated, by huge pages where the system
+//! has them, and what the system has left.
+
+use crate::error::{Error, Result, Status};
+use std::io;
+
+/// What huge pages are aligned to, and their size on the machines of interest.
+pub const HUGE_PAGE: u64 = 2 << 20;
+/// Linux 5.14: populate page tables writable, without writing (madvise(2)).
+const MADV_POPULATE_WRITE: libc::c_int = 23;
+const PAGE: u64 = 4096;
+
+/// A private mapping of zeros, aligned to huge pages; unmapped when dropped.
+#[derive(Debug)]
+pub struct Pages {
+    address: u64,
+    bytes: u64,
+}
+
+impl Pages {
+    /// Maps `bytes`, a multiple of [`HUGE_PAGE`] above 0. Takes no memory yet.
+    pub fn map(bytes: u64) -> Result<Pages> {
+        const OPERATION: &str = "map host memory";
+        let whole = (bytes.checked_add(HUGE_PAGE))
+            .filter(|_| bytes > 0 && bytes % HUGE_PAGE == 0)
+            .ok_or_else(|| Error::invalid(OPERATION, format!("a size of {bytes} bytes")))?;
+        // SAFETY: a new private mapping; nothing else is touched.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                whole as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(lacking(OPERATION, bytes, &io::Error::last_os_error()));
+        }
+        let base = base as u64;
+        let address = base.next_multiple_of(HUGE_PAGE);
+        unmap(base, address - base);
+        unmap(address + bytes, base + whole - address - bytes);
+        let pages = Pages { address, bytes };
+        pages.advise(libc::MADV_HUGEPAGE);
+        // A forked child has no use for them, and must not make the parent's copies on write.
+        pages.advise(libc::MADV_DONTFORK);
+        Ok(pages)
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn advise(&self, advice: libc::c_int) -> bool {
+        // SAFETY: the mapping is this one's own; none of the advices used changes its contents.
+        unsafe { libc::madvise(self.address as *mut _, self.bytes as usize, advice) == 0 }
+    }
+
+    /// Puts memory behind all of it, on the calling thread.
+    pub fn populate(&self) -> Result<()> {
+        if self.advise(MADV_POPULATE_WRITE) {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(lacking("populate host memory", self.bytes, &error));
+        }
+        // An older kernel: each page is written to.
+        for page in (0..self.bytes).step_by(PAGE as usize) {
+            // SAFETY: inside the mapping, which nobody else knows yet.
+            unsafe { ((self.address + page) as *mut u8).write_volatile(0) };
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        unmap(self.address, self.bytes);
+    }
+}
+
+fn unmap(address: u64, bytes: u64) {
+    if bytes > 0 {
+        // SAFETY: a part of a mapping of this module that nobody uses.
+        unsafe { libc::munmap(address as *mut _, bytes as usize) };
+    }
+}
+
+fn lacking(operation: &'static str, bytes: u64, error: &io::Error) -> Error {
+    Error::new(Status::OutOfMemory, operation)
+        .bytes(bytes)
+        .detail(error.to_string())
+        .advice("The host has too little memory left, or a limit is set for the process")
+}
+
+/// Bytes that the system can give out without swapping: what the machine has left, and what the process's
+/// control group may still take. The most there can be where neither is told.
+pub fn available() -> u64 {
+    let machine = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| field_kib(&text, "MemAvailable:"));
+    let (machine, group) = (machine.unwrap_or(u64::MAX), group_left());
+    machine.min(group.unwrap_or(u64::MAX))
+}
+
+fn field_kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    let number = line.split_whitespace().nth(1)?.parse::<u64>().ok()?;
+    number.checked_mul(1024)
+}
+
+/// Of the control group's limit, version 2 or 1, what is not used; its page cache can be reclaimed.
+fn group_left() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    let cached = |path: &str, name: &str| {
+        let text = read(path)?;
+        let line = text
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let (limit, used, reclaimable) = match number("/sys/fs/cgroup/memory.max") {
+        Some(limit) => (
+            limit,
+            number("/sys/fs/cgroup/memory.current")?,
+            cached("/sys/fs/cgroup/memory.stat", "inactive_file"),
+        ),
+        None => (
+            number("/sys/fs/cgroup/memory/memory.limit_in_bytes")?,
+            number("/sys/fs/cgroup/memory/memory.usage_in_bytes")?,
+            cached("/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"),
+        ),
+    };
+    Some(limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_aligned_and_zero() {
+        let pages = Pages::map(2 * HUGE_PAGE).unwrap();
+        assert_eq!(pages.address() % HUGE_PAGE, 0);
+        pages.populate().unwrap();
+        // SAFETY: inside the mapping.
+        let last = unsafe { *((pages.address() + pages.bytes() - 1) as *const u8) };
+        assert_eq!(last, 0);
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        for bytes in [0, 1, HUGE_PAGE + 1, u64::MAX] {
+            assert!(Pages::map(bytes).is_err(), "{bytes}");
+        }
+        assert_eq!(
+            Pages::map(1 << 62).unwrap_err().status(),
+            Status::OutOfMemory
+        );
+    }
+
+    #[test]
+    fn what_is_left_is_told() {
+        assert!(available() > 0);
+        assert_eq!(
+            field_kib("A: 3 kB\nMemAvailable: 7 kB\n", "MemAvailable:"),
+            Some(7168)
+        );
+    }
+}
