@@ -73,7 +73,7 @@ class Cell(ctypes.Structure):
     """hbm_cell_t."""
 
     _fields_ = _counts("serial", "address", "bytes", "handle_address") + [
-        (name, c_int32) for name in ("device", "is_mapped", "is_callers", "reserved")
+        (name, c_int32) for name in ("device", "is_mapped", "is_callers", "is_asleep")
     ]
 
 

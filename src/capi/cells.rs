@@ -2,6 +2,7 @@
 
 use super::{export, write_out, write_struct};
 use crate::error::{Error, Result};
+use crate::extent::cell::Behind;
 use crate::gpu::Stream;
 use crate::observe;
 use crate::process::{CellInfo, CellStats, tags};
@@ -31,8 +32,9 @@ pub struct hbm_cell_t {
     pub is_mapped: i32,
     /// 1 where the caller reserved the addresses, else 0.
     pub is_callers: i32,
-    /// 0.
-    pub reserved: i32,
+    /// 1 while the library has taken its memory, by sleep, and brings it back by wake; 0 while it has
+    /// memory, and where the caller took that by himself.
+    pub is_asleep: i32,
 }
 
 /// What was done with cells in the process. Fill in `struct_size` before the call.
@@ -160,7 +162,7 @@ pub unsafe extern "C" fn hbm_cell_reserve(
         let stream = Stream::from_raw(stream);
         let made = process.cell_reserve(device, size, stream, tags::current())?;
         // SAFETY: passed on to the caller.
-        let written = unsafe { write_struct(OPERATION, cell, &described(&made, false)) };
+        let written = unsafe { write_struct(OPERATION, cell, &described(&made, Behind::NOTHING)) };
         if written.is_err() {
             process.cell_free(made.address)?;
         }
@@ -236,9 +238,9 @@ pub unsafe extern "C" fn hbm_cell_describe(address: u64, cell: *mut hbm_cell_t) 
     export(|| {
         let process = observe::process();
         let found = process.cell(address)?;
-        let is_mapped = process.cell_is_mapped(&found)?;
+        let behind = process.behind_cell(&found)?;
         // SAFETY: passed on to the caller.
-        unsafe { write_struct("hbm_cell_describe", cell, &described(&found, is_mapped)) }
+        unsafe { write_struct("hbm_cell_describe", cell, &described(&found, behind)) }
     })
 }
 
@@ -307,7 +309,7 @@ unsafe fn list<'a>(
     }
 }
 
-fn described(cell: &CellInfo, is_mapped: bool) -> hbm_cell_t {
+fn described(cell: &CellInfo, behind: Behind) -> hbm_cell_t {
     hbm_cell_t {
         struct_size: size_of::<hbm_cell_t>(),
         serial: cell.serial,
@@ -318,9 +320,9 @@ fn described(cell: &CellInfo, is_mapped: bool) -> hbm_cell_t {
             false => cell.handle.address(),
         },
         device: cell.device,
-        is_mapped: is_mapped.into(),
+        is_mapped: behind.is_mapped.into(),
         is_callers: cell.is_lent.into(),
-        reserved: 0,
+        is_asleep: behind.is_asleep.into(),
     }
 }
 

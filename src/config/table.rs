@@ -243,6 +243,7 @@ pub static TABLE: [Spec; 16] = [
 /// Variables with our prefix that other parts read: the Python package, the tests.
 pub const FOREIGN_VARIABLES: [&str; 6] = [
     "HBMALLOC_LIBRARY",
+    "HBMALLOC_VLLM",
     "HBMALLOC_PYTHON",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_CHECK_SECONDS",

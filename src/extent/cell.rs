@@ -36,6 +36,23 @@ impl HandleCell {
     }
 }
 
+/// Whether there is memory behind a cell, and who brings it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// There is.
+    pub is_mapped: bool,
+    /// There is none since the library took it, and wake brings it back.
+    pub is_asleep: bool,
+}
+
+impl Behind {
+    /// A caller took it, or there has not been any yet.
+    pub const NOTHING: Behind = Behind {
+        is_mapped: false,
+        is_asleep: false,
+    };
+}
+
 /// What a cell is to be.
 #[derive(Clone, Debug)]
 pub struct CellSpec {
@@ -213,9 +230,18 @@ impl Extents {
         Ok(())
     }
 
-    /// Whether there is memory behind a cell.
-    pub fn is_cell_mapped(&self, address: u64) -> bool {
-        !self.still_mapped(&[address]).is_empty()
+    /// What is behind the cell at an address.
+    pub fn behind_cell(&self, address: u64) -> Behind {
+        let table = lock(&self.table);
+        let Some(run) = table.runs.get(&address) else {
+            return Behind::NOTHING;
+        };
+        let mut extents = run.extents.values();
+        let is_mapped = extents.any(|extent| extent.mapping.is_some());
+        Behind {
+            is_mapped,
+            is_asleep: !is_mapped && !run.is_callers_own(),
+        }
     }
 
     fn cell_run(&self, spec: &CellSpec, reservation: Reservation) -> Run {

@@ -9,7 +9,7 @@ use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
-use crate::extent::cell::{CellSpec, HandleCell};
+use crate::extent::cell::{self, CellSpec, HandleCell};
 use crate::extent::deferral::Behind;
 use crate::gpu::{ChunkSpec, Fence, Stream, Uses};
 use crate::source::{Block, Kind};
@@ -224,7 +224,7 @@ impl Process {
         let (mut made, mut bytes) = (Vec::new(), 0);
         for address in addresses {
             let cell = self.cell(*address)?;
-            if self.cell_is_mapped(&cell)? {
+            if self.behind_cell(&cell)?.is_mapped {
                 continue;
             }
             if let Err(error) = self.cell_map(cell.device, cell.bytes, cell.address, cell.tag) {
@@ -314,7 +314,7 @@ impl Process {
         let cells = cells.collect::<Result<Vec<_>>>()?;
         let mut mapped = Vec::new();
         for cell in cells {
-            if self.cell_is_mapped(&cell)? {
+            if self.behind_cell(&cell)?.is_mapped {
                 mapped.push(cell);
             }
         }
@@ -404,10 +404,10 @@ impl Process {
         cell.ok_or_else(|| not_owned("cell", address))
     }
 
-    /// Whether there is memory behind a cell.
-    pub fn cell_is_mapped(&self, cell: &CellInfo) -> Result<bool> {
+    /// What is behind a cell.
+    pub fn behind_cell(&self, cell: &CellInfo) -> Result<cell::Behind> {
         let device = self.device(cell.device)?;
-        Ok(device.state().extents.is_cell_mapped(cell.address))
+        Ok(device.state().extents.behind_cell(cell.address))
     }
 
     /// Where all cells begin.

@@ -16,7 +16,7 @@ pub struct Cell {
     pub device: i32,
     pub is_mapped: i32,
     pub is_callers: i32,
-    pub reserved: i32,
+    pub is_asleep: i32,
 }
 
 impl Cell {
