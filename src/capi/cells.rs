@@ -244,8 +244,8 @@ pub unsafe extern "C" fn hbm_cell_describe(address: u64, cell: *mut hbm_cell_t) 
     })
 }
 
-/// Writes where cells begin, as many as `capacity`, in the order of their addresses, and to `*count`
-/// how many there are.
+/// Writes where cells begin that have memory or had it, as many as `capacity`, in the order of their
+/// addresses, and to `*count` how many there are.
 ///
 /// # Safety
 /// `addresses` must be valid for a write of `capacity` numbers, `count` for a write.

@@ -241,7 +241,7 @@ pub static TABLE: [Spec; 16] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 6] = [
+pub const FOREIGN_VARIABLES: [&str; 7] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_VLLM",
     "HBMALLOC_PYTHON",

@@ -34,6 +34,8 @@ pub struct CellInfo {
     pub is_lent: bool,
     /// Where the driver's handle of its memory is shown.
     pub handle: HandleCell,
+    /// Whether it has had memory: before that, whoever reserved it is about to map it.
+    is_born: bool,
     /// Whether statistics count it as a block given out: while a caller has it mapped.
     counted: bool,
 }
@@ -106,6 +108,7 @@ impl Cells {
         let mut cells = lock(&self.by_address);
         match cells.get_mut(&cell.address) {
             Some(known) if known.serial == cell.serial && known.counted != mapped => {
+                known.is_born = true;
                 known.counted = mapped;
                 true
             }
@@ -169,6 +172,7 @@ impl Process {
             tag,
             is_lent: false,
             handle,
+            is_born: false,
             counted: false,
         };
         lock(&self.cells.by_address).insert(address, cell.clone());
@@ -208,6 +212,7 @@ impl Process {
             tag,
             is_lent: true,
             handle: HandleCell::default(),
+            is_born: false,
             counted: false,
         });
         self.back(device, &cell, chunk)?;
@@ -410,10 +415,12 @@ impl Process {
         Ok(device.state().extents.behind_cell(cell.address))
     }
 
-    /// Where all cells begin.
+    /// Where all cells begin that have had memory.
     pub fn cell_addresses(&self) -> Result<Vec<u64>> {
         lifetime::check_not_forked()?;
-        Ok(lock(&self.cells.by_address).keys().copied().collect())
+        let cells = lock(&self.cells.by_address);
+        let born = cells.values().filter(|cell| cell.is_born);
+        Ok(born.map(|cell| cell.address).collect())
     }
 
     /// What was done with cells.

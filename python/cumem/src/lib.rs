@@ -322,7 +322,7 @@ unsafe fn find_library() -> Result<&'static Library, String> {
         if path.is_none() {
             pyo3_ffi::PyErr_Clear();
         }
-        Library::find(&path.unwrap_or_default())
+        Library::find(path.as_deref())
     }
 }
 

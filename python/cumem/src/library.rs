@@ -51,17 +51,18 @@ impl Library {
     /// The library, once it was found; looked for among what is loaded where nobody has imported us.
     pub fn get() -> Option<&'static Library> {
         if FOUND.get().is_none() {
-            let _ = Library::find(SONAME);
+            let _ = Library::find(None);
         }
         FOUND.get()
     }
 
     /// Finds the library loaded from `path`, or loaded under the name that it has inside.
-    pub fn find(path: &CStr) -> Result<&'static Library, String> {
+    pub fn find(path: Option<&CStr>) -> Result<&'static Library, String> {
         if let Some(found) = FOUND.get() {
             return Ok(found);
         }
-        let handle = [path, SONAME].into_iter().find_map(|name| {
+        let mut names = path.into_iter().chain([SONAME]);
+        let handle = names.find_map(|name| {
             // SAFETY: a C string; nothing is loaded, so no code runs.
             let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
             (!handle.is_null()).then_some(handle)
