@@ -7,9 +7,10 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "across_devices",
     "allocators",
+    "cells",
     "graphs",
     "limits",
     "placed_pool",
@@ -29,6 +30,11 @@ fn run_shared(program: &str) {
 #[test]
 fn allocators() {
     run_shared("allocators");
+}
+
+#[test]
+fn cells() {
+    run_shared("cells");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::extent::cell::Behind;
 use crate::gpu::Stream;
 use crate::observe;
 use crate::process::{CellInfo, CellStats, tags};
+use libc::ssize_t;
 use std::ffi::{c_ulonglong, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -97,7 +98,7 @@ pub extern "C" fn hbm_ensure_context(device: c_ulonglong) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_create_and_map(
     device: c_ulonglong,
-    size: isize,
+    size: ssize_t,
     d_mem: u64,
     handle: *mut u64,
 ) -> i32 {
@@ -123,7 +124,7 @@ pub unsafe extern "C" fn hbm_create_and_map(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_unmap_and_release(
     device: c_ulonglong,
-    size: isize,
+    size: ssize_t,
     d_mem: u64,
     handle: *mut u64,
 ) -> i32 {
@@ -148,7 +149,7 @@ pub unsafe extern "C" fn hbm_unmap_and_release(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_cell_reserve(
     device: i32,
-    size: isize,
+    size: ssize_t,
     stream: *mut c_void,
     cell: *mut hbm_cell_t,
 ) -> i32 {
@@ -331,7 +332,7 @@ fn ordinal(operation: &'static str, device: c_ulonglong) -> Result<i32> {
         .map_err(|_| Error::invalid(operation, format!("there is no device {device}")))
 }
 
-fn bytes(operation: &'static str, size: isize) -> Result<u64> {
+fn bytes(operation: &'static str, size: ssize_t) -> Result<u64> {
     u64::try_from(size)
         .ok()
         .filter(|bytes| *bytes > 0)
