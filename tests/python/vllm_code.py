@@ -68,11 +68,11 @@ MODULE = COMMON + """
         shown = lambda handle: ctypes.c_uint64.from_address(handle[3]).value
 """
 
-CLASS = COMMON + """
+#: Behind what says whose class it is.
+CLASS_OF = """
         import torch
         torch.cuda.init()
         from torch.cuda.memory import allocate, drop, release
-        vllm.install()
         from vllm.device_allocator.cumem import CuMemAllocator
         allocator = CuMemAllocator.get_instance()
 
@@ -84,3 +84,5 @@ CLASS = COMMON + """
         def pool(tag, number=-1):
             return allocator.allocator_and_pools[tag][number][0]
 """
+
+CLASS = COMMON + "        vllm.install()\n" + CLASS_OF
