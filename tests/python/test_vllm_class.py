@@ -214,7 +214,7 @@ def test_other_memory_is_left_alone(fake):
 
 def test_handles_by_hand(fake):
     fake(CLASS + """
-        from vllm.device_allocator.cumem import create_and_map, unmap_and_release
+        from hbmalloc.compat.vllm.cumem import create_and_map, unmap_and_release
         with allocator.use_memory_pool("weights"):
             address = allocate(2 * MIB)
         data = allocator.pointer_to_data[address]

@@ -85,4 +85,4 @@ CLASS_OF = """
             return allocator.allocator_and_pools[tag][number][0]
 """
 
-CLASS = COMMON + "        vllm.install()\n" + CLASS_OF
+CLASS = COMMON + CLASS_OF.replace("vllm.device_allocator", "hbmalloc.compat.vllm")

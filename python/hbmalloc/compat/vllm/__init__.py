@@ -4,6 +4,8 @@
 starts when `HBMALLOC_VLLM=1`. `python -m hbmalloc.compat.vllm check` shows that it works.
 """
 
+import importlib.abc
+import importlib.machinery
 import os
 import sys
 
@@ -36,15 +38,40 @@ def _refuse_late(theirs, native, native_only):
             "the first such file in the process. Call it before vLLM is imported, or start vLLM with HBMALLOC_VLLM=1")
 
 
-def _set_attribute(name, module):
-    parent, _, child = name.rpartition(".")
-    if parent in sys.modules:
-        setattr(sys.modules[parent], child, module)
+class _InPlace(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Answers imports of vLLM's names with our modules, the packages around them being vLLM's still."""
+
+    modules = {}
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.modules:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, origin=self.modules[name].__file__)
+
+    def create_module(self, spec):
+        module = self.modules[spec.name]
+        # The import system is about to write its own here.
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = self._spec
+
+
+_finder = _InPlace()
 
 
 def _put(name, module):
-    sys.modules[name] = module
-    _set_attribute(name, module)
+    """Has `name` mean `module`, from now on if its package is there, else when it is imported."""
+    _finder.modules[name] = module
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    parent, _, child = name.rpartition(".")
+    if parent in sys.modules:
+        sys.modules[name] = module
+        setattr(sys.modules[parent], child, module)
+    else:
+        sys.modules.pop(name, None)
 
 
 def install(native_only=False):
@@ -56,10 +83,11 @@ def install(native_only=False):
     """
     native = _native.load()
     theirs = sys.modules.get(_CLASS)
+    is_native = _finder.modules.get(_NATIVE) is native
     if native_only:
         if is_installed():
             raise RuntimeError("hbmalloc.compat.vllm.install(native_only=True): hbmalloc's class is installed already")
-        if sys.modules.get(_NATIVE) is native and (theirs is None or theirs.init_module is native.init_module):
+        if is_native and (theirs is None or theirs.init_module is native.init_module):
             return
         _refuse_late(theirs, native, True)
         _put(_NATIVE, native)
@@ -70,7 +98,7 @@ def install(native_only=False):
         return
     from . import cumem
 
-    if theirs is cumem and sys.modules.get(_NATIVE) is native:
+    if is_native and is_installed():
         return
     if theirs is not cumem:
         _refuse_late(theirs, native, False)
@@ -86,8 +114,7 @@ def install(native_only=False):
 
 def is_installed():
     """Whether hbmalloc's class is in place of vLLM's."""
-    module = sys.modules.get(_CLASS)
-    return module is not None and module.__name__ == __name__ + ".cumem"
+    return _CLASS in _finder.modules
 
 
 def plugin():

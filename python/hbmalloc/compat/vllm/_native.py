@@ -57,10 +57,13 @@ def load():
             _library.library()
             loader = importlib.machinery.ExtensionFileLoader(NAME, path())
             spec = importlib.util.spec_from_file_location(NAME, loader.path, loader=loader)
-            # vLLM's own may be there under the name, and stays there for now.
+            # What is there under the name stays for now; loading one of this kind puts it there.
             before = sys.modules.get(NAME)
-            _module = importlib.util.module_from_spec(spec)
-            loader.exec_module(_module)
-            if before is not None:
-                sys.modules[NAME] = before
+            try:
+                _module = importlib.util.module_from_spec(spec)
+                loader.exec_module(_module)
+            finally:
+                sys.modules.pop(NAME, None)
+                if before is not None:
+                    sys.modules[NAME] = before
     return _module
