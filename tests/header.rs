@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 12] = [
+const FACES: [&str; 13] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -15,6 +15,7 @@ const FACES: [&str; 12] = [
     "capi/tags.rs",
     "capi/limits.rs",
     "capi/graphs.rs",
+    "capi/residency.rs",
     "torch/hooks.rs",
     "torch/segments.rs",
     "torch/cache_info.rs",

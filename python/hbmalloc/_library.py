@@ -8,7 +8,7 @@ libraries with two states, so everything in the process should use `get_library_
 import ctypes
 import os
 import threading
-from ctypes import POINTER, c_char_p, c_double, c_int32, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 
 from ._errors import BY_STATUS, HbmallocError
 from ._version import __version__
@@ -67,6 +67,40 @@ class DriverStats(ctypes.Structure):
     _fields_ = _counts("calls", "timed_calls", "nanoseconds")
 
 
+class Range(ctypes.Structure):
+    """hbm_range_t."""
+
+    _fields_ = [("address", c_void_p), ("bytes", c_uint64)]
+
+
+class ResidencyRequest(ctypes.Structure):
+    """hbm_residency_request_t."""
+
+    _fields_ = [
+        ("struct_size", c_size_t), ("tags", POINTER(c_char_p)), ("tag_count", c_size_t),
+        ("device", c_int32), ("to", c_int32), ("flags", c_uint32), ("reserved", c_uint32),
+        ("dead", POINTER(Range)), ("dead_count", c_size_t),
+    ]
+
+
+class ResidencyReport(ctypes.Structure):
+    """hbm_residency_report_t."""
+
+    _fields_ = _counts("moved", "copied", "pinned")
+
+
+class Residency(ctypes.Structure):
+    """hbm_residency_t."""
+
+    _fields_ = _counts("device", "host", "file", "discarded", "pinned")
+
+
+class HostBuffer(ctypes.Structure):
+    """hbm_host_buffer_t."""
+
+    _fields_ = _counts("pinned", "used")
+
+
 class OptionInfo(ctypes.Structure):
     """hbm_option_t."""
 
@@ -108,6 +142,15 @@ PROTOTYPES = {
     "hbm_set_default_tag": (c_int32, [c_char_p]),
     "hbm_tag_current": (c_int32, [c_char_p, c_size_t]),
     "hbm_tag_of": (c_int32, [c_void_p, c_char_p, c_size_t]),
+    "hbm_sleep": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
+    "hbm_wake": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
+    "hbm_discard": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
+    "hbm_residency": (c_int32, [c_int32, c_char_p, POINTER(Residency)]),
+    "hbm_pin": (c_int32, [c_void_p, c_uint64]),
+    "hbm_unpin": (c_int32, [c_void_p, c_uint64]),
+    "hbm_host_buffer_prepare": (c_int32, [c_uint64]),
+    "hbm_host_buffer_trim": (c_int32, [c_uint64, POINTER(c_uint64)]),
+    "hbm_host_buffer": (c_int32, [POINTER(HostBuffer)]),
     "hbm_torch_set_hooked": (None, [c_int32]),
     "hbm_torch_serve_cache_info": (c_int32, []),
     "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),

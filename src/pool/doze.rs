@@ -211,7 +211,10 @@ fn dozing(arena: &Arena) -> Vec<Dozing> {
     let live = |(address, bytes): &(u64, u64)| {
         let end = address + bytes;
         let mut live: Vec<(u64, u64)> = Vec::new();
-        while blocks.get(next).is_some_and(|(at, len)| at + len <= *address) {
+        while blocks
+            .get(next)
+            .is_some_and(|(at, len)| at + len <= *address)
+        {
             next += 1;
         }
         for (at, len) in blocks[next..].iter().take_while(|(at, _)| *at < end) {

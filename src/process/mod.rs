@@ -13,6 +13,7 @@ mod naming;
 pub mod placement;
 mod pooled;
 mod report;
+pub mod residency;
 pub mod stats;
 pub mod tags;
 
@@ -32,6 +33,7 @@ use crate::gpu::Driver;
 use crate::gpu::driver::version_text;
 use crate::pool::Pools;
 use crate::registry::Registry;
+use crate::residency::HostStore;
 use crate::sys::linux;
 use choice::Choice;
 use graphs::GraphPools;
@@ -54,6 +56,8 @@ pub struct Process {
     hooked: AtomicBool,
     captures_told: AtomicBool,
     pools: Pools,
+    /// Where contents of memory that sleeps are.
+    host: Arc<HostStore>,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -98,6 +102,7 @@ impl Process {
             hooked: AtomicBool::new(false),
             captures_told: AtomicBool::new(false),
             pools: Pools::default(),
+            host: Arc::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

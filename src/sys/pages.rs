@@ -49,6 +49,23 @@ impl Pages {
         Ok(pages)
     }
 
+    /// The same pages as parts of `most` bytes, a multiple of [`HUGE_PAGE`], and what is left.
+    pub fn split(mut self, most: u64) -> Vec<Pages> {
+        let mut parts = Vec::new();
+        let most = most.next_multiple_of(HUGE_PAGE).max(HUGE_PAGE);
+        while self.bytes > most {
+            let address = self.address;
+            parts.push(Pages {
+                address,
+                bytes: most,
+            });
+            self.address += most;
+            self.bytes -= most;
+        }
+        parts.push(self);
+        parts
+    }
+
     /// Its first address.
     pub fn address(&self) -> u64 {
         self.address
@@ -138,10 +155,7 @@ fn group_left() -> Option<u64> {
         None => (
             number("/sys/fs/cgroup/memory/memory.limit_in_bytes")?,
             number("/sys/fs/cgroup/memory/memory.usage_in_bytes")?,
-            cached(
-                "/sys/fs/cgroup/memory/memory.stat",
-                "total_inactive_file",
-            ),
+            cached("/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"),
         ),
     };
     Some(limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0))))
@@ -162,6 +176,19 @@ mod tests {
     }
 
     #[test]
+    fn parts_lie_one_behind_the_other() {
+        let pages = Pages::map(5 * HUGE_PAGE).unwrap();
+        let begin = pages.address();
+        let parts = pages.split(2 * HUGE_PAGE);
+        let seen: Vec<_> = (parts.iter())
+            .map(|part| (part.address() - begin, part.bytes()))
+            .collect();
+        let expected = [(0, 2), (2, 2), (4, 1)].map(|(at, len)| (at * HUGE_PAGE, len * HUGE_PAGE));
+        assert_eq!(seen, expected);
+        parts.iter().for_each(|part| part.populate().unwrap());
+    }
+
+    #[test]
     fn impossible_sizes_are_errors() {
         for bytes in [0, 1, HUGE_PAGE + 1, u64::MAX] {
             assert!(Pages::map(bytes).is_err(), "{bytes}");
@@ -175,6 +202,9 @@ mod tests {
     #[test]
     fn what_is_left_is_told() {
         assert!(available() > 0);
-        assert_eq!(field_kib("A: 3 kB\nMemAvailable: 7 kB\n", "MemAvailable:"), Some(7168));
+        assert_eq!(
+            field_kib("A: 3 kB\nMemAvailable: 7 kB\n", "MemAvailable:"),
+            Some(7168)
+        );
     }
 }

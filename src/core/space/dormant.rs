@@ -38,9 +38,7 @@ impl Space {
         let before = self.places.range(..=address).next_back();
         let reaching = before.filter(|(begin, length)| *begin + *length > address);
         let first = reaching.map_or(address, |(begin, _)| *begin);
-        (self.dozing.range(first..address + bytes))
-            .next()
-            .is_some()
+        (self.dozing.range(first..address + bytes)).next().is_some()
     }
 
     /// Whether anything dozes.
