@@ -22,6 +22,9 @@
 #define HBM_VERSION (HBM_VERSION_MAJOR * 10000 + HBM_VERSION_MINOR * 100 + HBM_VERSION_PATCH)
 
 
+// In `hbm_residency_request_t.flags`: nothing has written to the memory since it was last woken.
+#define HBM_SLEEP_CLEAN 1
+
 // What a call returns: 0 for success, else the kind of failure.
 typedef enum hbm_status {
     HBM_OK = 0,
@@ -95,6 +98,16 @@ typedef enum hbm_placement {
     // Where the driver thinks best: managed memory gets no advice and no prefetch.
     HBM_PLACEMENT_NONE = 3,
 } hbm_placement;
+
+// Where contents of memory that sleeps go.
+typedef enum hbm_sleep_to {
+    // Pinned memory of the host.
+    HBM_SLEEP_TO_HOST = 0,
+    // A file.
+    HBM_SLEEP_TO_FILE = 1,
+    // Nowhere: they are gone.
+    HBM_SLEEP_TO_NOTHING = 2,
+} hbm_sleep_to;
 
 // An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 // allocator is an error, not a crash.
@@ -335,6 +348,76 @@ typedef struct hbm_cell_stats_t {
     // Calls of any of these that failed.
     uint64_t failures;
 } hbm_cell_stats_t;
+
+// A stretch of memory.
+typedef struct hbm_range_t {
+    // Its first address.
+    void *address;
+    // Its length in bytes.
+    uint64_t bytes;
+} hbm_range_t;
+
+// What is to sleep or to wake. Zeros, with `struct_size` filled in, are everything of device 0.
+typedef struct hbm_residency_request_t {
+    // sizeof(hbm_residency_request_t) as the program was compiled.
+    size_t struct_size;
+    // Names of tags, in the order in which they are to wake; NULL for everything, memory without a
+    // tag included. A name that no memory ever had is HBM_INVALID_ARGUMENT.
+    const char *const *tags;
+    // How many.
+    size_t tag_count;
+    // The device, or -1 for every device in use; these then go at the same time.
+    int32_t device;
+    // hbm_sleep: an hbm_sleep_to.
+    int32_t to;
+    // hbm_sleep: HBM_SLEEP_CLEAN or 0.
+    uint32_t flags;
+    // 0.
+    uint32_t reserved;
+    // hbm_sleep: stretches of MemPool segments that hold nothing, as torch's snapshot tells; they are not
+    // copied, and hold anything after the wake. NULL for none.
+    const struct hbm_range_t *dead;
+    // How many.
+    size_t dead_count;
+} hbm_residency_request_t;
+
+// What hbm_sleep, hbm_wake or hbm_discard did, in bytes, over all devices.
+typedef struct hbm_residency_report_t {
+    // sizeof(hbm_residency_report_t) as the program was compiled.
+    size_t struct_size;
+    // The devices' memory given back, or had again.
+    uint64_t moved;
+    // Copied over the link.
+    uint64_t copied;
+    // Awake as before, since it is pinned (hbm_pin) or exported.
+    uint64_t pinned;
+} hbm_residency_report_t;
+
+// Where memory is, in bytes of whole chunks.
+typedef struct hbm_residency_t {
+    // sizeof(hbm_residency_t) as the program was compiled.
+    size_t struct_size;
+    // In the device's memory: awake.
+    uint64_t device;
+    // Asleep, in pinned memory of the host.
+    uint64_t host;
+    // Asleep, in a file.
+    uint64_t file;
+    // Asleep, with nothing saved.
+    uint64_t discarded;
+    // The part of `device` that cannot sleep, since it is pinned or exported.
+    uint64_t pinned;
+} hbm_residency_t;
+
+// What is pinned on the host for sleep, in the whole process.
+typedef struct hbm_host_buffer_t {
+    // sizeof(hbm_host_buffer_t) as the program was compiled.
+    size_t struct_size;
+    // Bytes pinned.
+    uint64_t pinned;
+    // Those of them that hold something.
+    uint64_t used;
+} hbm_host_buffer_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -738,6 +821,77 @@ int32_t hbm_graph_release(int32_t device, uint64_t id_high, uint64_t id_low);
 // writes there. No capture may be open when the promise is made. hbmalloc.torch.install() makes it
 // for programs whose captures are all PyTorch's. Any thread; makes no driver call.
 int32_t hbm_captures_told(int32_t told);
+
+// Puts memory to sleep: saves what is in it, gives its memory of the device back, keeps its addresses.
+// What can sleep is what chunks back: blocks of the vmm kind, MemPool segments from it and the pool's
+// memory of the tags; other kinds, and memory placed on the host, stay as they are. What sleeps already
+// sleeps on; with HBM_SLEEP_TO_NOTHING its contents are given up. What is allocated for a sleeping tag is
+// awake, and sleeps next time.
+//
+// All work given to the device before the call is done first, on streams that nobody named too; work
+// given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
+// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+// changed, while a stream captures on the device.
+//
+// HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
+// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names. Any thread;
+// calls on one device take turns. `report` may be NULL.
+//
+// Required: `request` must point to a filled-in struct whose pointers are valid; `report` must be NULL or point to a
+// struct whose `struct_size` is filled in.
+int32_t hbm_sleep(const struct hbm_residency_request_t *request,
+                  struct hbm_residency_report_t *report);
+
+// Wakes memory that sleeps, tag by tag in their order: puts memory of the device behind its addresses
+// and fills it with what was saved. Where nothing was, it holds anything. Returns when all of it can be used.
+// What is awake is left alone.
+//
+// HBM_OUT_OF_MEMORY where the device has too little; then all of it sleeps on, and can be woken later or
+// in parts. HBM_CAPTURING while a stream captures on the device. `to`, `flags` and `dead` are not looked at.
+//
+// Required: As for hbm_sleep.
+int32_t hbm_wake(const struct hbm_residency_request_t *request,
+                 struct hbm_residency_report_t *report);
+
+// hbm_sleep with HBM_SLEEP_TO_NOTHING, whatever `to` says.
+//
+// Required: As for hbm_sleep.
+int32_t hbm_discard(const struct hbm_residency_request_t *request,
+                    struct hbm_residency_report_t *report);
+
+// Writes where memory is: that of the tag `tag`, or of all tags and none where it is NULL; on `device`, or on
+// every device in use where it is -1. Any thread; makes no driver call.
+//
+// Required: `tag` must be NULL or a C string, `out` point to a struct whose `struct_size` is filled in.
+int32_t hbm_residency(int32_t device,
+                      const char *tag,
+                      struct hbm_residency_t *out);
+
+// Keeps memory of the device behind `[address, address + bytes)`, to the chunk, until as many calls of
+// hbm_unpin: for network cards and other processes that know it. What is pinned does not sleep. Blocks there
+// must not be freed before. HBM_NOT_OWNED where no such memory is, HBM_INVALID_ARGUMENT where part of it sleeps.
+int32_t hbm_pin(const void *address,
+                uint64_t bytes);
+
+// Undoes one hbm_pin of the same stretch.
+int32_t hbm_unpin(const void *address, uint64_t bytes);
+
+// Pins memory of the host until `bytes` are free for sleeps to come, which then need not do it: a first sleep
+// waits longer for pages than for copies. Brings device 0 into use where none is. HBM_OUT_OF_MEMORY, and what
+// could be had stays, where the host or the option `sleep_host_limit` has less.
+int32_t hbm_host_buffer_prepare(uint64_t bytes);
+
+// Gives memory of the host that sleep pinned and that holds nothing back to the system, down to `keep` bytes
+// pinned; the bytes given back go to `*given_back`, which may be NULL. Unpinning waits for the devices' work.
+//
+// Required: `given_back` must be NULL or valid for a write.
+int32_t hbm_host_buffer_trim(uint64_t keep,
+                             uint64_t *given_back);
+
+// Writes what is pinned on the host for sleep.
+//
+// Required: `out` must point to a struct whose `struct_size` is filled in.
+int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
 
 // Says that every hook is set (1), or that none is (0): then a freed block waits behind all work
 // of the device.

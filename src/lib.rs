@@ -15,6 +15,7 @@ pub mod observe;
 pub mod pool;
 pub mod process;
 pub mod registry;
+pub mod residency;
 #[cfg(feature = "cli")]
 #[allow(unsafe_code)]
 pub mod selftest;

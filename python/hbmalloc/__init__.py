@@ -24,6 +24,7 @@ from ._errors import (
 )
 from ._library import BACKENDS, get_include, get_library_path, library_version
 from ._options import Option, get_option, options, set_option
+from ._residency import discard, host_buffer, pin, prepare_host_buffer, residency, sleep, trim_host_buffer, unpin, wake
 from ._runtime import device_count, get_limit, set_limit, set_log_callback, trim
 from ._statistics import driver_stats, pool_stats, reset_peak_stats, stats, stats_by_stream, stats_by_tag
 from ._tags import current_tag, set_default_tag, tag, tag_of
@@ -48,19 +49,25 @@ __all__ = [
     "__version__",
     "current_tag",
     "device_count",
+    "discard",
     "driver_stats",
     "get_include",
     "get_library_path",
     "get_limit",
     "get_option",
+    "host_buffer",
     "library_version",
     "options",
+    "pin",
     "pool_stats",
+    "prepare_host_buffer",
     "reset_peak_stats",
+    "residency",
     "set_default_tag",
     "set_limit",
     "set_log_callback",
     "set_option",
+    "sleep",
     "stats",
     "stats_by_stream",
     "stats_by_tag",
@@ -68,4 +75,7 @@ __all__ = [
     "tag_of",
     "torch",
     "trim",
+    "trim_host_buffer",
+    "unpin",
+    "wake",
 ]

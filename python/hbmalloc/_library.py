@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 from ctypes import (
-    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint64, c_ulonglong, c_void_p,
+    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint32, c_uint64, c_ulonglong, c_void_p,
 )
 
 from ._errors import BY_STATUS, HbmallocError
@@ -85,6 +85,40 @@ class CellStats(ctypes.Structure):
     )
 
 
+class Range(ctypes.Structure):
+    """hbm_range_t."""
+
+    _fields_ = [("address", c_void_p), ("bytes", c_uint64)]
+
+
+class ResidencyRequest(ctypes.Structure):
+    """hbm_residency_request_t."""
+
+    _fields_ = [
+        ("struct_size", c_size_t), ("tags", POINTER(c_char_p)), ("tag_count", c_size_t),
+        ("device", c_int32), ("to", c_int32), ("flags", c_uint32), ("reserved", c_uint32),
+        ("dead", POINTER(Range)), ("dead_count", c_size_t),
+    ]
+
+
+class ResidencyReport(ctypes.Structure):
+    """hbm_residency_report_t."""
+
+    _fields_ = _counts("moved", "copied", "pinned")
+
+
+class Residency(ctypes.Structure):
+    """hbm_residency_t."""
+
+    _fields_ = _counts("device", "host", "file", "discarded", "pinned")
+
+
+class HostBuffer(ctypes.Structure):
+    """hbm_host_buffer_t."""
+
+    _fields_ = _counts("pinned", "used")
+
+
 class OptionInfo(ctypes.Structure):
     """hbm_option_t."""
 
@@ -136,6 +170,15 @@ PROTOTYPES = {
     "hbm_cell_describe": (c_int32, [c_uint64, POINTER(Cell)]),
     "hbm_cell_list": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_size_t)]),
     "hbm_cell_stats": (c_int32, [POINTER(CellStats)]),
+    "hbm_sleep": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
+    "hbm_wake": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
+    "hbm_discard": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
+    "hbm_residency": (c_int32, [c_int32, c_char_p, POINTER(Residency)]),
+    "hbm_pin": (c_int32, [c_void_p, c_uint64]),
+    "hbm_unpin": (c_int32, [c_void_p, c_uint64]),
+    "hbm_host_buffer_prepare": (c_int32, [c_uint64]),
+    "hbm_host_buffer_trim": (c_int32, [c_uint64, POINTER(c_uint64)]),
+    "hbm_host_buffer": (c_int32, [POINTER(HostBuffer)]),
     "hbm_torch_set_hooked": (None, [c_int32]),
     "hbm_torch_serve_cache_info": (c_int32, []),
     "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),

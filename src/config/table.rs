@@ -39,6 +39,10 @@ pub enum Opt {
     PoolSource,
     /// Whether calls of the driver are timed.
     DriverTiming,
+    /// The most host memory that is pinned for sleep.
+    SleepHostLimit,
+    /// What a wake keeps on the host.
+    KeepHost,
 }
 
 /// A checked value of an option.
@@ -105,7 +109,7 @@ fn chunk(text: &str) -> Option<Value> {
 }
 
 /// The table, in the order of [`Opt`].
-pub static TABLE: [Spec; 16] = [
+pub static TABLE: [Spec; 18] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
@@ -237,6 +241,22 @@ pub static TABLE: [Spec; 16] = [
         accepted: "on or off",
         help: "Whether `hbm_driver_stats` and `driver_stats()` tell how long calls of the driver take; a call then costs two looks at the clock more, about 50 ns. May be changed at any time.",
         parse: |text| word(text, &["on", "off"]),
+    },
+    Spec {
+        opt: Opt::SleepHostLimit,
+        name: "sleep_host_limit",
+        default: "80%",
+        accepted: "a size, or a share of the host's memory such as 80%",
+        help: "The most memory of the host that sleep pins, in the whole process.",
+        parse: size,
+    },
+    Spec {
+        opt: Opt::KeepHost,
+        name: "keep_host",
+        default: "0",
+        accepted: "a size, or a share of the host's memory such as 50%",
+        help: "How much of what was saved to the host a wake keeps there on each device, so that what is not written meanwhile sleeps again without a copy (`clean`).",
+        parse: size,
     },
 ];
 

@@ -11,7 +11,7 @@ use crate::gpu::{Device, Fence, Stream, Uses};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 /// A free drains the queue itself once so many entries wait: then at the latest does a program that
 /// only frees give memory back.
@@ -188,6 +188,11 @@ impl Deferral {
         let before = self.bytes();
         self.pass(Effort::Wait);
         before.saturating_sub(self.bytes())
+    }
+
+    /// Nothing is given back until the result is dropped; what is freed meanwhile waits.
+    pub fn pause(&self) -> MutexGuard<'_, ()> {
+        lock(&self.draining)
     }
 
     fn try_pass(&self, effort: Effort) {

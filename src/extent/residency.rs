@@ -67,6 +67,11 @@ impl Extents {
             .collect()
     }
 
+    /// Whether an address lies in a range of this device.
+    pub fn has(&self, address: u64) -> bool {
+        lock(&self.table).run_at(address).is_some()
+    }
+
     /// Takes the chunks from places that no work uses any more, and leaves each with what its contents
     /// were saved to; the bytes given back. What is no place, has no chunk or is pinned is left alone. A
     /// failure ends nothing but the place it concerns: what is unmapped and could not be released

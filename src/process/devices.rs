@@ -37,6 +37,8 @@ pub struct DeviceEntry {
     by_owner: ByOwner,
     settings: Arc<Settings>,
     pool: OnceCell<Arc<DevicePool>>,
+    /// Held by who sleeps or wakes memory of the device.
+    residency: Mutex<()>,
 }
 
 /// What a source holds beside what it gave to the pool.
@@ -84,6 +86,7 @@ impl DeviceEntry {
             counters: Default::default(),
             by_owner: ByOwner::default(),
             pool: OnceCell::new(),
+            residency: Mutex::default(),
             settings: kept,
             state,
         }
@@ -92,6 +95,11 @@ impl DeviceEntry {
     /// What its sources share.
     pub fn state(&self) -> &Arc<DeviceState> {
         &self.state
+    }
+
+    /// Whose turn it is to sleep or wake memory of the device.
+    pub(super) fn residency_turn(&self) -> &Mutex<()> {
+        &self.residency
     }
 
     /// The pool, made at its first use.

@@ -14,6 +14,7 @@ mod naming;
 pub mod placement;
 mod pooled;
 mod report;
+pub mod residency;
 pub mod stats;
 pub mod tags;
 
@@ -34,6 +35,7 @@ use crate::gpu::Driver;
 use crate::gpu::driver::version_text;
 use crate::pool::Pools;
 use crate::registry::Registry;
+use crate::residency::HostStore;
 use crate::sys::linux;
 use cells::Cells;
 use choice::Choice;
@@ -58,6 +60,8 @@ pub struct Process {
     hooked: AtomicBool,
     captures_told: AtomicBool,
     pools: Pools,
+    /// Where contents of memory that sleeps are.
+    host: Arc<HostStore>,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -103,6 +107,7 @@ impl Process {
             hooked: AtomicBool::new(false),
             captures_told: AtomicBool::new(false),
             pools: Pools::default(),
+            host: Arc::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

@@ -49,6 +49,23 @@ impl Pages {
         Ok(pages)
     }
 
+    /// The same pages as parts of `most` bytes, a multiple of [`HUGE_PAGE`], and what is left.
+    pub fn split(mut self, most: u64) -> Vec<Pages> {
+        let mut parts = Vec::new();
+        let most = most.next_multiple_of(HUGE_PAGE).max(HUGE_PAGE);
+        while self.bytes > most {
+            let address = self.address;
+            parts.push(Pages {
+                address,
+                bytes: most,
+            });
+            self.address += most;
+            self.bytes -= most;
+        }
+        parts.push(self);
+        parts
+    }
+
     /// Its first address.
     pub fn address(&self) -> u64 {
         self.address
@@ -156,6 +173,19 @@ mod tests {
         // SAFETY: inside the mapping.
         let last = unsafe { *((pages.address() + pages.bytes() - 1) as *const u8) };
         assert_eq!(last, 0);
+    }
+
+    #[test]
+    fn parts_lie_one_behind_the_other() {
+        let pages = Pages::map(5 * HUGE_PAGE).unwrap();
+        let begin = pages.address();
+        let parts = pages.split(2 * HUGE_PAGE);
+        let seen: Vec<_> = (parts.iter())
+            .map(|part| (part.address() - begin, part.bytes()))
+            .collect();
+        let expected = [(0, 2), (2, 2), (4, 1)].map(|(at, len)| (at * HUGE_PAGE, len * HUGE_PAGE));
+        assert_eq!(seen, expected);
+        parts.iter().for_each(|part| part.populate().unwrap());
     }
 
     #[test]

@@ -267,3 +267,166 @@ def test_release_of_pools(fake):
         assert allocator.allocator_and_pools == {} and vllm.counters()["cells"] == 0 and physical() == 0
         assert CuMemAllocator.get_instance() is allocator
     """)
+
+
+def test_saved_memory_comes_back(fake):
+    fake(CLASS + """
+        before = vllm.counters()
+        with allocator.use_memory_pool("weights"):
+            weights = filled(4 * MIB, 1)
+        with allocator.use_memory_pool("kv_cache"):
+            cache = filled(6 * MIB, 2)
+        with allocator.use_memory_pool():
+            other = filled(2 * MIB, 3)
+        handle = allocator.pointer_to_data[weights].handle
+        for _ in range(2):
+            allocator.sleep(("weights",))                     # level 1
+            assert physical() == 0 and allocator.get_current_usage() == 12 * MIB
+            assert all(data.is_asleep for data in allocator.pointer_to_data.values())
+            assert hbmalloc.residency("vllm.weights")["host"] == 4 * MIB
+            assert ctypes.c_uint64.from_address(handle[3]).value == 0
+            allocator.wake_up(["weights"])
+            assert physical() == 6 * MIB and holds(weights, 1, 4 * MIB)
+            assert allocator.pointer_to_data[weights].handle == handle
+            assert ctypes.c_uint64.from_address(handle[3]).value != 0       # the handle of the new memory
+            allocator.wake_up(["kv_cache"])
+            assert physical() == 12 * MIB
+        write(cache, 4, 6 * MIB)
+        done = moved(before)
+        assert done["reserves"] == 3 and done["unmaps"] == 4, done
+        assert faults()[0] == 0, faults()
+    """)
+
+
+def test_saved_by_default(fake):
+    fake(CLASS + """
+        with allocator.use_memory_pool():
+            mine = filled(2 * MIB, 1)
+        with allocator.use_memory_pool("weights"):
+            filled(2 * MIB, 2)
+        allocator.sleep()                                     # saves the default tag only
+        assert hbmalloc.residency("vllm.default")["host"] == 2 * MIB
+        assert hbmalloc.residency("vllm.weights") == dict.fromkeys(hbmalloc.residency(), 0)
+        allocator.wake_up()
+        assert holds(mine, 1, 2 * MIB) and physical() == 4 * MIB
+        allocator.sleep("weights")
+        allocator.wake_up()
+    """)
+
+
+def test_what_sleeps_sleeps_on_as_it_does(fake):
+    out = fake(CLASS + """
+        import logging
+        logging.basicConfig(level=logging.INFO)
+        with allocator.use_memory_pool("weights"):
+            weights = filled(2 * MIB, 1)
+        allocator.sleep(("weights",))
+        allocator.sleep(())                                   # would discard what is saved
+        allocator.discard("weights")
+        with allocator.use_memory_pool("weights"):
+            later = filled(2 * MIB, 2)
+        allocator.discard("weights")                          # the later one alone
+        assert physical() == 0
+        allocator.sleep("weights")                            # nothing of the later one is there to be saved
+        allocator.wake_up()
+        assert holds(weights, 1, 2 * MIB) and physical() == 4 * MIB
+    """)
+    assert out.count("left as they are") == 4 and "discarded" in out, out
+
+
+def test_out_of_memory_on_wake_and_again(fake):
+    fake(CLASS + """
+        addresses = {}
+        for byte, tag in ((1, "weights"), (2, "weights"), (3, "kv_cache")):
+            with allocator.use_memory_pool(tag):
+                addresses[filled(16 * MIB, byte)] = byte
+        allocator.sleep("weights")
+        cell, other = _library.Cell(ctypes.sizeof(_library.Cell)), ctypes.c_uint64()
+        library = _library.library()
+        for size in (24, 40):                                 # too little for what is saved; for either
+            cell = _library.Cell(ctypes.sizeof(_library.Cell))
+            assert library.hbm_cell_reserve(0, size * MIB, None, ctypes.byref(cell)) == 0
+            assert library.hbm_create_and_map(0, size * MIB, cell.address, ctypes.byref(other)) == 0
+            with refused(hbmalloc.OutOfMemoryError, "wake"):
+                allocator.wake_up()
+            assert physical() == size * MIB                   # all sleep on
+            assert all(data.is_asleep for data in allocator.pointer_to_data.values())
+            assert library.hbm_cell_free(cell.address) == 0
+        allocator.wake_up()
+        assert physical() == 48 * MIB
+        assert all(holds(address, byte, 16 * MIB) for address, byte in addresses.items() if byte < 3)
+    """, HBMALLOC_SIM="devices=1,memory=64MiB")
+
+
+def test_driver_errors_while_saving_and_waking(fake):
+    fake(CLASS + """
+        with allocator.use_memory_pool("weights"):
+            weights = filled(4 * MIB, 1)
+        with allocator.use_memory_pool("kv_cache"):
+            cache = filled(2 * MIB, 2)
+        for name in (b"cuMemcpyDtoHAsync", b"cuMemUnmap"):
+            fail(name, 1, 999, 1000)
+            with refused(hbmalloc.HbmallocError):
+                allocator.sleep("weights")
+            healthy()
+            assert physical() == 6 * MIB and holds(weights, 1, 4 * MIB) and holds(cache, 2, 2 * MIB), name
+        for name in (b"cuMemcpyHtoDAsync", b"cuMemCreate", b"cuMemMap", b"cuMemSetAccess"):
+            allocator.sleep("weights")
+            fail(name, 1, 999, 1000)
+            with refused(hbmalloc.HbmallocError):
+                allocator.wake_up()
+            healthy()
+            assert physical() == 0, name
+            allocator.wake_up()
+            assert holds(weights, 1, 4 * MIB) and physical() == 6 * MIB, name
+        assert faults()[0] == 0, faults()
+    """)
+
+
+def test_saved_memory_is_not_mapped_by_hand(fake):
+    fake(CLASS + """
+        from hbmalloc.compat.vllm.cumem import create_and_map, unmap_and_release
+        with allocator.use_memory_pool("weights"):
+            weights = filled(2 * MIB, 1)
+        allocator.sleep("weights")
+        handle = allocator.pointer_to_data[weights].handle
+        with refused(RuntimeError, "CUDA Error", "contents are saved", "Wake its tag"):
+            create_and_map(handle)
+        with refused(RuntimeError, "not mapped"):
+            unmap_and_release(handle)
+        allocator.wake_up()
+        assert holds(weights, 1, 2 * MIB)
+    """)
+
+
+def test_sleep_and_wake_of_hbmalloc_itself(fake):
+    fake(CLASS + """
+        with allocator.use_memory_pool("weights"):
+            weights = filled(2 * MIB, 1)
+        with allocator.use_memory_pool("kv_cache"):
+            allocate(4 * MIB)
+        allocator.discard("kv_cache")
+        hbmalloc.sleep("vllm.weights")
+        assert allocator.pointer_to_data[weights].is_asleep and physical() == 0
+        hbmalloc.wake()                                       # what the class discarded is its own to bring back
+        assert physical() == 2 * MIB and holds(weights, 1, 2 * MIB)
+        allocator.wake_up()
+        assert physical() == 6 * MIB
+        hbmalloc.sleep("vllm.weights")
+        allocator.wake_up(["weights"])
+        assert holds(weights, 1, 2 * MIB)
+    """)
+
+
+def test_free_while_saved(fake):
+    fake(CLASS + """
+        with allocator.use_memory_pool("weights"):
+            first, second = filled(2 * MIB, 1), filled(2 * MIB, 2)
+        allocator.sleep("weights")
+        release(pool("weights"), first)
+        assert set(allocator.pointer_to_data) == {second} and hbmalloc.host_buffer()["used"] == 2 * MIB
+        allocator.wake_up()
+        assert holds(second, 2, 2 * MIB) and physical() == 2 * MIB and faults()[0] == 0
+        release(pool("weights"), second)
+        assert physical() == 0 and hbmalloc.stats(0)["allocated"] == 0
+    """)

@@ -1,0 +1,159 @@
+"""Sleep and wake: memory of a tag leaves the device and comes back, at the same addresses."""
+
+import ctypes
+import sys
+
+from . import _library
+from ._tags import _encoded
+
+#: Where contents go, with the numbers of the C interface.
+PLACES = {"host": 0, "file": 1, "discard": 2}
+
+_CLEAN = 1
+
+
+def _names(tags):
+    if tags is None:
+        return None
+    if isinstance(tags, str):
+        tags = (tags,)
+    return [_encoded(tag) for tag in tags]
+
+
+def _one_device(device):
+    if isinstance(device, bool) or not isinstance(device, int):
+        raise TypeError("a device is an int, not %r" % (device,))
+    if device < 0:
+        raise ValueError("there is no device %d" % device)
+    return device
+
+
+def _device_numbers(devices):
+    if devices is None:
+        return [-1]
+    if isinstance(devices, int):
+        devices = (devices,)
+    return [_one_device(device) for device in devices]
+
+
+def _unused_ranges():
+    """What torch's own allocator has free in its segments: it need not be saved."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    try:
+        segments = torch.cuda.memory.memory_snapshot()
+    except Exception:  # under install() torch's allocator has none, and its functions answer differently
+        return []
+    ranges = []
+    for segment in segments:
+        for block in segment.get("blocks", ()):
+            # "active_pending_free" is in use by some stream until the order point, and by nobody after it.
+            if block.get("state") == "inactive" and "address" in block:
+                ranges.append((block["address"], block["size"]))
+    return ranges
+
+
+def _request(tags, device, to=0, flags=0, dead=()):
+    names = _names(tags)
+    request = _library.ResidencyRequest(
+        struct_size=ctypes.sizeof(_library.ResidencyRequest), device=device, to=to, flags=flags)
+    if names is not None:
+        # An array of length 0 has no address that is not NULL, which would be everything.
+        request.tags = (ctypes.c_char_p * (len(names) + 1))(*names)
+        request.tag_count = len(names)
+    if dead:
+        request.dead = (_library.Range * len(dead))(*dead)
+        request.dead_count = len(dead)
+    return request
+
+
+def _do(name, devices, make_request):
+    sums = {"moved": 0, "copied": 0, "pinned": 0}
+    for device in _device_numbers(devices):
+        report = _library.ResidencyReport(struct_size=ctypes.sizeof(_library.ResidencyReport))
+        request = make_request(device)
+        status = getattr(_library.library(), "hbm_" + name)(ctypes.byref(request), ctypes.byref(report))
+        _library.check(status, name)
+        for field in sums:
+            sums[field] += getattr(report, field)
+    return sums
+
+
+def sleep(tags=None, to="host", devices=None, clean=False):
+    """Gives the device's memory behind `tags` back and keeps its addresses; `wake` undoes it.
+
+    `tags` is a tag's name, several, or None for everything, memory without a tag included.
+    `to` says what becomes of the contents: "host", pinned memory; "discard", they are gone.
+    `devices` is a number, several, or None for all in use, which then sleep at the same time.
+    `clean` promises that nothing wrote to it since the last wake; what that kept on the host
+    (option `keep_host`) is then not copied again.
+
+    What can sleep: memory of the pool and the vmm kind, and segments of `memory_pool`. Work
+    given to the device before is waited for; touching sleeping memory afterwards is a fault.
+    Raises OutOfMemoryError where the host has no room, CapturingError while a CUDA graph is
+    being captured; nothing has changed then. Returns a dict of bytes: `moved`, `copied`, and
+    `pinned`, which had to stay.
+    """
+    if to not in PLACES:
+        raise ValueError("unknown place %r: one of %s" % (to, ", ".join(PLACES)))
+    flags = _CLEAN if clean else 0
+    dead = _unused_ranges() if to != "discard" else ()
+    return _do("sleep", devices, lambda device: _request(tags, device, PLACES[to], flags, dead))
+
+
+def wake(tags=None, devices=None):
+    """Brings memory of `tags` back, in their order, with what it held; see `sleep`.
+
+    All or nothing on each device: after an OutOfMemoryError everything sleeps on and can be
+    woken later. What was discarded holds anything. Returns a dict of bytes as `sleep` does.
+    """
+    return _do("wake", devices, lambda device: _request(tags, device))
+
+
+def discard(tags=None, devices=None):
+    """`sleep(tags, to="discard")`: the contents are gone, of what sleeps already too."""
+    return _do("discard", devices, lambda device: _request(tags, device, PLACES["discard"]))
+
+
+def residency(tag=None, device=None):
+    """Where memory of a tag is, or all memory that can sleep: a dict of bytes.
+
+    `device` awake, `host`, `file` and `discarded` asleep, `pinned` the part of `device` that
+    cannot sleep.
+    """
+    found = _library.Residency(struct_size=ctypes.sizeof(_library.Residency))
+    number = -1 if device is None else _one_device(device)
+    name = None if tag is None else _encoded(tag)
+    _library.check(_library.library().hbm_residency(number, name, ctypes.byref(found)), "residency")
+    return {field: getattr(found, field) for field, _ in found._fields_ if field != "struct_size"}
+
+
+def pin(address, nbytes):
+    """Keeps the memory behind an address where it is: what is pinned does not sleep."""
+    _library.check(_library.library().hbm_pin(address, nbytes), "pin")
+
+
+def unpin(address, nbytes):
+    """Undoes one `pin` of the same stretch."""
+    _library.check(_library.library().hbm_unpin(address, nbytes), "unpin")
+
+
+def prepare_host_buffer(nbytes):
+    """Pins memory of the host until `nbytes` are free, so that the first sleep need not."""
+    _library.check(_library.library().hbm_host_buffer_prepare(nbytes), "prepare_host_buffer")
+
+
+def trim_host_buffer(keep=0):
+    """Gives free memory that sleep pinned back to the system, down to `keep` bytes; the bytes given back."""
+    given_back = ctypes.c_uint64()
+    status = _library.library().hbm_host_buffer_trim(keep, ctypes.byref(given_back))
+    _library.check(status, "trim_host_buffer")
+    return given_back.value
+
+
+def host_buffer():
+    """What is pinned on the host for sleep: a dict of bytes, `pinned` and `used`."""
+    found = _library.HostBuffer(struct_size=ctypes.sizeof(_library.HostBuffer))
+    _library.check(_library.library().hbm_host_buffer(ctypes.byref(found)), "host_buffer")
+    return {"pinned": found.pinned, "used": found.used}

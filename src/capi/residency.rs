@@ -1,0 +1,361 @@
+//! Sleep and wake: what backs memory changes, its address does not.
+
+use super::{export, read_struct, text_argument, write_out, write_struct};
+use crate::error::{Error, Result};
+use crate::observe;
+use crate::process::residency::{Request, To};
+use crate::residency::Report;
+use std::ffi::{c_char, c_void};
+
+/// Where contents of memory that sleeps go.
+#[allow(non_camel_case_types, missing_docs)]
+#[repr(C)]
+pub enum hbm_sleep_to {
+    /// Pinned memory of the host.
+    HBM_SLEEP_TO_HOST = 0,
+    /// A file.
+    HBM_SLEEP_TO_FILE = 1,
+    /// Nowhere: they are gone.
+    HBM_SLEEP_TO_NOTHING = 2,
+}
+
+/// In `hbm_residency_request_t.flags`: nothing has written to the memory since it was last woken.
+pub const HBM_SLEEP_CLEAN: u32 = 1;
+
+/// A stretch of memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_range_t {
+    /// Its first address.
+    pub address: *mut c_void,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// What is to sleep or to wake. Zeros, with `struct_size` filled in, are everything of device 0.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_residency_request_t {
+    /// sizeof(hbm_residency_request_t) as the program was compiled.
+    pub struct_size: usize,
+    /// Names of tags, in the order in which they are to wake; NULL for everything, memory without a
+    /// tag included. A name that no memory ever had is HBM_INVALID_ARGUMENT.
+    pub tags: *const *const c_char,
+    /// How many.
+    pub tag_count: usize,
+    /// The device, or -1 for every device in use; these then go at the same time.
+    pub device: i32,
+    /// hbm_sleep: an hbm_sleep_to.
+    pub to: i32,
+    /// hbm_sleep: HBM_SLEEP_CLEAN or 0.
+    pub flags: u32,
+    /// 0.
+    pub reserved: u32,
+    /// hbm_sleep: stretches of MemPool segments that hold nothing, as torch's snapshot tells; they are not
+    /// copied, and hold anything after the wake. NULL for none.
+    pub dead: *const hbm_range_t,
+    /// How many.
+    pub dead_count: usize,
+}
+
+/// What hbm_sleep, hbm_wake or hbm_discard did, in bytes, over all devices.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_residency_report_t {
+    /// sizeof(hbm_residency_report_t) as the program was compiled.
+    pub struct_size: usize,
+    /// The devices' memory given back, or had again.
+    pub moved: u64,
+    /// Copied over the link.
+    pub copied: u64,
+    /// Awake as before, since it is pinned (hbm_pin) or exported.
+    pub pinned: u64,
+}
+
+/// Where memory is, in bytes of whole chunks.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_residency_t {
+    /// sizeof(hbm_residency_t) as the program was compiled.
+    pub struct_size: usize,
+    /// In the device's memory: awake.
+    pub device: u64,
+    /// Asleep, in pinned memory of the host.
+    pub host: u64,
+    /// Asleep, in a file.
+    pub file: u64,
+    /// Asleep, with nothing saved.
+    pub discarded: u64,
+    /// The part of `device` that cannot sleep, since it is pinned or exported.
+    pub pinned: u64,
+}
+
+/// What is pinned on the host for sleep, in the whole process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_host_buffer_t {
+    /// sizeof(hbm_host_buffer_t) as the program was compiled.
+    pub struct_size: usize,
+    /// Bytes pinned.
+    pub pinned: u64,
+    /// Those of them that hold something.
+    pub used: u64,
+}
+
+impl From<Report> for hbm_residency_report_t {
+    fn from(report: Report) -> hbm_residency_report_t {
+        hbm_residency_report_t {
+            struct_size: size_of::<hbm_residency_report_t>(),
+            moved: report.moved,
+            copied: report.copied,
+            pinned: report.pinned,
+        }
+    }
+}
+
+/// Puts memory to sleep: saves what is in it, gives its memory of the device back, keeps its addresses.
+/// What can sleep is what chunks back: blocks of the vmm kind, MemPool segments from it and the pool's
+/// memory of the tags; other kinds, and memory placed on the host, stay as they are. What sleeps already
+/// sleeps on; with HBM_SLEEP_TO_NOTHING its contents are given up. What is allocated for a sleeping tag is
+/// awake, and sleeps next time.
+///
+/// All work given to the device before the call is done first, on streams that nobody named too; work
+/// given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
+/// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+/// changed, while a stream captures on the device.
+///
+/// HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
+/// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names. Any thread;
+/// calls on one device take turns. `report` may be NULL.
+///
+/// # Safety
+/// `request` must point to a filled-in struct whose pointers are valid; `report` must be NULL or point to a
+/// struct whose `struct_size` is filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_sleep(
+    request: *const hbm_residency_request_t,
+    report: *mut hbm_residency_report_t,
+) -> i32 {
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let raw = unsafe { read_struct("hbm_sleep", request, &[])? };
+        // SAFETY: passed on to the caller.
+        let request = unsafe { request_of("hbm_sleep", &raw)? };
+        let to = match raw.to {
+            0 => To::Host,
+            2 => To::Nothing,
+            other => {
+                return Err(
+                    Error::invalid("hbm_sleep", format!("to {other} is no place"))
+                        .advice("Places: 0 host, 1 file, 2 nothing"),
+                );
+            }
+        };
+        if raw.flags & !HBM_SLEEP_CLEAN != 0 {
+            return Err(Error::invalid(
+                "hbm_sleep",
+                format!("flags {:#x}", raw.flags),
+            ));
+        }
+        let is_clean = raw.flags & HBM_SLEEP_CLEAN != 0;
+        let done = observe::process().sleep(&request, to, is_clean)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_report("hbm_sleep", report, done) }
+    })
+}
+
+/// Wakes memory that sleeps, tag by tag in their order: puts memory of the device behind its addresses
+/// and fills it with what was saved. Where nothing was, it holds anything. Returns when all of it can be used.
+/// What is awake is left alone.
+///
+/// HBM_OUT_OF_MEMORY where the device has too little; then all of it sleeps on, and can be woken later or
+/// in parts. HBM_CAPTURING while a stream captures on the device. `to`, `flags` and `dead` are not looked at.
+///
+/// # Safety
+/// As for hbm_sleep.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_wake(
+    request: *const hbm_residency_request_t,
+    report: *mut hbm_residency_report_t,
+) -> i32 {
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let raw = unsafe { read_struct("hbm_wake", request, &[])? };
+        // SAFETY: passed on to the caller.
+        let request = unsafe { request_of("hbm_wake", &raw)? };
+        let done = observe::process().wake(&request)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_report("hbm_wake", report, done) }
+    })
+}
+
+/// hbm_sleep with HBM_SLEEP_TO_NOTHING, whatever `to` says.
+///
+/// # Safety
+/// As for hbm_sleep.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_discard(
+    request: *const hbm_residency_request_t,
+    report: *mut hbm_residency_report_t,
+) -> i32 {
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let raw = unsafe { read_struct("hbm_discard", request, &[])? };
+        // SAFETY: passed on to the caller.
+        let request = unsafe { request_of("hbm_discard", &raw)? };
+        let done = observe::process().sleep(&request, To::Nothing, false)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_report("hbm_discard", report, done) }
+    })
+}
+
+/// Writes where memory is: that of the tag `tag`, or of all tags and none where it is NULL; on `device`, or on
+/// every device in use where it is -1. Any thread; makes no driver call.
+///
+/// # Safety
+/// `tag` must be NULL or a C string, `out` point to a struct whose `struct_size` is filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_residency(
+    device: i32,
+    tag: *const c_char,
+    out: *mut hbm_residency_t,
+) -> i32 {
+    export(|| {
+        let tag = match tag.is_null() {
+            true => None,
+            // SAFETY: passed on to the caller.
+            false => Some(unsafe { text_argument("hbm_residency", "tag", tag)? }),
+        };
+        let found = observe::process().whereabouts(device_of(device), tag)?;
+        let found = hbm_residency_t {
+            struct_size: size_of::<hbm_residency_t>(),
+            device: found.device,
+            host: found.host,
+            file: found.file,
+            discarded: found.discarded,
+            pinned: found.pinned,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { write_struct("hbm_residency", out, &found) }
+    })
+}
+
+/// Keeps memory of the device behind `[address, address + bytes)`, to the chunk, until as many calls of
+/// hbm_unpin: for network cards and other processes that know it. What is pinned does not sleep. Blocks there
+/// must not be freed before. HBM_NOT_OWNED where no such memory is, HBM_INVALID_ARGUMENT where part of it sleeps.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_pin(address: *const c_void, bytes: u64) -> i32 {
+    export(|| observe::process().pin(address as u64, bytes))
+}
+
+/// Undoes one hbm_pin of the same stretch.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_unpin(address: *const c_void, bytes: u64) -> i32 {
+    export(|| observe::process().unpin(address as u64, bytes))
+}
+
+/// Pins memory of the host until `bytes` are free for sleeps to come, which then need not do it: a first sleep
+/// waits longer for pages than for copies. Brings device 0 into use where none is. HBM_OUT_OF_MEMORY, and what
+/// could be had stays, where the host or the option `sleep_host_limit` has less.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_host_buffer_prepare(bytes: u64) -> i32 {
+    export(|| observe::process().prepare_host(bytes))
+}
+
+/// Gives memory of the host that sleep pinned and that holds nothing back to the system, down to `keep` bytes
+/// pinned; the bytes given back go to `*given_back`, which may be NULL. Unpinning waits for the devices' work.
+///
+/// # Safety
+/// `given_back` must be NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_host_buffer_trim(keep: u64, given_back: *mut u64) -> i32 {
+    export(|| {
+        let bytes = observe::process().trim_host(keep)?;
+        match given_back.is_null() {
+            true => Ok(()),
+            // SAFETY: passed on to the caller.
+            false => unsafe { write_out("hbm_host_buffer_trim", given_back, bytes) },
+        }
+    })
+}
+
+/// Writes what is pinned on the host for sleep.
+///
+/// # Safety
+/// `out` must point to a struct whose `struct_size` is filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_host_buffer(out: *mut hbm_host_buffer_t) -> i32 {
+    export(|| {
+        let used = observe::process().host_use();
+        let used = hbm_host_buffer_t {
+            struct_size: size_of::<hbm_host_buffer_t>(),
+            pinned: used.pinned,
+            used: used.used,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { write_struct("hbm_host_buffer", out, &used) }
+    })
+}
+
+fn device_of(device: i32) -> Option<i32> {
+    (device != -1).then_some(device)
+}
+
+/// # Safety
+/// The pointers in `raw` must be valid as its fields say.
+unsafe fn request_of(operation: &'static str, raw: &hbm_residency_request_t) -> Result<Request> {
+    let (is_listed, is_dead) = (!raw.tags.is_null(), !raw.dead.is_null());
+    if (!is_listed && raw.tag_count > 0) || (!is_dead && raw.dead_count > 0) || raw.reserved != 0 {
+        return Err(Error::invalid(
+            operation,
+            "a pointer is NULL, or a reserved field not 0",
+        ));
+    }
+    let tags = match is_listed {
+        false => None,
+        true => {
+            // SAFETY: passed on to the caller.
+            let names = unsafe { std::slice::from_raw_parts(raw.tags, raw.tag_count) };
+            // SAFETY: passed on to the caller.
+            let name = |name: &*const c_char| unsafe {
+                text_argument(operation, "a tag", *name).map(str::to_owned)
+            };
+            Some(names.iter().map(name).collect::<Result<_>>()?)
+        }
+    };
+    let dead = match is_dead {
+        false => Vec::new(),
+        true => {
+            // SAFETY: passed on to the caller.
+            let ranges = unsafe { std::slice::from_raw_parts(raw.dead, raw.dead_count) };
+            ranges
+                .iter()
+                .map(|range| (range.address as u64, range.bytes))
+                .collect()
+        }
+    };
+    Ok(Request {
+        tags,
+        device: device_of(raw.device),
+        dead,
+    })
+}
+
+/// # Safety
+/// `out` must be null or point to a struct whose first field is its size.
+unsafe fn write_report(
+    operation: &'static str,
+    out: *mut hbm_residency_report_t,
+    report: Report,
+) -> Result<()> {
+    match out.is_null() {
+        true => Ok(()),
+        // SAFETY: passed on to the caller.
+        false => unsafe { write_struct(operation, out, &report.into()) },
+    }
+}

@@ -1,0 +1,250 @@
+//! Sleep and wake of the whole process: which tags and devices, one operation a device at a time, several
+//! devices at once.
+
+use super::{DeviceEntry, Process, lifetime, tags};
+use crate::config::table::Opt;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::extent::table::Residency;
+use crate::residency::{self, Choice, HostUse, Manner, Report, Site};
+use crate::sys::linux;
+use std::sync::Arc;
+
+pub use crate::residency::To;
+
+/// What is to sleep or to wake.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The tags, in their order; everything where there is none, the untagged included.
+    pub tags: Option<Vec<String>>,
+    /// The device; every one in use where none is named.
+    pub device: Option<i32>,
+    /// Stretches of segments in which whoever divides them up has nothing: first address and length.
+    pub dead: Vec<(u64, u64)>,
+}
+
+/// Where the contents of memory are, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// In the device's memory.
+    pub device: u64,
+    /// On the host.
+    pub host: u64,
+    /// In files.
+    pub file: u64,
+    /// Nowhere, at addresses that are held.
+    pub discarded: u64,
+    /// The part of `device` that stays there.
+    pub pinned: u64,
+}
+
+impl Process {
+    /// Takes the chunks from memory of the tags, after all work that its devices were given so far; what
+    /// is in it goes where `to` says. On failure everything is awake as before, but what the error says.
+    pub fn sleep(&self, request: &Request, to: To, is_clean: bool) -> Result<Report> {
+        let choice = choice("sleep", request)?;
+        let mut dead = request.dead.clone();
+        dead.sort_unstable();
+        let manner = Manner {
+            to,
+            is_clean,
+            budget: self.host_budget(),
+        };
+        self.on_each("sleep", request.device, |site| {
+            residency::sleep(&self.pools, site, &self.host, &choice, &dead, manner)
+        })
+    }
+
+    /// Puts chunks behind memory of the tags again and fills them, in the order of the tags. On failure all
+    /// that slept on the device sleeps on.
+    pub fn wake(&self, request: &Request) -> Result<Report> {
+        let choice = choice("wake", request)?;
+        let keep = self.settings.size(Opt::KeepHost).of(linux::total_memory());
+        self.on_each("wake", request.device, |site| {
+            let wake = || residency::wake(&self.pools, site, &choice, keep);
+            wake().or_else(|error| {
+                let device = site.state.device.ordinal();
+                match error.status() {
+                    // What is cached makes room.
+                    Status::OutOfMemory if self.trim(device, 0).is_ok_and(|bytes| bytes > 0) => {
+                        wake()
+                    }
+                    _ => Err(error),
+                }
+            })
+        })
+    }
+
+    /// Pins room on the host until `bytes` are free, for sleeps to come; needs a device in use.
+    pub fn prepare_host(&self, bytes: u64) -> Result<()> {
+        lifetime::check_not_forked()?;
+        let device = match self.devices_in_use().next() {
+            Some(device) => device,
+            None => self.device(0)?,
+        };
+        residency::prepare(
+            &device.state().device,
+            &self.host,
+            bytes,
+            self.host_budget(),
+        )
+    }
+
+    /// Gives free room on the host back to the system, down to `keep` bytes; the bytes given back.
+    pub fn trim_host(&self, keep: u64) -> Result<u64> {
+        lifetime::check_not_forked()?;
+        Ok(self.host.trim(keep))
+    }
+
+    /// What is pinned for sleep.
+    pub fn host_use(&self) -> HostUse {
+        self.host.in_use()
+    }
+
+    /// What contradicts itself in the room on the host.
+    pub fn audit_host(&self) -> std::result::Result<(), String> {
+        self.host.audit()
+    }
+
+    fn host_budget(&self) -> u64 {
+        let limit = self.settings.size(Opt::SleepHostLimit);
+        limit.of(linux::total_memory())
+    }
+
+    /// Where memory is: of one tag where one is named, of one device or of all in use.
+    pub fn whereabouts(&self, device: Option<i32>, tag: Option<&str>) -> Result<Whereabouts> {
+        let request = Request {
+            tags: tag.map(|tag| vec![tag.to_owned()]),
+            device,
+            dead: Vec::new(),
+        };
+        let choice = choice("residency", &request)?;
+        let mut sum = Whereabouts::default();
+        for device in self.chosen(device)? {
+            for place in device.state().extents.places(|tag| choice.has(tag)) {
+                *match place.residency {
+                    Residency::Mapped => &mut sum.device,
+                    Residency::Host => &mut sum.host,
+                    Residency::File => &mut sum.file,
+                    Residency::Discarded => &mut sum.discarded,
+                } += place.bytes;
+                if place.is_pinned && place.residency == Residency::Mapped {
+                    sum.pinned += place.bytes;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Keeps the chunks behind a stretch of memory where they are, until as many calls of
+    /// [`Process::unpin`].
+    pub fn pin(&self, address: u64, bytes: u64) -> Result<()> {
+        self.device_of("pin", address)?
+            .state()
+            .extents
+            .pin(address, bytes)
+    }
+
+    /// Undoes one [`Process::pin`] of the same stretch.
+    pub fn unpin(&self, address: u64, bytes: u64) -> Result<()> {
+        self.device_of("unpin", address)?
+            .state()
+            .extents
+            .unpin(address, bytes)
+    }
+
+    fn device_of(&self, operation: &'static str, address: u64) -> Result<&Arc<DeviceEntry>> {
+        lifetime::check_not_forked()?;
+        let mut devices = self.devices_in_use();
+        devices
+            .find(|device| device.state().extents.has(address))
+            .ok_or_else(|| {
+                Error::new(Status::NotOwned, operation)
+                    .detail(format!("{address:#x} is in no memory that can be moved"))
+                    .advice("Blocks of the vmm kind, of the pool over it and segments of MemPools can be")
+            })
+    }
+
+    fn chosen(&self, device: Option<i32>) -> Result<Vec<&Arc<DeviceEntry>>> {
+        lifetime::check_not_forked()?;
+        match device {
+            None => Ok(self.devices_in_use().collect()),
+            Some(ordinal) => Ok(self.device_in_use(ordinal)?.into_iter().collect()),
+        }
+    }
+
+    /// Runs an operation on the devices, each on a thread of its own where there are several. What some did
+    /// stays where others fail; the error says which.
+    fn on_each(
+        &self,
+        operation: &'static str,
+        device: Option<i32>,
+        act: impl Fn(&Site) -> Result<Report> + Sync,
+    ) -> Result<Report> {
+        let devices = self.chosen(device)?;
+        let on = |device: &DeviceEntry| {
+            let _turn = lock(device.residency_turn());
+            act(&Site {
+                state: device.state().clone(),
+                pool: device.pool_in_use().cloned(),
+            })
+        };
+        let outcomes: Vec<Result<Report>> = match &devices[..] {
+            [device] => vec![on(device)],
+            devices => std::thread::scope(|scope| {
+                let on = &on;
+                let threads: Vec<_> = (devices.iter())
+                    .map(|device| scope.spawn(move || on(device)))
+                    .collect();
+                let panicked =
+                    |_| Err(Error::new(Status::Internal, operation).detail("a thread panicked"));
+                (threads.into_iter())
+                    .map(|thread| thread.join().unwrap_or_else(panicked))
+                    .collect()
+            }),
+        };
+        let mut report = Report::default();
+        let mut failed = Vec::new();
+        for (device, outcome) in devices.iter().zip(outcomes) {
+            match outcome {
+                Ok(done) => report.add(done),
+                Err(error) => failed.push((device.state().device.ordinal(), error)),
+            }
+        }
+        match failed.pop() {
+            None => Ok(report),
+            Some((ordinal, error)) if devices.len() > 1 => {
+                let rest: Vec<String> = failed
+                    .iter()
+                    .map(|(at, error)| format!("{at}: {error}"))
+                    .collect();
+                Err(error.advice(format!(
+                    "That was device {ordinal}; {} of {} devices are done. {}",
+                    devices.len() - failed.len() - 1,
+                    devices.len(),
+                    rest.join("; ")
+                )))
+            }
+            Some((_, error)) => Err(error),
+        }
+    }
+}
+
+fn choice(operation: &'static str, request: &Request) -> Result<Choice> {
+    let Some(names) = &request.tags else {
+        return Ok(Choice::default());
+    };
+    let tag = |name: &String| {
+        tags::table().find(name)?.ok_or_else(|| {
+            let known: Vec<String> = (tags::table().list().iter())
+                .map(|(_, name)| name.to_string())
+                .collect();
+            Error::invalid(operation, format!("no memory has had the tag {name:?}"))
+                .advice(format!("Tags so far: {}", known.join(", ")))
+        })
+    };
+    Ok(Choice {
+        tags: Some(names.iter().map(tag).collect::<Result<_>>()?),
+        is_inverted: false,
+    })
+}

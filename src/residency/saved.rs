@@ -1,0 +1,46 @@
+//! What an extent that sleeps was saved to.
+
+use super::host::Span;
+use crate::extent::residency::Backup;
+use crate::extent::table::Residency;
+use std::sync::Arc;
+
+/// The contents of an extent: stretches of it, and where their bytes are.
+#[derive(Default)]
+pub(super) struct Saved {
+    /// By offset in the extent, in bytes; one stretch behind the other or apart.
+    pub pieces: Vec<(u64, Span)>,
+}
+
+impl Saved {
+    /// As the extent keeps it.
+    pub fn into_backup(self) -> Backup {
+        Backup {
+            at: Residency::Host,
+            contents: Arc::new(self),
+        }
+    }
+
+    /// What an extent keeps, if it was saved here.
+    pub fn of(backup: &Backup) -> Option<Arc<Saved>> {
+        backup.contents.clone().downcast().ok()
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|(_, span)| span.piece.bytes).sum()
+    }
+
+    /// Whether the stretches of an extent at `address` are all in it.
+    pub fn covers(&self, address: u64, live: &[(u64, u64)]) -> bool {
+        live.iter().all(|(begin, bytes)| {
+            let (mut at, end) = (begin - address, begin - address + bytes);
+            for (offset, span) in &self.pieces {
+                if *offset <= at && at < offset + span.piece.bytes {
+                    at = offset + span.piece.bytes;
+                }
+            }
+            at >= end
+        })
+    }
+}

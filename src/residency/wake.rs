@@ -1,0 +1,152 @@
+//! To wake: chunks are made a group ahead of the copies. If one cannot be had, those made go again and
+//! everything sleeps on.
+
+use super::plan::{self, Choice, Site};
+use super::saved::Saved;
+use super::{GROUP_BYTES, Report};
+use crate::error::{Error, Result, Status};
+use crate::extent::residency::Place;
+use crate::extent::table::Residency;
+use crate::gpu::CopyQueue;
+use crate::pool::Pools;
+use rustc_hash::FxHashSet;
+
+/// Wakes what of a device is chosen. What was saved to the host is kept there up to `keep` bytes, for a sleep
+/// that says that nothing was written since.
+pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Report> {
+    let device = &site.state.device;
+    if device.capture_open() {
+        return Err(Error::new(Status::Capturing, "wake")
+            .detail(format!("a capture is open on device {}", device.ordinal()))
+            .advice("Wake before the capture begins or after it has ended"));
+    }
+    let numbers = choice.numbers();
+    let dozing = (site.pool.as_ref()).map_or_else(Vec::new, |pool| pools.dozing(pool, &numbers));
+    let mut asleep: Vec<Place> = (plan::items(site, choice, dozing, &[]).into_iter())
+        .map(|item| item.place)
+        .collect();
+    asleep.retain(|place| place.residency != Residency::Mapped);
+    let mut report = Report::default();
+    {
+        let _paused = site.state.deferral.pause();
+        make_room(site, &asleep)?;
+        bring_back(site, &asleep, &mut report)?;
+    }
+    if let Some(pool) = &site.pool {
+        pools.wake(pool, &numbers);
+    }
+    forget_backups(site, &asleep, keep);
+    Ok(report)
+}
+
+/// Refuses at once what there is no memory for.
+fn make_room(site: &Site, asleep: &[Place]) -> Result<()> {
+    let needed: u64 = asleep.iter().map(|place| place.bytes).sum();
+    let (free, _) = site.state.device.memory_info()?;
+    if needed <= free {
+        return Ok(());
+    }
+    Err(Error::new(Status::OutOfMemory, "wake")
+        .bytes(needed)
+        .detail(format!(
+            "device {} has {free} bytes left",
+            site.state.device.ordinal()
+        ))
+        .advice("It sleeps on: free memory of the device, then wake it again, or wake fewer tags"))
+}
+
+/// Makes chunks for places and fills them; all or nothing.
+pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> Result<()> {
+    let mut queue = CopyQueue::create(&site.state.device)?;
+    let mut made = Vec::new();
+    let outcome = (groups(asleep))
+        .try_for_each(|group| bring_group(site, &mut queue, group, &mut made, report))
+        .and_then(|()| queue.wait());
+    if let Err(error) = outcome {
+        let extents = &site.state.extents;
+        // Whatever becomes of the copies: the host's are whole.
+        let undone = (queue.wait())
+            .and_then(|()| extents.evict(made.into_iter().map(|place| (place, None)).collect()));
+        *report = Report::default();
+        return Err(match undone {
+            Ok(_) => error,
+            Err(second) => {
+                error.advice(format!("Not all of it sleeps on ({second}): wake it again"))
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Neighbours in the list whose bytes are enough for the link's full speed.
+fn groups(places: &[Place]) -> impl Iterator<Item = &[Place]> {
+    let mut left = places;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let is_within = |place: &&Place| {
+            bytes += place.bytes;
+            bytes - place.bytes < GROUP_BYTES
+        };
+        let count = left.iter().take_while(is_within).count();
+        let (group, rest) = left.split_at(count);
+        left = rest;
+        (!group.is_empty()).then_some(group)
+    })
+}
+
+fn bring_group(
+    site: &Site,
+    queue: &mut CopyQueue,
+    group: &[Place],
+    made: &mut Vec<u64>,
+    report: &mut Report,
+) -> Result<()> {
+    let addresses: Vec<u64> = group.iter().map(|place| place.address).collect();
+    site.state.extents.restore(&addresses)?;
+    made.extend(&addresses);
+    for place in group {
+        report.moved += place.bytes;
+        let saved = place.backup.as_ref().and_then(Saved::of);
+        for (offset, span) in saved.iter().flat_map(|saved| &saved.pieces) {
+            queue.load(&span.piece, place.address + offset)?;
+            report.copied += span.piece.bytes;
+        }
+    }
+    Ok(())
+}
+
+/// Gives up what awake places were saved to, but for `keep` bytes.
+fn forget_backups(site: &Site, awake: &[Place], keep: u64) {
+    let mut kept = 0;
+    let is_dropped = |place: &&Place| {
+        let bytes = place
+            .backup
+            .as_ref()
+            .and_then(Saved::of)
+            .map_or(0, |saved| saved.bytes());
+        let is_kept = bytes <= keep - kept;
+        kept += if is_kept { bytes } else { 0 };
+        !is_kept
+    };
+    let dropped: Vec<u64> = (awake.iter().filter(is_dropped))
+        .map(|place| place.address)
+        .collect();
+    site.state.extents.drop_backups(&dropped);
+}
+
+/// After a sleep that failed: pool memory is in use again where all of it is awake.
+pub(super) fn use_what_is_awake(pools: &Pools, site: &Site, choice: &Choice) {
+    let Some(pool) = &site.pool else {
+        return;
+    };
+    let places = site.state.extents.places(|tag| choice.has(tag));
+    let asleep: FxHashSet<_> = (places.iter())
+        .filter(|place| place.residency != Residency::Mapped)
+        .map(|place| place.tag)
+        .collect();
+    let is_awake = |number: u16| {
+        let tag = crate::core::tags::TagId::from_number(number);
+        choice.has(tag) && !asleep.contains(&tag)
+    };
+    pools.wake(pool, &is_awake);
+}
