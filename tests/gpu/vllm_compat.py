@@ -17,6 +17,8 @@ MIB = 1 << 20
 #: Beyond 10 MiB torch gives a tensor a segment of its own, rounded up to 2 MiB.
 SIZE = 64 * MIB
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+#: What the output of no part may have. Callbacks that raise leave tracebacks.
+QUIET = [" WARN ", "terminate called", "Fatal Python error"]
 STAND_IN = os.path.join(ROOT, "tests", "vllm_stand_in")
 
 
@@ -35,13 +37,6 @@ def filled(value, size=SIZE):
 
 def whole(tensor, value):
     return bool((tensor == value).all())
-
-
-def other_memory(compat, size):
-    """So much of the card, away from the allocator."""
-    import torch
-
-    return torch.empty(size, dtype=torch.uint8, device="cuda")
 
 
 class Counted:
@@ -109,8 +104,8 @@ def failures(allocator, compat):
     import torch
 
     with case("allocation after one that failed"):
-        before = len(allocator.pointer_to_data)
         with allocator.use_memory_pool("weights"):
+            before = len(allocator.pointer_to_data)
             with raises(torch.OutOfMemoryError):
                 torch.empty(1 << 44, dtype=torch.uint8, device="cuda")
             check(len(allocator.pointer_to_data) == before, "the failed one is in the record")
@@ -122,7 +117,8 @@ def failures(allocator, compat):
         with allocator.use_memory_pool("weights"):
             large = filled(1, 2048 * MIB)
         allocator.sleep("weights")
-        blocker = other_memory(compat, free_bytes() - 1024 * MIB)
+        # Torch's own memory, away from the allocator.
+        blocker = torch.empty(free_bytes() - 1024 * MIB, dtype=torch.uint8, device="cuda")
         with raises((RuntimeError, MemoryError), "out of memory"):
             allocator.wake_up()
         del blocker
@@ -200,8 +196,6 @@ def one(which):
     from hbmalloc.compat import vllm as compat
 
     compat.install(native_only=which == "own")
-    if not importlib.util.find_spec("vllm"):
-        sys.path.insert(0, STAND_IN)
     if which == "own":
         from vllm.device_allocator.cumem import CuMemAllocator
         check(CuMemAllocator.__module__ == "vllm.device_allocator.cumem", "it is not vLLM's class")
@@ -222,12 +216,12 @@ def one(which):
 
 
 def main():
-    gpucase.child("class", [__file__, "class"], limit=150, forbid=["Traceback", " WARN "])
+    gpucase.child("class", [__file__, "class"], limit=150, forbid=QUIET)
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    gpucase.child("class, expandable segments", [__file__, "class"], limit=150, forbid=["Traceback", " WARN "])
+    gpucase.child("class, expandable segments", [__file__, "class"], limit=150, forbid=QUIET)
     del os.environ["PYTORCH_CUDA_ALLOC_CONF"]
     if os.environ.get("HBMALLOC_VLLM_CUMEM_PY") or importlib.util.find_spec("vllm"):
-        gpucase.child("vLLM's own class", [__file__, "own"], limit=150, forbid=[" WARN "])
+        gpucase.child("vLLM's own class", [__file__, "own"], limit=150, forbid=QUIET)
     else:
         gpucase.line("SKIP", "vLLM's own class", "vLLM is not installed and HBMALLOC_VLLM_CUMEM_PY names no file")
 
