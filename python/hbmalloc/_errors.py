@@ -62,6 +62,10 @@ class InternalError(HbmallocError):
     """A fault in the library itself."""
 
 
+class FileError(HbmallocError, OSError):
+    """A file could not be made, written or read, or does not hold what was written."""
+
+
 BY_STATUS = {
     1: InvalidArgumentError,
     2: OutOfMemoryError,
@@ -75,4 +79,5 @@ BY_STATUS = {
     10: OptionError,
     11: BusyError,
     12: InternalError,
+    13: FileError,
 }

@@ -84,14 +84,15 @@ def sleep(tags=None, to="host", devices=None, clean=False):
     """Gives the device's memory behind `tags` back and keeps its addresses; `wake` undoes it.
 
     `tags` is a tag's name, several, or None for everything, memory without a tag included.
-    `to` says what becomes of the contents: "host", pinned memory; "discard", they are gone.
+    `to` says what becomes of the contents: "host", pinned memory; "file", a file a tag in the
+    folder of the option `sleep_dir`; "discard", they are gone.
     `devices` is a number, several, or None for all in use, which then sleep at the same time.
     `clean` promises that nothing wrote to it since the last wake; what that kept on the host
     (option `keep_host`) is then not copied again.
 
     What can sleep: memory of the pool and the vmm kind, and segments of `memory_pool`. Work
     given to the device before is waited for; touching sleeping memory afterwards is a fault.
-    Raises OutOfMemoryError where the host has no room, CapturingError while a CUDA graph is
+    Raises OutOfMemoryError where the host has no room, FileError where the disk has none, CapturingError while a CUDA graph is
     being captured; nothing has changed then. Returns a dict of bytes: `moved`, `copied`, and
     `pinned`, which had to stay.
     """

@@ -129,6 +129,11 @@ impl From<Report> for hbm_residency_report_t {
 /// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
 /// changed, while a stream captures on the device.
 ///
+/// To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past
+/// the page cache where the file system can, removed once nothing sleeps in it, at the latest when the
+/// process exits. HBM_IO, with everything awake, where it cannot be written. hbm_wake compares a checksum, and
+/// answers HBM_IO where the file does not hold what was written.
+///
 /// HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
 /// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names. Any thread;
 /// calls on one device take turns. `report` may be NULL.
@@ -148,6 +153,7 @@ pub unsafe extern "C" fn hbm_sleep(
         let request = unsafe { request_of("hbm_sleep", &raw)? };
         let to = match raw.to {
             0 => To::Host,
+            1 => To::File,
             2 => To::Nothing,
             other => {
                 return Err(

@@ -22,6 +22,7 @@ pub enum hbm_status {
     HBM_BAD_OPTION = 10,
     HBM_BUSY = 11,
     HBM_INTERNAL = 12,
+    HBM_IO = 13,
 }
 
 /// The version of the library in use: major * 10000 + minor * 100 + patch.
@@ -82,7 +83,8 @@ pub extern "C" fn hbm_status_name(status: i32) -> *const c_char {
         Shutdown,
         BadOption,
         Busy,
-        Internal
+        Internal,
+        Io
     )
 }
 

@@ -43,6 +43,8 @@ pub enum Opt {
     SleepHostLimit,
     /// What a wake keeps on the host.
     KeepHost,
+    /// Where memory sleeps in files.
+    SleepDir,
 }
 
 /// A checked value of an option.
@@ -109,7 +111,7 @@ fn chunk(text: &str) -> Option<Value> {
 }
 
 /// The table, in the order of [`Opt`].
-pub static TABLE: [Spec; 18] = [
+pub static TABLE: [Spec; 19] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
@@ -257,6 +259,14 @@ pub static TABLE: [Spec; 18] = [
         accepted: "a size, or a share of the host's memory such as 50%",
         help: "How much of what was saved to the host a wake keeps there on each device, so that what is not written meanwhile sleeps again without a copy (`clean`).",
         parse: size,
+    },
+    Spec {
+        opt: Opt::SleepDir,
+        name: "sleep_dir",
+        default: "",
+        accepted: "a folder; empty for the one of temporary files",
+        help: "Where memory that sleeps in files has them: a local disk with room, not memory.",
+        parse: text,
     },
 ];
 

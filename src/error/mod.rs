@@ -39,11 +39,13 @@ pub enum Status {
     Busy = 11,
     /// A defect of this library; please report it.
     Internal = 12,
+    /// A file could not be made, written or read, or does not hold what was written.
+    Io = 13,
 }
 
 impl Status {
     /// Every status, in the order of their integers.
-    pub const ALL: [Status; 13] = [
+    pub const ALL: [Status; 14] = [
         Status::Ok,
         Status::InvalidArgument,
         Status::OutOfMemory,
@@ -57,6 +59,7 @@ impl Status {
         Status::BadOption,
         Status::Busy,
         Status::Internal,
+        Status::Io,
     ];
 
     /// The status in words, as C programs print it.
@@ -75,6 +78,7 @@ impl Status {
             Status::BadOption => "bad option",
             Status::Busy => "busy",
             Status::Internal => "internal error",
+            Status::Io => "file error",
         }
     }
 }

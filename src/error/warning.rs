@@ -33,9 +33,11 @@ pub enum Warning {
     LoadedTwice,
     /// torch's question for the largest block cannot be answered.
     CacheInfo,
+    /// Files of sleep go through the page cache.
+    BufferedFile,
 }
 
-const KINDS: usize = Warning::CacheInfo as usize + 1;
+const KINDS: usize = Warning::BufferedFile as usize + 1;
 
 /// How often each kind of warning arose.
 #[derive(Default)]

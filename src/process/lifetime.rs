@@ -3,7 +3,7 @@
 //! nothing, and in a forked child allocating is an error.
 
 use crate::error::{Error, Result, Status, Warning, Warnings};
-use crate::sys::{library, linux};
+use crate::sys::{library, linux, scratch};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -57,6 +57,10 @@ extern "C" fn note_fork() {
 
 extern "C" fn note_exit() {
     EXITING.store(true, Ordering::SeqCst);
+    // A forked child has them from its parent, which goes on.
+    if !has_forked() {
+        scratch::remove_all();
+    }
 }
 
 /// Whether this process was forked from one that had initialised the driver.

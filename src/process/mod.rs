@@ -35,7 +35,7 @@ use crate::gpu::Driver;
 use crate::gpu::driver::version_text;
 use crate::pool::Pools;
 use crate::registry::Registry;
-use crate::residency::HostStore;
+use crate::residency::{FileStore, Stores};
 use crate::sys::linux;
 use cells::Cells;
 use choice::Choice;
@@ -61,7 +61,7 @@ pub struct Process {
     captures_told: AtomicBool,
     pools: Pools,
     /// Where contents of memory that sleeps are.
-    host: Arc<HostStore>,
+    stores: Stores,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -107,7 +107,11 @@ impl Process {
             hooked: AtomicBool::new(false),
             captures_told: AtomicBool::new(false),
             pools: Pools::default(),
-            host: Arc::default(),
+            stores: Stores {
+                host: Arc::default(),
+                files: FileStore::default(),
+                name_of: tags::name_of,
+            },
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

@@ -8,6 +8,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::table::Residency;
 use crate::residency::{self, Choice, HostUse, Manner, Report, Site};
 use crate::sys::linux;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use crate::residency::To;
@@ -49,9 +50,10 @@ impl Process {
             to,
             is_clean,
             budget: self.host_budget(),
+            folder: self.sleep_folder(),
         };
         self.on_each("sleep", request.device, |site| {
-            residency::sleep(&self.pools, site, &self.host, &choice, &dead, manner)
+            residency::sleep(&self.pools, site, &self.stores, &choice, &dead, &manner)
         })
     }
 
@@ -84,7 +86,7 @@ impl Process {
         };
         residency::prepare(
             &device.state().device,
-            &self.host,
+            &self.stores.host,
             bytes,
             self.host_budget(),
         )
@@ -93,17 +95,24 @@ impl Process {
     /// Gives free room on the host back to the system, down to `keep` bytes; the bytes given back.
     pub fn trim_host(&self, keep: u64) -> Result<u64> {
         lifetime::check_not_forked()?;
-        Ok(self.host.trim(keep))
+        Ok(self.stores.host.trim(keep))
     }
 
     /// What is pinned for sleep.
     pub fn host_use(&self) -> HostUse {
-        self.host.in_use()
+        self.stores.host.in_use()
     }
 
     /// What contradicts itself in the room on the host.
     pub fn audit_host(&self) -> std::result::Result<(), String> {
-        self.host.audit()
+        self.stores.host.audit()
+    }
+
+    fn sleep_folder(&self) -> PathBuf {
+        match self.settings.text(Opt::SleepDir) {
+            named if named.is_empty() => std::env::temp_dir(),
+            named => named.into(),
+        }
     }
 
     fn host_budget(&self) -> u64 {

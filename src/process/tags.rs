@@ -21,6 +21,11 @@ pub fn table() -> &'static Tags {
     &TAGS
 }
 
+/// The name of a tag, also of none.
+pub fn name_of(tag: TagId) -> String {
+    (TAGS.name(tag)).map_or_else(|| "untagged".to_owned(), |name| name.to_string())
+}
+
 /// The tag of what the calling thread allocates now. Takes no lock.
 pub fn current() -> TagId {
     CURRENT

@@ -2,17 +2,20 @@
 //! new chunks come and are filled. Named by tags, done device by device, all or nothing.
 #![forbid(unsafe_code)]
 
+mod file;
 mod host;
+mod leaving;
 mod plan;
 mod room;
 mod saved;
 mod sleep;
 mod wake;
 
+pub use file::FileStore;
 pub use host::{HostStore, HostUse};
 pub use plan::{Choice, Dead, Site};
 pub use room::prepare;
-pub use sleep::{Manner, To, sleep};
+pub use sleep::{Manner, Stores, To, sleep};
 pub use wake::wake;
 
 /// What an operation did on one device.

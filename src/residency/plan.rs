@@ -71,7 +71,10 @@ pub(super) fn items(site: &Site, choice: &Choice, dozing: Vec<Dozing>, dead: &De
     };
     let places = site.state.extents.places(|tag| choice.has(tag));
     let mut items: Vec<Item> = places.into_iter().filter_map(item).collect();
-    items.sort_by_key(|item| (choice.rank(item.place.tag), item.place.address));
+    items.sort_by_key(|item| {
+        let tag = item.place.tag;
+        (choice.rank(tag), tag.number(), item.place.address)
+    });
     items
 }
 

@@ -1,8 +1,9 @@
 //! To wake: chunks are made a group ahead of the copies. If one cannot be had, those made go again and
 //! everything sleeps on.
 
+use super::file::Loader;
 use super::plan::{self, Choice, Site};
-use super::saved::Saved;
+use super::saved::{Saved, Stored};
 use super::{GROUP_BYTES, Report};
 use crate::error::{Error, Result, Status};
 use crate::extent::residency::Place;
@@ -58,9 +59,11 @@ fn make_room(site: &Site, asleep: &[Place]) -> Result<()> {
 /// Makes chunks for places and fills them; all or nothing.
 pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> Result<()> {
     let mut queue = CopyQueue::create(&site.state.device)?;
-    let mut made = Vec::new();
+    let (mut made, mut loader) = (Vec::new(), None);
     let outcome = (groups(asleep))
-        .try_for_each(|group| bring_group(site, &mut queue, group, &mut made, report))
+        .try_for_each(|group| {
+            bring_group(site, (&mut queue, &mut loader), group, &mut made, report)
+        })
         .and_then(|()| queue.wait());
     if let Err(error) = outcome {
         let extents = &site.state.extents;
@@ -96,7 +99,7 @@ fn groups(places: &[Place]) -> impl Iterator<Item = &[Place]> {
 
 fn bring_group(
     site: &Site,
-    queue: &mut CopyQueue,
+    (queue, loader): (&mut CopyQueue, &mut Option<Loader>),
     group: &[Place],
     made: &mut Vec<u64>,
     report: &mut Report,
@@ -107,9 +110,19 @@ fn bring_group(
     for place in group {
         report.moved += place.bytes;
         let saved = place.backup.as_ref().and_then(Saved::of);
-        for (offset, span) in saved.iter().flat_map(|saved| &saved.pieces) {
-            queue.load(&span.piece, place.address + offset)?;
-            report.copied += span.piece.bytes;
+        for (offset, stored) in saved.iter().flat_map(|saved| &saved.pieces) {
+            let to = place.address + offset;
+            match stored {
+                Stored::Host(span) => queue.load(&span.piece, to)?,
+                Stored::File(span) => {
+                    let loader = match loader {
+                        Some(loader) => loader,
+                        None => loader.insert(Loader::begin(&site.state.device)?),
+                    };
+                    loader.load(queue, span, to)?;
+                }
+            }
+            report.copied += stored.bytes();
         }
     }
     Ok(())
@@ -119,11 +132,12 @@ fn bring_group(
 fn forget_backups(site: &Site, awake: &[Place], keep: u64) {
     let mut kept = 0;
     let is_dropped = |place: &&Place| {
-        let bytes = place
-            .backup
-            .as_ref()
-            .and_then(Saved::of)
-            .map_or(0, |saved| saved.bytes());
+        let backup = place.backup.as_ref();
+        let on_host = backup.filter(|backup| backup.at == Residency::Host);
+        let Some(saved) = on_host.and_then(Saved::of) else {
+            return true;
+        };
+        let bytes = saved.bytes();
         let is_kept = bytes <= keep - kept;
         kept += if is_kept { bytes } else { 0 };
         !is_kept

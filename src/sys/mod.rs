@@ -5,3 +5,4 @@ pub mod library;
 pub mod linux;
 pub mod meter;
 pub mod pages;
+pub mod scratch;

@@ -1,0 +1,149 @@
+//! Places on their way out: copies go group by group, chunks behind them.
+
+use super::host::Span;
+use super::plan::{Item, Site};
+use super::room::{Asked, Room};
+use super::saved::{Saved, Stored};
+use super::{GROUP_BYTES, Report, wake};
+use crate::error::{Error, Result, Status};
+use crate::extent::residency::{Backup, Place};
+use crate::extent::table::Residency;
+use crate::gpu::{CopyQueue, Fence};
+use std::collections::VecDeque;
+
+/// Places whose copies stand behind one event.
+type Group = Vec<(u64, Option<Backup>)>;
+
+/// As many places without copies go by one call.
+const GROUP_PLACES: usize = 256;
+
+/// Places on their way out.
+pub(super) struct Leaving<'a> {
+    site: &'a Site,
+    queue: CopyQueue,
+    room: Option<Room<'a>>,
+    group: Group,
+    group_bytes: u64,
+    copying: VecDeque<(Fence, Group)>,
+    gone: Vec<u64>,
+}
+
+impl<'a> Leaving<'a> {
+    /// Begins with nothing; `room` is where contents are saved, if any are.
+    pub fn begin(site: &'a Site, room: Option<Room<'a>>) -> Result<Leaving<'a>> {
+        Ok(Leaving {
+            site,
+            queue: CopyQueue::create(&site.state.device)?,
+            room,
+            group: Vec::new(),
+            group_bytes: 0,
+            copying: VecDeque::new(),
+            gone: Vec::new(),
+        })
+    }
+
+    /// Copies what is live of a place.
+    pub fn save(&mut self, item: &Item) -> Result<()> {
+        let mut saved = Saved::default();
+        for (begin, bytes) in &item.live {
+            let (mut at, end) = (*begin, begin + bytes);
+            while at < end {
+                let span = self.span(end - at)?;
+                self.queue.save(at, &span.piece)?;
+                let offset = at - item.place.address;
+                at += span.piece.bytes;
+                saved.pieces.push((offset, Stored::Host(span)));
+            }
+        }
+        let bytes = saved.bytes();
+        self.let_go(item, saved.into_backup(), bytes)
+    }
+
+    fn span(&mut self, most: u64) -> Result<Span> {
+        let Some(room) = &mut self.room else {
+            return Err(Error::new(Status::Internal, "sleep").detail("no room was asked for"));
+        };
+        if let Asked::Span(span) = room.ask(most, false)? {
+            return Ok(span);
+        }
+        // While more is made, what is copied goes.
+        self.let_go_of_copied()?;
+        match self.room.as_mut().map(|room| room.ask(most, true)) {
+            Some(Ok(Asked::Span(span))) => Ok(span),
+            Some(Err(error)) => Err(error),
+            _ => Err(Error::new(Status::Internal, "sleep").detail("room was waited for in vain")),
+        }
+    }
+
+    /// A place may go once the copies so far are done.
+    pub fn let_go(&mut self, item: &Item, backup: Option<Backup>, copied: u64) -> Result<()> {
+        self.group.push((item.place.address, backup));
+        self.group_bytes += copied;
+        // What is not copied need not wait, but is unmapped by one call with its neighbours.
+        if self.group_bytes >= GROUP_BYTES || self.group.len() >= GROUP_PLACES {
+            self.end_group()?;
+        }
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<()> {
+        if !self.group.is_empty() {
+            let fence = self.queue.mark()?;
+            self.copying
+                .push_back((fence, std::mem::take(&mut self.group)));
+            self.group_bytes = 0;
+        }
+        self.let_go_of_copied()
+    }
+
+    fn let_go_of_copied(&mut self) -> Result<()> {
+        while let Some((fence, _)) = self.copying.front() {
+            let is_done = {
+                let _guard = self.site.state.device.enter()?;
+                fence.is_done()?
+            };
+            if !is_done {
+                return Ok(());
+            }
+            self.evict_first()?;
+        }
+        Ok(())
+    }
+
+    fn evict_first(&mut self) -> Result<()> {
+        if let Some((_, group)) = self.copying.pop_front() {
+            self.gone.extend(group.iter().map(|(place, _)| *place));
+            self.site.state.extents.evict(group)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all have gone.
+    pub fn finish(&mut self) -> Result<()> {
+        self.end_group()?;
+        while let Some((fence, _)) = self.copying.front() {
+            fence.wait()?;
+            self.evict_first()?;
+        }
+        self.queue.wait()
+    }
+
+    /// Brings back what has gone; the error to return.
+    pub fn come_back(&mut self, error: Error) -> Error {
+        // Nobody names the host's room any more once the copies are done.
+        let waited = self.queue.wait();
+        self.copying.clear();
+        self.group.clear();
+        let places = self.site.state.extents.places(|_| true);
+        let is_gone = |place: &Place| {
+            place.residency != Residency::Mapped && self.gone.contains(&place.address)
+        };
+        let gone: Vec<_> = places.into_iter().filter(is_gone).collect();
+        match waited.and_then(|()| wake::bring_back(self.site, &gone, &mut Report::default())) {
+            Ok(()) => error,
+            Err(second) => error.advice(format!(
+                "Some of it sleeps, and did not come back either ({second}): wake it when there is memory"
+            )),
+        }
+    }
+}
