@@ -40,6 +40,7 @@ typedef enum hbm_status {
     HBM_BAD_OPTION = 10,
     HBM_BUSY = 11,
     HBM_INTERNAL = 12,
+    HBM_IO = 13,
 } hbm_status;
 
 // The kinds of allocator.
@@ -832,6 +833,11 @@ int32_t hbm_captures_told(int32_t told);
 // given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
 // While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
 // changed, while a stream captures on the device.
+//
+// To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past
+// the page cache where the file system can, removed once nothing sleeps in it, at the latest when the
+// process exits. HBM_IO, with everything awake, where it cannot be written. hbm_wake compares a checksum, and
+// answers HBM_IO where the file does not hold what was written.
 //
 // HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
 // hbm_host_buffer_prepare). After an error everything is awake, but for what its text names. Any thread;

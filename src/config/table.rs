@@ -273,8 +273,8 @@ pub static TABLE: [Spec; 19] = [
 /// Variables with our prefix that other parts read: the Python package, the tests.
 pub const FOREIGN_VARIABLES: [&str; 7] = [
     "HBMALLOC_LIBRARY",
-    "HBMALLOC_VLLM",
     "HBMALLOC_PYTHON",
+    "HBMALLOC_VLLM",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_CHECK_SECONDS",
     "HBMALLOC_TEST_SEED",
