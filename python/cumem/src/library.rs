@@ -30,16 +30,51 @@ impl Cell {
 
 type Change = unsafe extern "C" fn(c_ulonglong, isize, u64, *mut u64) -> c_int;
 
-/// What this module calls.
-pub struct Library {
-    pub version: unsafe extern "C" fn() -> c_int,
-    pub last_error: unsafe extern "C" fn() -> *const c_char,
-    pub ensure_context: unsafe extern "C" fn(c_ulonglong) -> c_int,
-    pub create_and_map: Change,
-    pub unmap_and_release: Change,
-    pub cell_reserve: unsafe extern "C" fn(c_int, isize, *mut c_void, *mut Cell) -> c_int,
-    pub cell_free: unsafe extern "C" fn(u64) -> c_int,
-    pub cell_describe: unsafe extern "C" fn(u64, *mut Cell) -> c_int,
+macro_rules! functions {
+    ($($field:ident: $type:ty = $name:literal;)*) => {
+        /// What this module calls.
+        pub struct Library { $(pub $field: $type,)* }
+
+        impl Library {
+            /// # Safety
+            /// `handle` must be of libhbmalloc, and never be closed.
+            unsafe fn resolve(handle: *mut c_void) -> Result<Library, String> {
+                Ok(Library { $(
+                    $field: {
+                        // SAFETY: passed on to the caller.
+                        let address = unsafe { symbol(handle, $name)? };
+                        // SAFETY: the header of the library declares the function so.
+                        unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
+                    },
+                )* })
+            }
+        }
+    };
+}
+
+functions! {
+    version: unsafe extern "C" fn() -> c_int = c"hbm_version";
+    last_error: unsafe extern "C" fn() -> *const c_char = c"hbm_last_error";
+    ensure_context: unsafe extern "C" fn(c_ulonglong) -> c_int = c"hbm_ensure_context";
+    create_and_map: Change = c"hbm_create_and_map";
+    unmap_and_release: Change = c"hbm_unmap_and_release";
+    cell_reserve: unsafe extern "C" fn(c_int, isize, *mut c_void, *mut Cell) -> c_int = c"hbm_cell_reserve";
+    cell_free: unsafe extern "C" fn(u64) -> c_int = c"hbm_cell_free";
+    cell_describe: unsafe extern "C" fn(u64, *mut Cell) -> c_int = c"hbm_cell_describe";
+}
+
+/// # Safety
+/// `handle` must be what dlopen gave.
+unsafe fn symbol(handle: *mut c_void, name: &CStr) -> Result<*mut c_void, String> {
+    // SAFETY: passed on to the caller.
+    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    match address.is_null() {
+        true => Err(format!(
+            "the libhbmalloc of this process does not export {}: it and this module are of different releases, use the two of one",
+            name.to_string_lossy()
+        )),
+        false => Ok(address),
+    }
 }
 
 /// The name that every build of the library has inside.
@@ -74,35 +109,6 @@ impl Library {
         let library = unsafe { Library::resolve(handle)? };
         library.check_version()?;
         Ok(FOUND.get_or_init(|| library))
-    }
-
-    /// # Safety
-    /// `handle` must be of libhbmalloc, and never be closed.
-    unsafe fn resolve(handle: *mut c_void) -> Result<Library, String> {
-        // SAFETY: passed on to the caller.
-        let symbol = |name: &CStr| match unsafe { libc::dlsym(handle, name.as_ptr()) } {
-            address if address.is_null() => Err(format!(
-                "the libhbmalloc of this process does not export {}: it and this module are of different releases, use the two of one",
-                name.to_string_lossy()
-            )),
-            address => Ok(address),
-        };
-        macro_rules! function {
-            ($name:literal) => {
-                // SAFETY: the library declares the function so.
-                unsafe { std::mem::transmute::<*mut c_void, _>(symbol($name)?) }
-            };
-        }
-        Ok(Library {
-            version: function!(c"hbm_version"),
-            last_error: function!(c"hbm_last_error"),
-            ensure_context: function!(c"hbm_ensure_context"),
-            create_and_map: function!(c"hbm_create_and_map"),
-            unmap_and_release: function!(c"hbm_unmap_and_release"),
-            cell_reserve: function!(c"hbm_cell_reserve"),
-            cell_free: function!(c"hbm_cell_free"),
-            cell_describe: function!(c"hbm_cell_describe"),
-        })
     }
 
     fn check_version(&self) -> Result<(), String> {
