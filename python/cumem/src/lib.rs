@@ -25,13 +25,16 @@ const NO_LIBRARY: c_int = -1;
 
 /// Allocates for torch: addresses first, then the word to Python, then memory. NULL on failure, with
 /// nothing left behind, in Python's record either; `hbm_last_error` says why.
+///
+/// # Safety
+/// `stream` must be NULL or a live stream of the device.
 #[unsafe(no_mangle)]
-pub extern "C" fn my_malloc(size: isize, device: c_int, stream: *mut c_void) -> *mut c_void {
+pub unsafe extern "C" fn my_malloc(size: isize, device: c_int, stream: *mut c_void) -> *mut c_void {
     let Some(library) = Library::get().filter(|_| size > 0) else {
         return null_mut();
     };
     let mut cell = Cell::new();
-    // SAFETY: `cell` is an hbm_cell_t with its size filled in.
+    // SAFETY: `cell` is an hbm_cell_t with its size filled in; the stream is the caller's promise.
     if unsafe { (library.cell_reserve)(device, size, stream, &mut cell) } != 0 {
         return null_mut();
     }
