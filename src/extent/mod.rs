@@ -4,6 +4,7 @@
 mod audit;
 mod backing;
 pub mod deferral;
+mod guard;
 pub mod range;
 pub mod residency;
 pub mod table;

@@ -36,6 +36,8 @@ pub struct Place {
     pub residency: Residency,
     /// Whether its chunk must stay.
     pub is_pinned: bool,
+    /// Whether zeros are mapped there while it sleeps.
+    pub is_guarded: bool,
     /// What it was last saved to, if that is kept.
     pub backup: Option<Backup>,
 }
@@ -55,6 +57,7 @@ impl Extents {
                 tag,
                 residency: extent.residency(),
                 is_pinned: extent.pins > 0,
+                is_guarded: extent.guard.is_some(),
                 backup: extent.backup.clone(),
             };
             at_home.map(place).collect::<Vec<_>>()
@@ -212,12 +215,16 @@ impl Extents {
 
     /// Whether a place is not mapped; then it has a chunk now.
     fn make_chunk(&self, run: &mut Run, place: u64, made: &mut Vec<u64>) -> Result<bool> {
-        let Some(extent) = run.extents.get_mut(&place) else {
+        let Some(extent) = run.extents.get(&place) else {
             return Ok(false);
         };
         if extent.mapping.is_some() {
             return Ok(false);
         }
+        self.strip(run, place)?;
+        let Some(extent) = run.extents.get_mut(&place) else {
+            return Ok(false);
+        };
         // From here on a failure takes it down again.
         made.push(place);
         if extent.chunk.is_none() {

@@ -4,6 +4,7 @@
 //! device that joins as a peer misses no extent.
 
 use super::backing::Backing;
+use super::guard::{Guard, KnownZeros};
 use super::residency::Backup;
 use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
@@ -52,6 +53,8 @@ pub(super) struct Extent {
     pub(super) backup: Option<Backup>,
     /// How many have asked that its chunk stays where it is.
     pub(super) pins: u32,
+    /// Zeros that are mapped here while it sleeps, if any are.
+    pub(super) guard: Option<Guard>,
 }
 
 impl Extent {
@@ -152,6 +155,7 @@ pub struct Extents {
     pub(super) by_tag: Mutex<FxHashMap<TagId, Arc<Gauge>>>,
     /// The limit of the device.
     pub(super) limit: Arc<Limit>,
+    pub(super) zeros: Mutex<KnownZeros>,
 }
 
 impl Extents {
@@ -165,6 +169,7 @@ impl Extents {
             pooled_on_host: Gauge::default(),
             by_tag: Mutex::default(),
             limit,
+            zeros: Mutex::default(),
         }
     }
 

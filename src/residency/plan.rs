@@ -22,8 +22,6 @@ pub struct Site {
 pub struct Choice {
     /// The tags.
     pub tags: Option<Vec<TagId>>,
-    /// Whether what is not chosen is.
-    pub is_inverted: bool,
 }
 
 impl Choice {
@@ -31,7 +29,7 @@ impl Choice {
     pub fn has(&self, tag: TagId) -> bool {
         match &self.tags {
             None => true,
-            Some(tags) => tags.contains(&tag) != self.is_inverted,
+            Some(tags) => tags.contains(&tag),
         }
     }
 

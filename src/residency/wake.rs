@@ -108,7 +108,7 @@ fn bring_group(
     site.state.extents.restore(&addresses)?;
     made.extend(&addresses);
     for place in group {
-        report.moved += place.bytes;
+        report.note(site.state.device.ordinal(), place.address, place.bytes);
         let saved = place.backup.as_ref().and_then(Saved::of);
         for (offset, stored) in saved.iter().flat_map(|saved| &saved.pieces) {
             let to = place.address + offset;
