@@ -177,7 +177,7 @@ typedef struct hbm_stats_t {
     uint64_t requested;
     // Bytes of blocks now given out.
     uint64_t allocated;
-    // Bytes held from the device, and from the host for what is placed there.
+    // Bytes held from the device, and from the host for what is placed there: not those of memory that sleeps.
     uint64_t reserved;
     // The most `requested` has been; over all kinds, the sum of their peaks.
     uint64_t peak_requested;

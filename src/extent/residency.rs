@@ -11,6 +11,7 @@ use crate::error::{Error, Result, Status};
 use crate::gpu::{Chunk, Mapping};
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What the contents of an extent were saved to. Given up with the extent.
 #[derive(Clone)]
@@ -67,6 +68,18 @@ impl Extents {
             .collect()
     }
 
+    /// Bytes of places of pools, or of the others, that sleep.
+    pub fn asleep(&self, of_pools: bool) -> u64 {
+        if !self.has_slept.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let table = lock(&self.table);
+        let runs = (table.runs.values()).filter(|run| (run.owner == Owner::Pool) == of_pools);
+        let extents = runs.flat_map(|run| run.extents.values());
+        let asleep = extents.filter(|extent| extent.chunk.is_none());
+        asleep.map(|extent| extent.bytes).sum()
+    }
+
     /// Whether an address lies in a range of this device.
     pub fn has(&self, address: u64) -> bool {
         lock(&self.table).run_at(address).is_some()
@@ -79,6 +92,7 @@ impl Extents {
     pub fn evict(&self, places: Vec<(u64, Option<Backup>)>) -> Result<u64> {
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
+        self.has_slept.store(true, Ordering::Relaxed);
         let (mut freed, mut failed) = (0, None);
         let mut places = places;
         places.sort_unstable_by_key(|(address, _)| *address);

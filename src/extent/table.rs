@@ -15,6 +15,7 @@ use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// Where the contents of an extent are.
@@ -156,6 +157,8 @@ pub struct Extents {
     /// The limit of the device.
     pub(super) limit: Arc<Limit>,
     pub(super) zeros: Mutex<KnownZeros>,
+    /// Whether anything has ever slept.
+    pub(super) has_slept: AtomicBool,
 }
 
 impl Extents {
@@ -170,6 +173,7 @@ impl Extents {
             by_tag: Mutex::default(),
             limit,
             zeros: Mutex::default(),
+            has_slept: AtomicBool::new(false),
         }
     }
 
