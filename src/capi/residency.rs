@@ -131,7 +131,8 @@ impl From<Report> for hbm_residency_report_t {
 ///
 /// All work given to the device before the call is done first, on streams that nobody named too; work
 /// given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
-/// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+/// While the call runs other threads may allocate and free, what is asleep too; what they are given for these tags
+/// before it returns may sleep with the rest. HBM_CAPTURING, and nothing
 /// changed, while a stream captures on the device.
 ///
 /// To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past

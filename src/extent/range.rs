@@ -38,6 +38,7 @@ impl Extents {
             owner: Owner::Pool,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
+            is_leaving: false,
         };
         table.runs.insert(address, run);
         tracing::debug!("{address:#x}: {} bytes of addresses reserved", spec.bytes);

@@ -77,6 +77,8 @@ pub(super) struct Run {
     pub(super) tag: TagId,
     /// What is at home in ranges of the tag.
     pub(super) of_tag: Arc<Gauge>,
+    /// Its block is gone, or never was one: all that is left is to take it down.
+    pub(super) is_leaving: bool,
 }
 
 impl Run {
@@ -192,6 +194,7 @@ impl Extents {
             owner: spec.owner,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
+            is_leaving: false,
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -207,6 +210,7 @@ impl Extents {
             Err(error) => {
                 // Nothing has used the range yet. What cannot be undone now stays in the table.
                 if let Err(error) = self.dismantle(&mut run) {
+                    run.is_leaving = true;
                     self.warn_of_leftovers(&error);
                     table.runs.insert(address, run);
                     table.left_runs.push(address);
@@ -225,7 +229,10 @@ impl Extents {
 
     fn retire_from(&self, table: &mut Table, address: u64) -> Result<()> {
         match table.runs.get_mut(&address) {
-            Some(run) if run.owner != Owner::Pool => self.dismantle(run)?,
+            Some(run) if run.owner != Owner::Pool => {
+                run.is_leaving = true;
+                self.dismantle(run)?;
+            }
             _ => return Ok(()),
         }
         table.runs.remove(&address);
