@@ -25,6 +25,11 @@
 // In `hbm_residency_request_t.flags`: nothing has written to the memory since it was last woken.
 #define HBM_SLEEP_CLEAN 1
 
+// In `hbm_residency_request_t.flags`: while it sleeps, its addresses read as zeros, and writing to them is a fault
+// where the driver can forbid it. Costs a mapping for every 32 MiB and for every granule of what is left (some
+// 24 us each) at the sleep and at the wake, and 34 MiB of the device.
+#define HBM_SLEEP_GUARD_ZERO 2
+
 // What a call returns: 0 for success, else the kind of failure.
 typedef enum hbm_status {
     HBM_OK = 0,
@@ -110,6 +115,14 @@ typedef enum hbm_sleep_to {
     HBM_SLEEP_TO_NOTHING = 2,
 } hbm_sleep_to;
 
+// What a residency callback is told.
+typedef enum hbm_residency_change {
+    // Nothing is behind the addresses any more.
+    HBM_RESIDENCY_ASLEEP = 0,
+    // Other memory than before is behind the addresses.
+    HBM_RESIDENCY_REMAPPED = 1,
+} hbm_residency_change;
+
 // An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 // allocator is an error, not a crash.
 typedef struct hbm_allocator_t hbm_allocator_t;
@@ -165,7 +178,7 @@ typedef struct hbm_stats_t {
     uint64_t requested;
     // Bytes of blocks now given out.
     uint64_t allocated;
-    // Bytes held from the device, and from the host for what is placed there.
+    // Bytes held from the device, and from the host for what is placed there: not those of memory that sleeps.
     uint64_t reserved;
     // The most `requested` has been; over all kinds, the sum of their peaks.
     uint64_t peak_requested;
@@ -371,7 +384,7 @@ typedef struct hbm_residency_request_t {
     int32_t device;
     // hbm_sleep: an hbm_sleep_to.
     int32_t to;
-    // hbm_sleep: HBM_SLEEP_CLEAN or 0.
+    // hbm_sleep, hbm_discard: HBM_SLEEP_CLEAN and HBM_SLEEP_GUARD_ZERO, or 0.
     uint32_t flags;
     // 0.
     uint32_t reserved;
@@ -409,6 +422,13 @@ typedef struct hbm_residency_t {
     // The part of `device` that cannot sleep, since it is pinned or exported.
     uint64_t pinned;
 } hbm_residency_t;
+
+// Told of `bytes` of memory at `address` of `device`: `change` is an hbm_residency_change.
+typedef void (*hbm_residency_function)(int32_t device,
+                                       void *address,
+                                       uint64_t bytes,
+                                       int32_t change,
+                                       void *data);
 
 // What is pinned on the host for sleep, in the whole process.
 typedef struct hbm_host_buffer_t {
@@ -831,7 +851,8 @@ int32_t hbm_captures_told(int32_t told);
 //
 // All work given to the device before the call is done first, on streams that nobody named too; work
 // given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
-// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+// While the call runs other threads may allocate and free, what is asleep too; what they are given for these tags
+// before it returns may sleep with the rest. HBM_CAPTURING, and nothing
 // changed, while a stream captures on the device.
 //
 // To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past
@@ -872,6 +893,16 @@ int32_t hbm_discard(const struct hbm_residency_request_t *request,
 int32_t hbm_residency(int32_t device,
                       const char *tag,
                       struct hbm_residency_t *out);
+
+// Has `function` called for every stretch that fell asleep or was mapped anew, with `data`, by the thread that
+// called hbm_sleep, hbm_wake or hbm_discard and before that returns: network cards and libraries such as NCCL
+// that registered the memory must register it again, since other memory is behind its addresses after a wake.
+// NULL for nobody. It may allocate and free, and must not change what sleeps. One callback a process; calls
+// that have begun may still call the one before.
+//
+// Required: `function` must be callable with `data` on any thread for as long as it is set.
+int32_t hbm_residency_callback(hbm_residency_function function,
+                               void *data);
 
 // Keeps memory of the device behind `[address, address + bytes)`, to the chunk, until as many calls of
 // hbm_unpin: for network cards and other processes that know it. What is pinned does not sleep. Blocks there

@@ -25,7 +25,7 @@ from ._errors import (
 )
 from ._library import BACKENDS, get_include, get_library_path, library_version
 from ._options import Option, get_option, options, set_option
-from ._residency import discard, host_buffer, pin, prepare_host_buffer, residency, sleep, trim_host_buffer, unpin, wake
+from ._residency import discard, host_buffer, pin, prepare_host_buffer, residency, set_residency_callback, sleep, trim_host_buffer, unpin, wake
 from ._runtime import device_count, get_limit, set_limit, set_log_callback, trim
 from ._statistics import driver_stats, pool_stats, reset_peak_stats, stats, stats_by_stream, stats_by_tag
 from ._tags import current_tag, set_default_tag, tag, tag_of
@@ -69,6 +69,7 @@ __all__ = [
     "set_limit",
     "set_log_callback",
     "set_option",
+    "set_residency_callback",
     "sleep",
     "stats",
     "stats_by_stream",

@@ -21,6 +21,7 @@ BACKENDS = {"pool": 4, "device": 0, "managed": 1, "async": 2, "vmm": 3, "pinned"
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _CHECKOUT = os.path.dirname(os.path.dirname(_PACKAGE))
 
+RESIDENCY_CALLBACK = ctypes.CFUNCTYPE(None, c_int32, c_void_p, c_uint64, c_int32, c_void_p)
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_char_p, c_void_p)
 
 
@@ -174,6 +175,7 @@ PROTOTYPES = {
     "hbm_wake": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
     "hbm_discard": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
     "hbm_residency": (c_int32, [c_int32, c_char_p, POINTER(Residency)]),
+    "hbm_residency_callback": (c_int32, [c_void_p, c_void_p]),
     "hbm_pin": (c_int32, [c_void_p, c_uint64]),
     "hbm_unpin": (c_int32, [c_void_p, c_uint64]),
     "hbm_host_buffer_prepare": (c_int32, [c_uint64]),

@@ -10,6 +10,7 @@ from ._tags import _encoded
 PLACES = {"host": 0, "file": 1, "discard": 2}
 
 _CLEAN = 1
+_GUARD_ZERO = 2
 
 
 def _names(tags):
@@ -80,7 +81,7 @@ def _do(name, devices, make_request):
     return sums
 
 
-def sleep(tags=None, to="host", devices=None, clean=False):
+def sleep(tags=None, to="host", devices=None, clean=False, guard=None):
     """Gives the device's memory behind `tags` back and keeps its addresses; `wake` undoes it.
 
     `tags` is a tag's name, several, or None for everything, memory without a tag included.
@@ -88,7 +89,8 @@ def sleep(tags=None, to="host", devices=None, clean=False):
     folder of the option `sleep_dir`; "discard", they are gone.
     `devices` is a number, several, or None for all in use, which then sleep at the same time.
     `clean` promises that nothing wrote to it since the last wake; what that kept on the host
-    (option `keep_host`) is then not copied again.
+    (option `keep_host`) is then not copied again. `guard="zero"` makes the addresses read as
+    zeros until the wake, which costs both some 24 us for every 32 MiB.
 
     What can sleep: memory of the pool and the vmm kind, and segments of `memory_pool`. Work
     given to the device before is waited for; touching sleeping memory afterwards is a fault.
@@ -98,7 +100,9 @@ def sleep(tags=None, to="host", devices=None, clean=False):
     """
     if to not in PLACES:
         raise ValueError("unknown place %r: one of %s" % (to, ", ".join(PLACES)))
-    flags = _CLEAN if clean else 0
+    if guard not in (None, "zero"):
+        raise ValueError("unknown guard %r: None or 'zero'" % (guard,))
+    flags = (_CLEAN if clean else 0) | (_GUARD_ZERO if guard else 0)
     dead = _unused_ranges() if to != "discard" else ()
     return _do("sleep", devices, lambda device: _request(tags, device, PLACES[to], flags, dead))
 
@@ -128,6 +132,31 @@ def residency(tag=None, device=None):
     name = None if tag is None else _encoded(tag)
     _library.check(_library.library().hbm_residency(number, name, ctypes.byref(found)), "residency")
     return {field: getattr(found, field) for field, _ in found._fields_ if field != "struct_size"}
+
+
+_callback = None  # the C side keeps a raw pointer to it
+
+
+def set_residency_callback(function):
+    """Calls `function(device, address, nbytes, change)` for memory that sleeps or wakes; None ends it.
+
+    `change` is "asleep", or "remapped": awake, with other memory behind the same addresses, which
+    whoever registered it (RDMA, NCCL) has to register again. It runs on the thread that called
+    `sleep`, `wake` or `discard`, before that returns; what it raises is printed and ignored.
+    """
+    global _callback
+    made = None
+    if function is not None:
+        if not callable(function):
+            raise TypeError("a callback is callable or None, not %r" % (function,))
+
+        def told(device, address, nbytes, change, _data):
+            function(device, address, nbytes, "remapped" if change else "asleep")
+
+        made = _library.RESIDENCY_CALLBACK(told)
+    address = ctypes.cast(made, ctypes.c_void_p) if made else None
+    _library.check(_library.library().hbm_residency_callback(address, None), "set_residency_callback")
+    _callback = made
 
 
 def pin(address, nbytes):

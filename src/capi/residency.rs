@@ -3,7 +3,7 @@
 use super::{export, read_struct, text_argument, write_out, write_struct};
 use crate::error::{Error, Result};
 use crate::observe;
-use crate::process::residency::{Request, To};
+use crate::process::residency::{How, Listener, Request, To};
 use crate::residency::Report;
 use std::ffi::{c_char, c_void};
 
@@ -21,6 +21,11 @@ pub enum hbm_sleep_to {
 
 /// In `hbm_residency_request_t.flags`: nothing has written to the memory since it was last woken.
 pub const HBM_SLEEP_CLEAN: u32 = 1;
+
+/// In `hbm_residency_request_t.flags`: while it sleeps, its addresses read as zeros, and writing to them is a fault
+/// where the driver can forbid it. Costs a mapping for every 32 MiB and for every granule of what is left (some
+/// 24 us each) at the sleep and at the wake, and 34 MiB of the device.
+pub const HBM_SLEEP_GUARD_ZERO: u32 = 2;
 
 /// A stretch of memory.
 #[repr(C)]
@@ -49,7 +54,7 @@ pub struct hbm_residency_request_t {
     pub device: i32,
     /// hbm_sleep: an hbm_sleep_to.
     pub to: i32,
-    /// hbm_sleep: HBM_SLEEP_CLEAN or 0.
+    /// hbm_sleep, hbm_discard: HBM_SLEEP_CLEAN and HBM_SLEEP_GUARD_ZERO, or 0.
     pub flags: u32,
     /// 0.
     pub reserved: u32,
@@ -126,7 +131,8 @@ impl From<Report> for hbm_residency_report_t {
 ///
 /// All work given to the device before the call is done first, on streams that nobody named too; work
 /// given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
-/// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+/// While the call runs other threads may allocate and free, what is asleep too; what they are given for these tags
+/// before it returns may sleep with the rest. HBM_CAPTURING, and nothing
 /// changed, while a stream captures on the device.
 ///
 /// To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past
@@ -162,14 +168,7 @@ pub unsafe extern "C" fn hbm_sleep(
                 );
             }
         };
-        if raw.flags & !HBM_SLEEP_CLEAN != 0 {
-            return Err(Error::invalid(
-                "hbm_sleep",
-                format!("flags {:#x}", raw.flags),
-            ));
-        }
-        let is_clean = raw.flags & HBM_SLEEP_CLEAN != 0;
-        let done = observe::process().sleep(&request, to, is_clean)?;
+        let done = observe::process().sleep(&request, how("hbm_sleep", to, raw.flags)?)?;
         // SAFETY: passed on to the caller.
         unsafe { write_report("hbm_sleep", report, done) }
     })
@@ -214,7 +213,8 @@ pub unsafe extern "C" fn hbm_discard(
         let raw = unsafe { read_struct("hbm_discard", request, &[])? };
         // SAFETY: passed on to the caller.
         let request = unsafe { request_of("hbm_discard", &raw)? };
-        let done = observe::process().sleep(&request, To::Nothing, false)?;
+        let how = how("hbm_discard", To::Nothing, raw.flags)?;
+        let done = observe::process().sleep(&request, how)?;
         // SAFETY: passed on to the caller.
         unsafe { write_report("hbm_discard", report, done) }
     })
@@ -248,6 +248,63 @@ pub unsafe extern "C" fn hbm_residency(
         };
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_residency", out, &found) }
+    })
+}
+
+/// What a residency callback is told.
+#[allow(non_camel_case_types, missing_docs)]
+#[repr(C)]
+pub enum hbm_residency_change {
+    /// Nothing is behind the addresses any more.
+    HBM_RESIDENCY_ASLEEP = 0,
+    /// Other memory than before is behind the addresses.
+    HBM_RESIDENCY_REMAPPED = 1,
+}
+
+/// Told of `bytes` of memory at `address` of `device`: `change` is an hbm_residency_change.
+#[allow(non_camel_case_types)]
+pub type hbm_residency_function = Option<
+    unsafe extern "C" fn(
+        device: i32,
+        address: *mut c_void,
+        bytes: u64,
+        change: i32,
+        data: *mut c_void,
+    ),
+>;
+
+/// Has `function` called for every stretch that fell asleep or was mapped anew, with `data`, by the thread that
+/// called hbm_sleep, hbm_wake or hbm_discard and before that returns: network cards and libraries such as NCCL
+/// that registered the memory must register it again, since other memory is behind its addresses after a wake.
+/// NULL for nobody. It may allocate and free, and must not change what sleeps. One callback a process; calls
+/// that have begun may still call the one before.
+///
+/// # Safety
+/// `function` must be callable with `data` on any thread for as long as it is set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_residency_callback(
+    function: hbm_residency_function,
+    data: *mut c_void,
+) -> i32 {
+    export(|| {
+        let data = data as usize;
+        let listener = function.map(|function| {
+            let listener: Listener = Box::new(move |device, address, bytes, change| {
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    function(
+                        device,
+                        address as *mut c_void,
+                        bytes,
+                        change as i32,
+                        data as *mut c_void,
+                    );
+                }
+            });
+            listener
+        });
+        observe::process().set_residency_listener(listener);
+        Ok(())
     })
 }
 
@@ -305,6 +362,17 @@ pub unsafe extern "C" fn hbm_host_buffer(out: *mut hbm_host_buffer_t) -> i32 {
         };
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_host_buffer", out, &used) }
+    })
+}
+
+fn how(operation: &'static str, to: To, flags: u32) -> Result<How> {
+    if flags & !(HBM_SLEEP_CLEAN | HBM_SLEEP_GUARD_ZERO) != 0 {
+        return Err(Error::invalid(operation, format!("flags {flags:#x}")));
+    }
+    Ok(How {
+        to,
+        is_clean: flags & HBM_SLEEP_CLEAN != 0,
+        is_guarded: flags & HBM_SLEEP_GUARD_ZERO != 0,
     })
 }
 

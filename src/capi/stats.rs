@@ -18,7 +18,7 @@ pub struct hbm_stats_t {
     pub requested: u64,
     /// Bytes of blocks now given out.
     pub allocated: u64,
-    /// Bytes held from the device, and from the host for what is placed there.
+    /// Bytes held from the device, and from the host for what is placed there: not those of memory that sleeps.
     pub reserved: u64,
     /// The most `requested` has been; over all kinds, the sum of their peaks.
     pub peak_requested: u64,

@@ -53,6 +53,7 @@ impl Extents {
                 alias,
                 backup: None,
                 pins: 0,
+                guard: None,
             };
             let bytes = extent.bytes;
             run.extents.insert(end, extent);
@@ -89,6 +90,11 @@ impl Extents {
     /// device's context current.
     pub(super) fn unbind(&self, run: &mut Run, places: &[u64]) -> Result<u64> {
         let (mut freed, mut failed) = (0, None);
+        for place in places {
+            if let Err(error) = self.strip(run, *place) {
+                failed.get_or_insert(error);
+            }
+        }
         for neighbours in Neighbours::of(run, places) {
             if let Err(error) = unmap(run, neighbours) {
                 failed.get_or_insert(error);
@@ -110,7 +116,7 @@ impl Extents {
         let Some(extent) = run.extents.get_mut(&place) else {
             return Ok(0);
         };
-        if extent.mapping.is_some() {
+        if extent.mapping.is_some() || extent.guard.is_some() {
             return Ok(0);
         }
         run.cell.iter().for_each(CellState::hide_handle);

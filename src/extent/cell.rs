@@ -151,10 +151,15 @@ impl Extents {
                     ))
                     .advice("Try again: every call tries to release it"));
             }
-            if extent.backup.is_some() {
+            let sleeps = match (&extent.backup, &extent.guard) {
+                (Some(_), _) => Some("its contents are saved"),
+                (None, Some(_)) => Some("zeros stand behind it meanwhile"),
+                (None, None) => None,
+            };
+            if let Some(how) = sleeps {
                 return Err(Error::new(Status::Busy, OPERATION)
-                    .detail(format!("{address:#x} sleeps, and its contents are saved"))
-                    .advice("Wake its tag instead: new memory would have other contents"));
+                    .detail(format!("{address:#x} sleeps: {how}"))
+                    .advice("Wake its tag instead"));
             }
         }
         self.fill(&mut table, address, bytes, vec![Backing::New(bytes)])?;
@@ -252,6 +257,7 @@ impl Extents {
             alias: false,
             backup: None,
             pins: 0,
+            guard: None,
         };
         Run {
             extents: BTreeMap::from([(reservation.address(), empty)]),
@@ -260,6 +266,7 @@ impl Extents {
             owner: Owner::Cell,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
+            is_leaving: false,
             // Until it has memory for the first time.
             cell: Some(CellState {
                 handle: spec.handle.clone(),

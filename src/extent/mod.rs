@@ -5,6 +5,7 @@ mod audit;
 mod backing;
 pub mod cell;
 pub mod deferral;
+mod guard;
 pub mod range;
 pub mod residency;
 pub mod table;

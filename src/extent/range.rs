@@ -39,6 +39,7 @@ impl Extents {
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
             cell: None,
+            is_leaving: false,
         };
         table.runs.insert(address, run);
         tracing::debug!("{address:#x}: {} bytes of addresses reserved", spec.bytes);

@@ -12,6 +12,8 @@ use crate::error::{Error, Result, Status};
 use crate::gpu::{Chunk, Mapping};
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// What the contents of an extent were saved to. Given up with the extent.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub struct Place {
     pub residency: Residency,
     /// Whether its chunk must stay.
     pub is_pinned: bool,
+    /// Whether zeros are mapped there while it sleeps.
+    pub is_guarded: bool,
     /// What it was last saved to, if that is kept.
     pub backup: Option<Backup>,
 }
@@ -46,11 +50,17 @@ impl Extents {
     pub fn places(&self, wanted: impl Fn(TagId) -> bool) -> Vec<Place> {
         let table = lock(&self.table);
         let of_device = |run: &&Run| {
-            run.spec.location == Location::Device && wanted(run.tag) && !run.is_callers_own()
+            run.spec.location == Location::Device
+                && wanted(run.tag)
+                && !run.is_leaving
+                && !run.is_callers_own()
         };
         let places = |run: &Run| {
             let (owner, tag) = (run.owner, run.tag);
-            let at_home = (run.extents.iter()).filter(|(_, extent)| !extent.alias);
+            let at_home = run
+                .extents
+                .iter()
+                .filter(|(address, extent)| !extent.alias && !table.left_places.contains(address));
             let place = |(address, extent): (&u64, &Extent)| Place {
                 address: *address,
                 bytes: extent.bytes,
@@ -58,6 +68,7 @@ impl Extents {
                 tag,
                 residency: extent.residency(),
                 is_pinned: extent.pins > 0,
+                is_guarded: extent.guard.is_some(),
                 backup: extent.backup.clone(),
             };
             at_home.map(place).collect::<Vec<_>>()
@@ -65,6 +76,18 @@ impl Extents {
         (table.runs.values().filter(of_device))
             .flat_map(places)
             .collect()
+    }
+
+    /// Bytes of places of pools, or of the others, that sleep.
+    pub fn asleep(&self, of_pools: bool) -> u64 {
+        if !self.has_slept.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let table = lock(&self.table);
+        let runs = (table.runs.values()).filter(|run| (run.owner == Owner::Pool) == of_pools);
+        let extents = runs.flat_map(|run| run.extents.values());
+        let asleep = extents.filter(|extent| extent.chunk.is_none());
+        asleep.map(|extent| extent.bytes).sum()
     }
 
     /// Whether an address lies in a range of this device.
@@ -79,6 +102,7 @@ impl Extents {
     pub fn evict(&self, places: Vec<(u64, Option<Backup>)>) -> Result<u64> {
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
+        self.has_slept.store(true, Ordering::Relaxed);
         let (mut freed, mut failed) = (0, None);
         let mut places = places;
         places.sort_unstable_by_key(|(address, _)| *address);
@@ -110,11 +134,13 @@ impl Extents {
         let going: Vec<u64> = (places.iter().map(|(address, _)| *address))
             .filter(may_go)
             .collect();
+        let begin = Instant::now();
         for neighbours in Neighbours::of(run, &going) {
             if let Err(error) = unmap(run, neighbours) {
                 failed.get_or_insert(error);
             }
         }
+        let unmapped = Instant::now();
         for (address, backup) in places {
             let is_unmapped = |extent: &&mut Extent| extent.mapping.is_none();
             let Some(extent) = run.extents.get_mut(address).filter(is_unmapped) else {
@@ -130,6 +156,12 @@ impl Extents {
                 }
             }
         }
+        tracing::trace!(
+            "{} places unmapped in {:?}, given back in {:?}",
+            going.len(),
+            unmapped - begin,
+            unmapped.elapsed()
+        );
     }
 
     /// Takes the chunk from a place where it is mapped no more, and leaves the place.
@@ -216,12 +248,16 @@ impl Extents {
 
     /// Whether a place is not mapped; then it has a chunk now.
     fn make_chunk(&self, run: &mut Run, place: u64, made: &mut Vec<u64>) -> Result<bool> {
-        let Some(extent) = run.extents.get_mut(&place) else {
+        let Some(extent) = run.extents.get(&place) else {
             return Ok(false);
         };
         if extent.mapping.is_some() {
             return Ok(false);
         }
+        self.strip(run, place)?;
+        let Some(extent) = run.extents.get_mut(&place) else {
+            return Ok(false);
+        };
         // From here on a failure takes it down again.
         made.push(place);
         if extent.chunk.is_none() {

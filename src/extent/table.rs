@@ -5,6 +5,7 @@
 
 use super::backing::Backing;
 use super::cell::CellState;
+use super::guard::{Guard, KnownZeros};
 use super::residency::Backup;
 use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
@@ -15,6 +16,7 @@ use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// Where the contents of an extent are.
@@ -55,6 +57,8 @@ pub(super) struct Extent {
     pub(super) backup: Option<Backup>,
     /// How many have asked that its chunk stays where it is.
     pub(super) pins: u32,
+    /// Zeros that are mapped here while it sleeps, if any are.
+    pub(super) guard: Option<Guard>,
 }
 
 impl Extent {
@@ -78,6 +82,8 @@ pub(super) struct Run {
     pub(super) of_tag: Arc<Gauge>,
     /// What more there is to a cell.
     pub(super) cell: Option<CellState>,
+    /// Its block is gone, or never was one: all that is left is to take it down.
+    pub(super) is_leaving: bool,
 }
 
 impl Run {
@@ -157,6 +163,9 @@ pub struct Extents {
     pub(super) by_tag: Mutex<FxHashMap<TagId, Arc<Gauge>>>,
     /// The limit of the device.
     pub(super) limit: Arc<Limit>,
+    pub(super) zeros: Mutex<KnownZeros>,
+    /// Whether anything has ever slept.
+    pub(super) has_slept: AtomicBool,
 }
 
 impl Extents {
@@ -170,6 +179,8 @@ impl Extents {
             pooled_on_host: Gauge::default(),
             by_tag: Mutex::default(),
             limit,
+            zeros: Mutex::default(),
+            has_slept: AtomicBool::new(false),
         }
     }
 
@@ -189,6 +200,7 @@ impl Extents {
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
             cell: None,
+            is_leaving: false,
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -204,6 +216,7 @@ impl Extents {
             Err(error) => {
                 // Nothing has used the range yet. What cannot be undone now stays in the table.
                 if let Err(error) = self.dismantle(&mut run) {
+                    run.is_leaving = true;
                     self.warn_of_leftovers(&error);
                     table.runs.insert(address, run);
                     table.left_runs.push(address);
@@ -222,7 +235,10 @@ impl Extents {
 
     fn retire_from(&self, table: &mut Table, address: u64) -> Result<()> {
         match table.runs.get_mut(&address) {
-            Some(run) if run.owner != Owner::Pool => self.dismantle(run)?,
+            Some(run) if run.owner != Owner::Pool => {
+                run.is_leaving = true;
+                self.dismantle(run)?;
+            }
             _ => return Ok(()),
         }
         table.runs.remove(&address);

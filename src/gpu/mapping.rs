@@ -75,6 +75,27 @@ impl Mapping {
             .map_err(|error| error.bytes(bytes))
     }
 
+    /// Lets the owning device and `peers` read neighbours in the order of their addresses, and not write.
+    pub fn allow_reading(mappings: &[Mapping], peers: &[i32]) -> Result<()> {
+        let Some((device, address, bytes)) = span(mappings)? else {
+            return Ok(());
+        };
+        let ordinals = std::iter::once(device.ordinal()).chain(peers.iter().copied());
+        let read = |ordinal| AccessDesc {
+            location: device_location(ordinal),
+            flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READ,
+        };
+        let access: Vec<AccessDesc> = ordinals.map(read).collect();
+        // SAFETY: the descriptors are valid for the call; the range is one of whole mappings.
+        device
+            .check(unsafe {
+                device
+                    .cuda()
+                    .vmm_set_access(address, bytes as usize, access.as_ptr(), access.len())
+            })
+            .map_err(|error| error.bytes(bytes))
+    }
+
     /// Unmaps the range, which no work may use any more; on failure the mapping comes back.
     pub fn unmap(self) -> std::result::Result<(), (Mapping, Error)> {
         unmap_span(span([&self])).map_err(|error| (self, error))

@@ -335,10 +335,20 @@ impl Process {
 
     fn unmap_cells(&self, cells: &[CellInfo]) -> Result<()> {
         let devices: BTreeSet<i32> = cells.iter().map(|cell| cell.device).collect();
+        let mut outcome = Ok(());
         for ordinal in devices {
-            // Nobody told which streams use it.
-            Fence::order_point(&self.device(ordinal)?.state().device)?.wait()?;
+            let of_device = cells.iter().filter(|cell| cell.device == ordinal);
+            outcome = outcome.and(self.unmap_on(ordinal, of_device));
         }
+        outcome
+    }
+
+    fn unmap_on<'a>(&self, ordinal: i32, cells: impl Iterator<Item = &'a CellInfo>) -> Result<()> {
+        let device = self.device(ordinal)?;
+        // One that runs has given the device copies of what is behind these cells.
+        let _no_sleep = lock(device.residency_turn());
+        // Nobody told which streams use it.
+        Fence::order_point(&device.state().device)?.wait()?;
         let mut outcome = Ok(());
         for cell in cells {
             outcome = outcome.and(self.unmap_idle(cell));

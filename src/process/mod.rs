@@ -62,6 +62,7 @@ pub struct Process {
     pools: Pools,
     /// Where contents of memory that sleeps are.
     stores: Stores,
+    listening: residency::Listening,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -112,6 +113,7 @@ impl Process {
                 files: FileStore::default(),
                 name_of: tags::name_of,
             },
+            listening: residency::Listening::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

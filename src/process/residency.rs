@@ -9,7 +9,7 @@ use crate::extent::table::Residency;
 use crate::residency::{self, Choice, HostUse, Manner, Report, Site};
 use crate::sys::linux;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub use crate::residency::To;
 
@@ -23,6 +23,44 @@ pub struct Request {
     /// Stretches of segments in which whoever divides them up has nothing: first address and length.
     pub dead: Vec<(u64, u64)>,
 }
+
+/// How to sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct How {
+    /// Where contents go.
+    pub to: To,
+    /// Whether nothing was written since the last wake.
+    pub is_clean: bool,
+    /// Whether the addresses read as zeros meanwhile.
+    pub is_guarded: bool,
+}
+
+impl From<To> for How {
+    fn from(to: To) -> How {
+        How {
+            to,
+            is_clean: false,
+            is_guarded: false,
+        }
+    }
+}
+
+/// What became of a stretch of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Change {
+    /// It sleeps: nothing is behind its addresses.
+    Asleep = 0,
+    /// It is awake, with other memory behind its addresses than before.
+    Remapped = 1,
+}
+
+/// Told of stretches: device, first address, length in bytes.
+pub type Listener = Box<dyn Fn(i32, u64, u64, Change) + Send + Sync>;
+
+/// Who is told, if anybody is.
+#[derive(Default)]
+pub(super) struct Listening(Mutex<Option<Arc<Listener>>>);
 
 /// Where the contents of memory are, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,20 +79,22 @@ pub struct Whereabouts {
 
 impl Process {
     /// Takes the chunks from memory of the tags, after all work that its devices were given so far; what
-    /// is in it goes where `to` says. On failure everything is awake as before, but what the error says.
-    pub fn sleep(&self, request: &Request, to: To, is_clean: bool) -> Result<Report> {
+    /// is in it goes where `how` says. On failure everything is awake as before, but what the error says.
+    pub fn sleep(&self, request: &Request, how: How) -> Result<Report> {
         let choice = choice("sleep", request)?;
         let mut dead = request.dead.clone();
         dead.sort_unstable();
         let manner = Manner {
-            to,
-            is_clean,
+            to: how.to,
+            is_clean: how.is_clean,
+            is_guarded: how.is_guarded,
             budget: self.host_budget(),
             folder: self.sleep_folder(),
         };
-        self.on_each("sleep", request.device, |site| {
+        let done = self.on_each("sleep", request.device, |site| {
             residency::sleep(&self.pools, site, &self.stores, &choice, &dead, &manner)
-        })
+        });
+        self.tell(done, Change::Asleep)
     }
 
     /// Puts chunks behind memory of the tags again and fills them, in the order of the tags. On failure all
@@ -62,7 +102,7 @@ impl Process {
     pub fn wake(&self, request: &Request) -> Result<Report> {
         let choice = choice("wake", request)?;
         let keep = self.settings.size(Opt::KeepHost).of(linux::total_memory());
-        self.on_each("wake", request.device, |site| {
+        let done = self.on_each("wake", request.device, |site| {
             let wake = || residency::wake(&self.pools, site, &choice, keep);
             wake().or_else(|error| {
                 let device = site.state.device.ordinal();
@@ -74,7 +114,24 @@ impl Process {
                     _ => Err(error),
                 }
             })
-        })
+        });
+        self.tell(done, Change::Remapped)
+    }
+
+    /// Has `listener` told of every stretch that falls asleep or is mapped anew, on the thread that asked for
+    /// it, after it was done; nobody where there is none.
+    pub fn set_residency_listener(&self, listener: Option<Listener>) {
+        *lock(&self.listening.0) = listener.map(Arc::new);
+    }
+
+    fn tell(&self, done: Done, change: Change) -> Result<Report> {
+        let listener = lock(&self.listening.0).clone();
+        if let Some(listener) = listener {
+            for (device, address, bytes) in &done.report.ranges {
+                listener(*device, *address, *bytes, change);
+            }
+        }
+        done.failed.map_or(Ok(done.report), Err)
     }
 
     /// Pins room on the host until `bytes` are free, for sleeps to come; needs a device in use.
@@ -189,8 +246,11 @@ impl Process {
         operation: &'static str,
         device: Option<i32>,
         act: impl Fn(&Site) -> Result<Report> + Sync,
-    ) -> Result<Report> {
-        let devices = self.chosen(device)?;
+    ) -> Done {
+        let devices = match self.chosen(device) {
+            Ok(devices) => devices,
+            Err(error) => return Done::failed(error),
+        };
         let on = |device: &DeviceEntry| {
             let _turn = lock(device.residency_turn());
             act(&Site {
@@ -220,21 +280,35 @@ impl Process {
                 Err(error) => failed.push((device.state().device.ordinal(), error)),
             }
         }
-        match failed.pop() {
-            None => Ok(report),
-            Some((ordinal, error)) if devices.len() > 1 => {
-                let rest: Vec<String> = failed
-                    .iter()
-                    .map(|(at, error)| format!("{at}: {error}"))
-                    .collect();
-                Err(error.advice(format!(
-                    "That was device {ordinal}; {} of {} devices are done. {}",
-                    devices.len() - failed.len() - 1,
-                    devices.len(),
-                    rest.join("; ")
-                )))
+        let failed = failed.pop().map(|(ordinal, error)| {
+            if devices.len() == 1 {
+                return error;
             }
-            Some((_, error)) => Err(error),
+            let rest: Vec<String> = (failed.iter())
+                .map(|(at, error)| format!("{at}: {error}"))
+                .collect();
+            error.advice(format!(
+                "That was device {ordinal}; {} of {} devices are done. {}",
+                devices.len() - failed.len() - 1,
+                devices.len(),
+                rest.join("; ")
+            ))
+        });
+        Done { report, failed }
+    }
+}
+
+/// What was done, and what went wrong on one device or more.
+struct Done {
+    report: Report,
+    failed: Option<Error>,
+}
+
+impl Done {
+    fn failed(error: Error) -> Done {
+        Done {
+            report: Report::default(),
+            failed: Some(error),
         }
     }
 }
@@ -254,6 +328,5 @@ fn choice(operation: &'static str, request: &Request) -> Result<Choice> {
     };
     Ok(Choice {
         tags: Some(names.iter().map(tag).collect::<Result<_>>()?),
-        is_inverted: false,
     })
 }

@@ -213,7 +213,9 @@ impl Stats {
             return;
         };
         let (sums, held, pending) = (pool.total(), device.held(Kind::Pool), pool.pending());
-        self.reserved += held.now.max(sums.allocated);
+        // What sleeps is allocated and not held.
+        let asleep = device.state().extents.asleep(true);
+        self.reserved += held.now.max(sums.allocated.saturating_sub(asleep));
         self.allocated += sums.allocated;
         self.requested += sums.requested;
         self.peak_reserved += held.peak.max(sums.peak_allocated);
@@ -235,7 +237,11 @@ impl Stats {
         let (requested, allocated, blocks) = counters.read();
         let held = device.held(kind);
         // Other threads move these while they are read one by one; what is told keeps their order.
-        self.reserved += held.now.max(allocated.now);
+        let asleep = match kind {
+            Kind::Vmm => device.state().extents.asleep(false),
+            _ => 0,
+        };
+        self.reserved += held.now.max(allocated.now.saturating_sub(asleep));
         self.allocated += allocated.now;
         self.requested += requested.now.min(allocated.now);
         self.peak_reserved += held.peak.max(allocated.peak);

@@ -22,6 +22,7 @@ pub(super) struct Leaving<'a> {
     site: &'a Site,
     queue: CopyQueue,
     room: Option<Room<'a>>,
+    is_guarded: bool,
     group: Group,
     group_bytes: u64,
     copying: VecDeque<(Fence, Group)>,
@@ -30,11 +31,12 @@ pub(super) struct Leaving<'a> {
 
 impl<'a> Leaving<'a> {
     /// Begins with nothing; `room` is where contents are saved, if any are.
-    pub fn begin(site: &'a Site, room: Option<Room<'a>>) -> Result<Leaving<'a>> {
+    pub fn begin(site: &'a Site, room: Option<Room<'a>>, is_guarded: bool) -> Result<Leaving<'a>> {
         Ok(Leaving {
             site,
             queue: CopyQueue::create(&site.state.device)?,
             room,
+            is_guarded,
             group: Vec::new(),
             group_bytes: 0,
             copying: VecDeque::new(),
@@ -112,8 +114,12 @@ impl<'a> Leaving<'a> {
 
     fn evict_first(&mut self) -> Result<()> {
         if let Some((_, group)) = self.copying.pop_front() {
-            self.gone.extend(group.iter().map(|(place, _)| *place));
+            let places: Vec<u64> = group.iter().map(|(place, _)| *place).collect();
+            self.gone.extend(&places);
             self.site.state.extents.evict(group)?;
+            if self.is_guarded {
+                self.site.state.extents.guard(&places)?;
+            }
         }
         Ok(())
     }

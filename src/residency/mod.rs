@@ -19,7 +19,7 @@ pub use sleep::{Manner, Stores, To, sleep};
 pub use wake::wake;
 
 /// What an operation did on one device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Bytes of the device's memory given back, or had again.
     pub moved: u64,
@@ -27,14 +27,28 @@ pub struct Report {
     pub copied: u64,
     /// Bytes whose chunks have to stay where they are.
     pub pinned: u64,
+    /// The stretches that lost their chunks or got new ones: device, first address and length.
+    pub ranges: Vec<(i32, u64, u64)>,
 }
 
 impl Report {
+    /// Notes a stretch.
+    fn note(&mut self, device: i32, address: u64, bytes: u64) {
+        self.moved += bytes;
+        match self.ranges.last_mut() {
+            Some((on, begin, length)) if *on == device && *begin + *length == address => {
+                *length += bytes;
+            }
+            _ => self.ranges.push((device, address, bytes)),
+        }
+    }
+
     /// Adds what was done elsewhere.
     pub fn add(&mut self, other: Report) {
         self.moved += other.moved;
         self.copied += other.copied;
         self.pinned += other.pinned;
+        self.ranges.extend(other.ranges);
     }
 }
 

@@ -22,8 +22,6 @@ pub struct Site {
 pub struct Choice {
     /// The tags.
     pub tags: Option<Vec<TagId>>,
-    /// Whether what is not chosen is.
-    pub is_inverted: bool,
 }
 
 impl Choice {
@@ -31,7 +29,7 @@ impl Choice {
     pub fn has(&self, tag: TagId) -> bool {
         match &self.tags {
             None => true,
-            Some(tags) => tags.contains(&tag) != self.is_inverted,
+            Some(tags) => tags.contains(&tag),
         }
     }
 
@@ -94,24 +92,16 @@ fn without(address: u64, bytes: u64, dead: &Dead) -> Vec<(u64, u64)> {
     live
 }
 
-/// Takes the pool's memory of the tags out of use, but for places that are pinned, and says what is what.
-pub(super) fn take_out_of_use(
-    pools: &Pools,
-    site: &Site,
-    choice: &Choice,
-    dead: &Dead,
-) -> Result<Vec<Item>> {
-    let dozing = match &site.pool {
-        None => Vec::new(),
-        Some(pool) => {
-            let places = site.state.extents.places(|tag| choice.has(tag));
-            let pinned = places.iter().filter(|place| place.is_pinned);
-            let pinned: FxHashSet<u64> = pinned.map(|place| place.address).collect();
-            let stays = |address| pinned.contains(&address);
-            pools.doze(pool, &choice.numbers(), &stays)?
-        }
+/// Takes the pool's memory of the tags out of use, but for places that are pinned.
+pub(super) fn doze(pools: &Pools, site: &Site, choice: &Choice) -> Result<Vec<Dozing>> {
+    let Some(pool) = &site.pool else {
+        return Ok(Vec::new());
     };
-    Ok(items(site, choice, dozing, dead))
+    let places = site.state.extents.places(|tag| choice.has(tag));
+    let pinned = places.iter().filter(|place| place.is_pinned);
+    let pinned: FxHashSet<u64> = pinned.map(|place| place.address).collect();
+    let stays = |address| pinned.contains(&address);
+    pools.doze(pool, &choice.numbers(), &stays)
 }
 
 impl Item {

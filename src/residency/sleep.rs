@@ -33,6 +33,8 @@ pub struct Manner {
     pub to: To,
     /// Whether what has been saved before and kept was not written since.
     pub is_clean: bool,
+    /// Whether zeros are to be read at the addresses meanwhile.
+    pub is_guarded: bool,
     /// The most bytes of the host that may be pinned.
     pub budget: u64,
     /// Where files are made.
@@ -65,9 +67,10 @@ pub fn sleep(
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Sleep before the capture begins or after it has ended"));
     }
-    let items = plan::take_out_of_use(pools, site, choice, dead)?;
+    let dozing = plan::doze(pools, site, choice)?;
     // From here on nothing is unmapped under our copies.
     let paused = site.state.deferral.pause();
+    let items = plan::items(site, choice, dozing, dead);
     let outcome = put_to_sleep(site, stores, items, manner);
     drop(paused);
     if outcome.is_err() {
@@ -91,9 +94,12 @@ fn put_to_sleep(site: &Site, stores: &Stores, items: Vec<Item>, manner: &Manner)
         site.state.extents.drop_backups(&places);
     }
     forget_stale(site, &mut going, manner);
-    report.moved = going.iter().map(|item| item.place.bytes).sum();
+    for item in &going {
+        let device = site.state.device.ordinal();
+        report.note(device, item.place.address, item.place.bytes);
+    }
     report.copied = match manner.to {
-        To::Nothing => let_go(site, &going)?,
+        To::Nothing => let_go(site, &going, manner)?,
         To::Host => save_on_host(site, &stores.host, &going, manner)?,
         To::File => save_in_files(site, stores, &going, manner)?,
     };
@@ -117,8 +123,8 @@ fn forget_stale(site: &Site, going: &mut [Item], manner: &Manner) {
     site.state.extents.drop_backups(&stale);
 }
 
-fn let_go(site: &Site, going: &[Item]) -> Result<u64> {
-    let mut leaving = Leaving::begin(site, None)?;
+fn let_go(site: &Site, going: &[Item], manner: &Manner) -> Result<u64> {
+    let mut leaving = Leaving::begin(site, None, manner.is_guarded)?;
     let outcome = (going.iter())
         .try_for_each(|item| leaving.let_go(item, None, 0))
         .and_then(|()| leaving.finish());
@@ -154,7 +160,7 @@ fn save_on_host(
     let device = &site.state.device;
     std::thread::scope(|scope| {
         let room = Room::begin(scope, device, promise, &works)?;
-        let mut leaving = Leaving::begin(site, Some(room))?;
+        let mut leaving = Leaving::begin(site, Some(room), manner.is_guarded)?;
         let outcome = (going.iter())
             .try_for_each(|item| match item.place.backup {
                 Some(_) => leaving.let_go(item, None, 0),
@@ -187,7 +193,7 @@ fn save_in_files(site: &Site, stores: &Stores, going: &[Item], manner: &Manner) 
     }
     let bytes = saved.iter().map(Saved::bytes).sum();
     let mut saved = saved.into_iter();
-    let mut leaving = Leaving::begin(site, None)?;
+    let mut leaving = Leaving::begin(site, None, manner.is_guarded)?;
     let outcome = (going.iter())
         .try_for_each(|item| match item.place.backup {
             Some(_) => leaving.let_go(item, None, 0),

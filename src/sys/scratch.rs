@@ -191,10 +191,12 @@ fn failed(operation: &'static str, path: &Path, bytes: u64, error: &io::Error) -
         true => "Name a folder with more room by the option `sleep_dir`",
         false => "Name another folder by the option `sleep_dir`",
     };
-    Error::new(Status::Io, operation)
-        .bytes(bytes)
-        .detail(format!("{}: {error}", path.display()))
-        .advice(advice)
+    let failed = Error::new(Status::Io, operation);
+    let failed = match bytes {
+        0 => failed,
+        bytes => failed.bytes(bytes),
+    };
+    (failed.detail(format!("{}: {error}", path.display()))).advice(advice)
 }
 
 #[cfg(test)]
