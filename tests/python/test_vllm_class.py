@@ -236,7 +236,16 @@ def test_expandable_segments_are_off_inside(fake):
                 assert "expandable_segments:False" in torch._C.settings
             assert "expandable_segments:False" in torch._C.settings
         assert torch._C.settings == before
-    """)
+        # Older releases do not tell, and the environment never changes.
+        torch.cuda.memory._snapshot = lambda: {}
+        torch._C.settings = "written"
+        with allocator.use_memory_pool("weights"):
+            assert torch._C.settings == "expandable_segments:False"
+            with allocator.use_memory_pool("kv_cache"):
+                pass
+            assert torch._C.settings == "expandable_segments:False"
+        assert torch._C.settings == "expandable_segments:True"
+    """, PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
 
 
 def test_hooks_of_newer_releases(fake):
@@ -429,4 +438,34 @@ def test_free_while_saved(fake):
         assert holds(second, 2, 2 * MIB) and physical() == 2 * MIB and faults()[0] == 0
         release(pool("weights"), second)
         assert physical() == 0 and hbmalloc.stats(0)["allocated"] == 0
+    """)
+
+
+def test_by_hand_beside_a_sleep(fake):
+    fake(CLASS + """
+        from hbmalloc.compat.vllm.cumem import create_and_map, unmap_and_release
+        with allocator.use_memory_pool("weights"):
+            addresses = [filled(8 * MIB, 1) for _ in range(6)]
+        handles = [data.handle for data in allocator.pointer_to_data.values()]
+        stop, seen = threading.Event(), set()
+        def by_hand():
+            while not stop.is_set():
+                for handle in handles:
+                    for act in (unmap_and_release, create_and_map):
+                        try:
+                            act(handle)
+                            seen.add("done")
+                        except RuntimeError as error:
+                            seen.add("refused")
+                            assert any(word in str(error) for word in ("mapped", "sleeps")), error
+        thread = threading.Thread(target=by_hand)
+        thread.start()
+        for _ in range(30):
+            hbmalloc.sleep("vllm.weights")
+            hbmalloc.wake("vllm.weights")
+        stop.set()
+        thread.join()
+        allocator.wake_up()
+        assert faults()[0] == 0, faults()
+        assert "done" in seen and physical() == 48 * MIB, (seen, physical())
     """)

@@ -11,6 +11,9 @@ import os
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 OPTION = "expandable_segments"
 
+#: How many are inside `fixed_segments`. Where PyTorch does not tell its settings, they are known once only.
+_inside = 0
+
 
 def _fields(text):
     return [field.strip() for field in text.split(",") if field.strip()]
@@ -50,12 +53,15 @@ def _switched_off(text):
 @contextlib.contextmanager
 def fixed_segments(torch):
     """Without expandable segments, which no memory pool can have; all settings as before afterwards."""
-    before = _read(torch)
-    if not _is_on(before):
-        yield
-        return
-    _write(torch, _switched_off(before))
+    global _inside
+    before = "" if _inside else _read(torch)
+    changes = _is_on(before)
+    if changes:
+        _write(torch, _switched_off(before))
+    _inside += 1
     try:
         yield
     finally:
-        _write(torch, before)
+        _inside -= 1
+        if changes:
+            _write(torch, before)
