@@ -376,7 +376,7 @@ typedef struct hbm_residency_request_t {
     // sizeof(hbm_residency_request_t) as the program was compiled.
     size_t struct_size;
     // Names of tags, in the order in which they are to wake; NULL for everything, memory without a
-    // tag included. A name that no memory ever had is HBM_INVALID_ARGUMENT.
+    // tag included. The empty name is memory without a tag; a name that no memory ever had is HBM_INVALID_ARGUMENT.
     const char *const *tags;
     // How many.
     size_t tag_count;
@@ -886,7 +886,7 @@ int32_t hbm_wake(const struct hbm_residency_request_t *request,
 int32_t hbm_discard(const struct hbm_residency_request_t *request,
                     struct hbm_residency_report_t *report);
 
-// Writes where memory is: that of the tag `tag`, or of all tags and none where it is NULL; on `device`, or on
+// Writes where memory is: that of the tag `tag`, without one where that is empty, or of all tags and none where it is NULL; on `device`, or on
 // every device in use where it is -1. Any thread; makes no driver call.
 //
 // Required: `tag` must be NULL or a C string, `out` point to a struct whose `struct_size` is filled in.

@@ -469,3 +469,15 @@ def test_by_hand_beside_a_sleep(fake):
         assert faults()[0] == 0, faults()
         assert "done" in seen and physical() == 48 * MIB, (seen, physical())
     """)
+
+
+def test_saved_to_a_file(fake, tmp_path):
+    fake(CLASS + """
+        CuMemAllocator.offload_to = "file"
+        with allocator.use_memory_pool("weights"):
+            weights = filled(4 * MIB, 1)
+        allocator.sleep("weights")
+        assert physical() == 0 and hbmalloc.residency("vllm.weights")["file"] == 4 * MIB
+        allocator.wake_up()
+        assert holds(weights, 1, 4 * MIB)
+    """, HBMALLOC_SLEEP_DIR=str(tmp_path))
