@@ -76,7 +76,7 @@ class Class:
 
     def __init__(self, row):
         if row == "compat":
-            from hbmalloc.compat.vllm import CuMemAllocator
+            from hbmalloc.compat.vllm.cumem import CuMemAllocator
         else:
             if row == "vllm-over-ours":
                 import hbmalloc.compat.vllm

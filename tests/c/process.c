@@ -12,7 +12,7 @@ static void versions(void) {
 }
 
 static void names_of_statuses(void) {
-    for (int32_t status = HBM_OK; status <= HBM_INTERNAL; status++) {
+    for (int32_t status = HBM_OK; status <= HBM_IO; status++) {
         CHECK(strcmp(hbm_status_name(status), "unknown status") != 0);
         for (int32_t other = HBM_OK; other < status; other++) {
             CHECK(strcmp(hbm_status_name(status), hbm_status_name(other)) != 0);
@@ -20,7 +20,7 @@ static void names_of_statuses(void) {
     }
     CHECK(strcmp(hbm_status_name(HBM_OK), "ok") == 0);
     CHECK(strcmp(hbm_status_name(HBM_OUT_OF_MEMORY), "out of memory") == 0);
-    const int32_t none[] = {-1, HBM_INTERNAL + 1, INT32_MAX, INT32_MIN};
+    const int32_t none[] = {-1, HBM_IO + 1, INT32_MAX, INT32_MIN};
     for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
         CHECK(strcmp(hbm_status_name(none[i]), "unknown status") == 0);
     }
