@@ -271,10 +271,11 @@ pub static TABLE: [Spec; 19] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 7] = [
+pub const FOREIGN_VARIABLES: [&str; 8] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_PYTHON",
     "HBMALLOC_VLLM",
+    "HBMALLOC_VLLM_CUMEM_PY",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_CHECK_SECONDS",
     "HBMALLOC_TEST_SEED",

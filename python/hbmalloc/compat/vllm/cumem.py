@@ -244,7 +244,7 @@ class CuMemAllocator:
         sizes = [sum(data.handle[1] for data in part) for part in (mapped, saved, given_up)]
         logger.info("hbmalloc: sleep freed %.2f GiB: %.2f GiB saved to the %s, %.2f GiB discarded",
                     _gib(sizes[0]), _gib(sizes[1]), self.offload_to, _gib(sizes[2]))
-        gc.collect()
+        # No garbage is collected, which would take longer than all else.
         torch.cuda.empty_cache()
 
     def discard(self, tags):
@@ -273,7 +273,6 @@ class CuMemAllocator:
         """
         import torch
 
-        gc.collect()
         torch.cuda.empty_cache()
         wanted = None if tags is None else _tuple(tags)
         with self._lock:
