@@ -9,9 +9,10 @@ use crate::sys::pages::{self, HUGE_PAGE};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-/// The length of a part. Of parts of 128 and 512 MiB, populated by four or six threads, these were the
-/// faster ones (one H200's host: 21 to 25 GB/s against 18 to 21).
-pub(super) const PART_BYTES: u64 = 128 << 20;
+
+/// The length of a part. Of 32, 64 and 128 MiB, populated by 4 to 12 threads, this was the best with 8 (one
+/// H200's host: a first sleep at 31 to 39 GB/s, with 128 MiB and 6 threads 28 to 34).
+pub(super) const PART_BYTES: u64 = 64 << 20;
 
 /// What is left to the rest of the machine when more is pinned.
 const LEFT_TO_OTHERS: u64 = 1 << 30;

@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::Scope;
 use std::time::Instant;
 
-/// As many threads populate pages. Of 3, 4, 6 and 8 these were the fastest with parts of 128 MiB (one
-/// H200's host, 16 processors).
-const THREADS: usize = 6;
+/// As many threads populate pages, where there are as many processors. More gain little ([`PART_BYTES`]).
+const THREADS: usize = 8;
 
 /// Pages to be populated, and whether anybody still wants them.
 #[derive(Default)]
