@@ -10,6 +10,7 @@ pub mod fence;
 pub mod gate;
 pub mod managed;
 pub mod mapping;
+mod opening;
 pub mod pinned;
 pub mod placing;
 pub mod plain;
