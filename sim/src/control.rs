@@ -282,8 +282,3 @@ pub unsafe extern "C" fn hbmsim_symbol(name: *const c_char) -> *mut c_void {
     });
     found.unwrap_or(std::ptr::null_mut())
 }
-
-#[unsafe(no_mangle)]
-pub extern "C" fn hbmsim_rocm() -> u64 {
-    catch_unwind(|| config::current().map_or(0, |config| config.rocm)).unwrap_or(0)
-}

@@ -204,10 +204,13 @@ fn check_version(cuda: &Cuda) -> Result<i32> {
         .advice("Install ROCm 6 or later, or set HBMALLOC_DRIVER=sim"));
     }
     if !cuda.is_hip() && version < OLDEST_DRIVER {
-        return Err(too_old("cuDriverGetVersion", format!(
-            "the driver supports CUDA {}, and 12.2 is the oldest that works",
-            version_text(version)
-        )));
+        return Err(too_old(
+            "cuDriverGetVersion",
+            format!(
+                "the driver supports CUDA {}, and 12.2 is the oldest that works",
+                version_text(version)
+            ),
+        ));
     }
     Ok(version)
 }

@@ -56,10 +56,7 @@ impl Library {
     pub fn is_loaded(name: &Path) -> bool {
         let name = CString::new(name.as_os_str().as_encoded_bytes());
         let handle = name.ok().and_then(|name| {
-            open_handle(
-                &name,
-                libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NOLOAD,
-            )
+            open_handle(&name, libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NOLOAD)
         });
         if let Some(handle) = handle {
             // SAFETY: the handle was just opened; whoever loaded the library keeps it.

@@ -5,6 +5,7 @@ mod copies;
 mod devices;
 mod events;
 mod graphs;
+mod hip;
 mod host;
 mod managed;
 mod memory;

@@ -4,8 +4,8 @@
 //! less one, stands for its context here. HIP's own functions for contexts are not used, since its
 //! `hipCtxPopCurrent` leaves the device that was pushed current, and they are deprecated.
 
-use super::attributes;
 use super::super::library::Library;
+use super::attributes;
 use crate::error::DriverCode;
 use crate::sys::cuda::{Handle, MemLocation};
 use cuda_sys::driver::sys::CUmemLocationType;

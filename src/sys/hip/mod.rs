@@ -235,7 +235,11 @@ fn form(symbol: &str) -> Option<&'static Form> {
 
 /// What does in `library` what the driver's function `symbol` does, callable as that.
 pub fn address(library: &Library, symbol: &str) -> Option<*mut c_void> {
-    let has = |name: &&str| CString::new(*name).ok().and_then(|name| find(library, &name));
+    let has = |name: &&str| {
+        CString::new(*name)
+            .ok()
+            .and_then(|name| find(library, &name))
+    };
     match form(symbol)? {
         Same(name) => has(name),
         Adapted(needs, function) => {
