@@ -104,6 +104,9 @@ pub fn parse(spec: &str) -> Result<Config, String> {
         set(&mut config, key.trim(), value.trim())
             .map_err(|what| format!("HBMALLOC_SIM: {key}={value}: {what}"))?;
     }
+    if config.hip.is_some() && config.name == Config::default().name {
+        config.name = "Simulated HIP device".into();
+    }
     if config.devices > 0 && config.memory < config.granularity {
         return Err(format!(
             "HBMALLOC_SIM: memory={} is less than one chunk",
