@@ -19,6 +19,7 @@ pub mod stream;
 pub mod stream_ordered;
 pub mod transfer;
 pub mod uses;
+pub mod workarounds;
 
 pub use capability::Probe;
 pub use chunk::{Chunk, ChunkSpec, Share};
@@ -30,3 +31,4 @@ pub use mapping::Mapping;
 pub use reservation::Reservation;
 pub use stream::{OwnedStream, Stream};
 pub use uses::{Context, PlacedStream, Uses};
+pub use workarounds::Findings;

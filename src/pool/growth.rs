@@ -138,9 +138,11 @@ impl DevicePool {
             live: sums.allocated,
             total: sums.total_allocated,
         };
+        let granularity = arena.ground.granularity;
+        let chunk = lean.chunk_bytes(purpose, granularity, *pace);
         let lengths = Lengths {
-            chunk: lean.chunk_bytes(purpose, arena.ground.granularity, *pace),
-            grain: arena.ground.granularity.get(),
+            chunk: self.state.device.fit_chunk(chunk, granularity),
+            grain: granularity.get(),
         };
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, lengths, credit);

@@ -141,7 +141,8 @@ impl Machine {
         self.check(unsafe { self.cuda.graph_destroy(graph) })
     }
 
-    /// The calling thread's context, 0 for none, and its capture mode.
+    /// The calling thread's context, 0 for none, and its capture mode. With HIP, 0 for the device of a
+    /// thread that never set one.
     pub fn thread_state(&self) -> (usize, c_int) {
         let mut context: Handle = std::ptr::null_mut();
         let mut mode = CAPTURE_GLOBAL;
@@ -151,7 +152,8 @@ impl Machine {
             let _ = self.cuda.exchange_capture_mode(&mut mode);
             let found = mode;
             let _ = self.cuda.exchange_capture_mode(&mut mode);
-            (context as usize, found)
+            let first = self.cuda.is_hip() && self.device.context() == context;
+            (if first { 0 } else { context as usize }, found)
         }
     }
 

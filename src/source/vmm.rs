@@ -70,7 +70,10 @@ impl Source for VmmSource {
         self.check_possible(request, bytes)?;
         self.state.deferral.drain();
         let chunk_bytes = match self.chunk_limit {
-            Some(limit) => granularity.round_up(limit).unwrap_or(bytes),
+            Some(limit) => {
+                let chunk = granularity.round_up(limit).unwrap_or(bytes);
+                self.state.device.fit_chunk(chunk, granularity)
+            }
             None => bytes,
         };
         let address = self

@@ -24,7 +24,7 @@ fn start() -> Result {
 }
 
 /// For calls that work on the current device.
-fn here() -> Result {
+pub fn here() -> Result {
     start()?;
     if !entry::forked() {
         let device = context::primary_device(context::top()).unwrap_or(0);

@@ -16,4 +16,5 @@ mod streams;
 mod symbols;
 mod vmm;
 
+pub use hip::here as enter_hip_device;
 pub use symbols::find as find_symbol;
