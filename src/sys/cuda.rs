@@ -293,7 +293,7 @@ impl Cuda {
 
     fn name(&self, symbol: &'static str) -> &'static str {
         match self.is_hip {
-            true => hip::name(symbol),
+            true => hip::name(symbol).unwrap_or(symbol),
             false => symbol,
         }
     }

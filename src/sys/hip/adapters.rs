@@ -65,6 +65,7 @@ macro_rules! functions {
 }
 
 functions! {
+    init = c"hipInit"(flags: c_uint);
     set_device = c"hipSetDevice"(device: c_int);
     get_device = c"hipGetDevice"(device: *mut c_int);
     device_get = c"hipDeviceGet"(device: *mut c_int, ordinal: c_int);
@@ -80,7 +81,7 @@ functions! {
 /// As many devices as can be noted to be in use.
 const MOST_DEVICES: c_int = 64;
 
-/// The devices whose contexts were retained, a bit each.
+/// The devices whose contexts were retained since HIP was initialised last, a bit each.
 static RETAINED: AtomicU64 = AtomicU64::new(0);
 
 fn bit(device: c_int) -> u64 {
@@ -121,6 +122,12 @@ macro_rules! check {
             code => return code,
         }
     };
+}
+
+pub(super) unsafe extern "C" fn init(flags: c_uint) -> c_int {
+    RETAINED.store(0, Ordering::SeqCst);
+    // SAFETY: takes no pointers.
+    unsafe { hip::init(flags) }
 }
 
 pub(super) unsafe extern "C" fn device_attribute(

@@ -36,7 +36,7 @@ macro_rules! adapted {
 
 /// The functions of the driver that HIP has, by their names there.
 const FORMS: &[(&str, Form)] = &[
-    ("cuInit", Same("hipInit")),
+    ("cuInit", adapted!(&["hipInit"], adapters::init)),
     ("cuDriverGetVersion", Same("hipRuntimeGetVersion")),
     ("cuGetErrorName", Same("hipDrvGetErrorName")),
     ("cuGetErrorString", Same("hipDrvGetErrorString")),
@@ -253,12 +253,11 @@ fn find(library: &Library, name: &CStr) -> Option<*mut c_void> {
     library.symbol(name)
 }
 
-/// HIP's name for the driver's function `symbol`; the driver's own where HIP has no such function.
-pub fn name(symbol: &'static str) -> &'static str {
-    match form(symbol) {
-        Some(Same(name)) => name,
-        Some(Adapted(needs, _)) => needs[0],
-        None => symbol,
+/// HIP's name for the driver's function `symbol`, where it has one.
+pub fn name(symbol: &str) -> Option<&'static str> {
+    match form(symbol)? {
+        Same(name) => Some(name),
+        Adapted(needs, _) => needs.first().copied(),
     }
 }
 
