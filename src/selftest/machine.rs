@@ -76,9 +76,18 @@ impl Machine {
         let choice = observe::process().settings().text(Opt::Driver);
         settings.set("driver", &choice)?;
         for (name, value) in options {
-            settings.set(name, value)?;
+            match *name {
+                "sim" => settings.set(name, &as_under_test(value))?,
+                _ => settings.set(name, value)?,
+            };
         }
         Ok(Process::with_settings(settings))
+    }
+
+    /// Skips a case in which memory waits for all work of a device, and nobody may wait for that.
+    pub fn needs_context_events(&self) -> Outcome {
+        let probe = self.device.context_events()?;
+        probe.map_err(|error| Stop::skip(error.to_string()))
     }
 
     /// A stream of device 0 that does not order itself with the legacy stream.
@@ -209,9 +218,13 @@ impl Machine {
     }
 }
 
-/// `spec` with what the machine of the options says of HIP: that HIP is played, and with which quirks.
+/// `spec` with what the machine of the options says of HIP, where it says first that HIP is played, and with
+/// which quirks.
 pub fn as_under_test(spec: &str) -> String {
     let all = observe::process().settings().text(Opt::Sim);
+    if !all.starts_with("hip") {
+        return spec.to_owned();
+    }
     let hip = all.split(',').filter(|pair| pair.starts_with("hip"));
     let pairs: Vec<&str> = hip.chain([spec]).filter(|pair| !pair.is_empty()).collect();
     pairs.join(",")

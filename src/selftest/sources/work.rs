@@ -31,9 +31,7 @@ pub fn busy_recorded_stream(bench: &Bench) -> Outcome {
 
 /// Work nobody told of.
 pub fn busy_anywhere(bench: &Bench) -> Outcome {
-    if let Err(error) = bench.machine.device.context_events()? {
-        return Err(Stop::skip(error.to_string()));
-    }
+    bench.machine.needs_context_events()?;
     let (own, other) = (bench.stream()?, bench.stream()?);
     free_under_work(
         bench,
