@@ -39,8 +39,12 @@ pub fn total_memory() -> u64 {
 
 /// How many file descriptors the process has open; 0 where that cannot be told.
 pub fn open_descriptors() -> u64 {
-    // Looking takes one, for the folder itself.
-    std::fs::read_dir("/proc/self/fd").map_or(0, |open| (open.count() as u64).saturating_sub(1))
+    match std::fs::read_dir("/proc/self/fd") {
+        // Looking takes one, for the folder itself.
+        Ok(open) => (open.count() as u64).saturating_sub(1),
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => most_descriptors(),
+        Err(_) => 0,
+    }
 }
 
 /// How many it may have.
