@@ -51,7 +51,7 @@ const FORMS: &[(&str, Form)] = &[
     ("cuDeviceCanAccessPeer", Same("hipDeviceCanAccessPeer")),
     (
         "cuDevicePrimaryCtxRetain",
-        adapted!(&["hipSetDevice", "hipDeviceGet"], adapters::context_retain),
+        adapted!(&["hipDeviceGet", "hipSetDevice"], adapters::context_retain),
     ),
     (
         "cuDevicePrimaryCtxRelease_v2",
