@@ -56,13 +56,17 @@ impl Driver {
             (false, true) => DriverKind::Hip,
             (false, false) => DriverKind::Cuda,
         };
-        if cuda.is_hip() {
-            // Before anything is asked that would be laid out otherwise.
-            check_version(&cuda)?;
-        }
+        // HIP's before anything else is asked, which it might lay out otherwise.
+        let version = match cuda.is_hip() {
+            true => Some(check_version(&cuda)?),
+            false => None,
+        };
         // SAFETY: takes no pointers.
         unsafe { cuda.init(0) }.map_err(|refusal| init_error(&cuda, refusal))?;
-        let version = check_version(&cuda)?;
+        let version = match version {
+            Some(version) => version,
+            None => check_version(&cuda)?,
+        };
         let mut count: c_int = 0;
         // SAFETY: `count` is a valid out-pointer.
         unsafe { cuda.device_count(&mut count) }.map_err(|refusal| cuda.error(refusal))?;

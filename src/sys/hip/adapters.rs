@@ -11,7 +11,7 @@ use crate::sys::cuda::{Handle, MemLocation};
 use cuda_sys::driver::sys::CUmemLocationType;
 use std::cell::Cell;
 use std::ffi::{CStr, c_int, c_uint, c_void};
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 const SUCCESS: c_int = 0;
 const INVALID_VALUE: c_int = DriverCode::INVALID_VALUE.0;
@@ -20,7 +20,6 @@ const INVALID_CONTEXT: c_int = 201;
 
 /// From this version on a file descriptor is imported by its value; before, through a pointer to it.
 const IMPORTS_BY_VALUE: c_int = 7 * super::MAJOR + super::MINOR;
-static VERSION: AtomicI32 = AtomicI32::new(0);
 
 macro_rules! functions {
     ($($name:ident = $symbol:literal ($($arg:ident: $ty:ty),*);)*) => {
@@ -53,8 +52,7 @@ macro_rules! functions {
         }
 
         /// Makes the functions of `library` those that are called. A process has one HIP.
-        pub(super) fn bind(library: &Library, version: c_int) {
-            VERSION.store(version, Ordering::Release);
+        pub(super) fn bind(library: &Library) {
             $(
                 const _: &CStr = $symbol;
                 let found = library.symbol($symbol).unwrap_or(std::ptr::null_mut());
@@ -66,6 +64,7 @@ macro_rules! functions {
 
 functions! {
     init = c"hipInit"(flags: c_uint);
+    runtime_version = c"hipRuntimeGetVersion"(version: *mut c_int);
     set_device = c"hipSetDevice"(device: c_int);
     get_device = c"hipGetDevice"(device: *mut c_int);
     device_get = c"hipDeviceGet"(device: *mut c_int, ordinal: c_int);
@@ -305,7 +304,10 @@ pub(super) unsafe extern "C" fn import(
     let mut descriptor = shareable as usize as c_int;
     // SAFETY: a pointer to a descriptor, which is live for the call.
     let outcome = unsafe { hip::import(handle, std::ptr::from_mut(&mut descriptor).cast(), kind) };
-    if outcome == SUCCESS || VERSION.load(Ordering::Acquire) < IMPORTS_BY_VALUE {
+    let mut version: c_int = 0;
+    // SAFETY: `version` is a valid out-pointer.
+    let asked = unsafe { hip::runtime_version(&mut version) };
+    if outcome == SUCCESS || asked != SUCCESS || version < IMPORTS_BY_VALUE {
         return outcome;
     }
     // SAFETY: passed on to the caller.

@@ -205,19 +205,6 @@ pub fn is_hip(library: &Library) -> bool {
     library.symbol(c"hipRuntimeGetVersion").is_some() && library.symbol(c"cuInit").is_none()
 }
 
-/// The version of a HIP library, which needs no GPU for that.
-pub fn version(library: &Library) -> Option<c_int> {
-    let address = library.symbol(c"hipRuntimeGetVersion")?;
-    // SAFETY: the function of this name has this signature in every version of HIP.
-    let ask: unsafe extern "C" fn(*mut c_int) -> c_int = unsafe { std::mem::transmute(address) };
-    let mut version = 0;
-    // SAFETY: `version` is a valid out-pointer.
-    match unsafe { ask(&mut version) } {
-        0 => Some(version),
-        _ => None,
-    }
-}
-
 /// `6.4` for 60443484.
 pub fn version_text(version: c_int) -> String {
     format!("{}.{}", version / MAJOR, version % MAJOR / MINOR)
@@ -225,7 +212,7 @@ pub fn version_text(version: c_int) -> String {
 
 /// Makes the functions of `library` those that the adapters call.
 pub fn bind(library: &Library) {
-    adapters::bind(library, version(library).unwrap_or(0));
+    adapters::bind(library);
 }
 
 fn form(symbol: &str) -> Option<&'static Form> {
@@ -251,6 +238,17 @@ pub fn address(library: &Library, symbol: &str) -> Option<*mut c_void> {
 
 fn find(library: &Library, name: &CStr) -> Option<*mut c_void> {
     library.symbol(name)
+}
+
+/// The functions of HIP by which others of the driver's are done.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FORMS
+        .iter()
+        .flat_map(|(_, form)| match form {
+            Same(name) => std::slice::from_ref(name),
+            Adapted(needs, _) => needs,
+        })
+        .copied()
 }
 
 /// HIP's name for the driver's function `symbol`, where it has one.
