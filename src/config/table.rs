@@ -241,11 +241,12 @@ pub static TABLE: [Spec; 16] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 6] = [
+pub const FOREIGN_VARIABLES: [&str; 7] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_PYTHON",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_CHECK_SECONDS",
+    "HBMALLOC_TEST_HIP",
     "HBMALLOC_TEST_SEED",
     "HBMALLOC_STRESS_SECONDS",
 ];
