@@ -310,7 +310,10 @@ impl Cuda {
 
     /// Turns a refusal into an error with the driver's own words.
     pub fn error(&self, refusal: Refusal) -> Error {
-        let call = self.name(refusal.call);
+        let mut call = self.name(refusal.call);
+        if self.is_hip && refusal.code.is_none() {
+            call = hip::lacking(&self.library, refusal.call).unwrap_or(call);
+        }
         match refusal.code {
             None => Error::new(Status::Unsupported, call)
                 .detail(format!(

@@ -7,7 +7,7 @@ mod adapters;
 pub mod attributes;
 
 use super::library::Library;
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::{CString, c_int, c_void};
 
 /// The oldest version whose structs are laid out as CUDA's: those of 5 differ, and nothing tells.
 pub const OLDEST: c_int = 6 * MAJOR;
@@ -220,24 +220,30 @@ fn form(symbol: &str) -> Option<&'static Form> {
     Some(form)
 }
 
+fn find(library: &Library, name: &str) -> Option<*mut c_void> {
+    library.symbol(&CString::new(name).ok()?)
+}
+
 /// What does in `library` what the driver's function `symbol` does, callable as that.
 pub fn address(library: &Library, symbol: &str) -> Option<*mut c_void> {
-    let has = |name: &&str| {
-        CString::new(*name)
-            .ok()
-            .and_then(|name| find(library, &name))
-    };
     match form(symbol)? {
-        Same(name) => has(name),
+        Same(name) => find(library, name),
         Adapted(needs, function) => {
-            let there = needs.iter().all(|name| has(name).is_some());
+            let there = needs.iter().all(|name| find(library, name).is_some());
             there.then_some(function.cast_mut().cast())
         }
     }
 }
 
-fn find(library: &Library, name: &CStr) -> Option<*mut c_void> {
-    library.symbol(name)
+/// Which function it is that `library` would have to have for the driver's function `symbol`.
+pub fn lacking(library: &Library, symbol: &str) -> Option<&'static str> {
+    match form(symbol)? {
+        Same(name) => Some(name),
+        Adapted(needs, _) => {
+            let mut lacking = needs.iter().filter(|name| find(library, name).is_none());
+            lacking.next().copied()
+        }
+    }
 }
 
 /// The functions of HIP by which others of the driver's are done.
