@@ -9,13 +9,10 @@ const CUDA: &str = "libcuda.so.1";
 
 /// HIP's library by what programs and packages call it: newest first, and last the name in torch's
 /// wheels, which stands for whatever version they bring.
-const HIP: [&str; 4] = [
-    "libamdhip64.so.7",
-    "libamdhip64.so.6",
-    "libamdhip64.so",
-    // Too old, which is to be said rather than that there is none.
-    "libamdhip64.so.5",
-];
+const HIP: [&str; 3] = ["libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so"];
+
+/// Too old: who asks for HIP is to be told that, rather than that there is none.
+const OLD_HIP: &str = "libamdhip64.so.5";
 
 /// Opens the library that `choice` names: `auto` (CUDA's, else HIP's), `cuda`, `hip`, `sim` or a path.
 pub(super) fn open(choice: &str) -> Result<Library> {
@@ -27,7 +24,9 @@ pub(super) fn open(choice: &str) -> Result<Library> {
     match choice {
         "auto" => open_any().map_err(no_driver),
         "cuda" => Library::open(Path::new(CUDA)).map_err(no_driver),
-        "hip" => open_hip().map_err(no_driver),
+        "hip" => open_hip()
+            .or_else(|reason| Library::open(Path::new(OLD_HIP)).map_err(|_| reason))
+            .map_err(no_driver),
         "sim" => {
             let path = find_simulator().ok_or_else(|| {
                 no_driver(format!("{SIMULATOR} was not found beside this library"))
