@@ -4,6 +4,7 @@
 #![allow(missing_docs)]
 
 use hbmalloc::sys::cuda::Cuda;
+use hbmalloc::sys::hip;
 use std::process::{Command, Output};
 
 fn bench(sim: &str, variables: &[(&str, &str)]) -> Output {
@@ -48,6 +49,36 @@ fn a_missing_function_is_named_and_never_a_crash() {
         let said = text(&output);
         match output.status.code() {
             Some(0) => {}
+            Some(1) => assert!(
+                said.contains("unsupported") && said.contains(function),
+                "{function}: {said}"
+            ),
+            other => panic!("{function}: exit {other:?}: {said}"),
+        }
+    }
+}
+
+#[test]
+fn hip_6_and_7_serve_every_source() {
+    for version in ["6.0", "6.4", "7.0", "7.14"] {
+        let output = bench(&format!("hip={version}"), &[]);
+        assert!(output.status.success(), "{version}: {}", text(&output));
+    }
+    let output = bench("hip=5.7", &[]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("HIP 5.7") && text(&output).contains("6.0"));
+}
+
+/// The same of HIP, by HIP's names; what it has nothing for is told by the driver's.
+#[test]
+fn a_missing_function_of_hip_is_named_and_never_a_crash() {
+    for function in hip::names() {
+        let output = bench(&format!("hip=6.4,missing={function}"), &[]);
+        let said = text(&output);
+        match output.status.code() {
+            Some(0) => {}
+            // Without it the library is not known to be HIP's.
+            Some(1) if function == "hipRuntimeGetVersion" => assert!(said.contains("unsupported")),
             Some(1) => assert!(
                 said.contains("unsupported") && said.contains(function),
                 "{function}: {said}"

@@ -7,10 +7,15 @@ mod support;
 use std::process::Command;
 
 fn selftest(arguments: &[&str]) -> (Option<i32>, String) {
+    selftest_on("", arguments)
+}
+
+fn selftest_on(machine: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_hbmalloc"))
         .arg("selftest")
         .args(arguments)
         .env("HBMALLOC_DRIVER", support::built("libhbmalloc_sim.so"))
+        .env("HBMALLOC_SIM", machine)
         .output()
         .unwrap();
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -19,7 +24,11 @@ fn selftest(arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 fn passes(suite: &str) {
-    let (code, text) = selftest(&[suite]);
+    passes_on("", suite);
+}
+
+fn passes_on(machine: &str, suite: &str) {
+    let (code, text) = selftest_on(machine, &[suite]);
     assert_eq!(code, Some(0), "\n{text}");
     assert!(text.contains(" passed, 0 failed, "), "\n{text}");
     println!("{text}");
@@ -59,6 +68,36 @@ fn faults() {
 #[test]
 fn stress() {
     passes("stress");
+}
+
+/// HIP as it should be. What it lacks is skipped with a reason.
+#[test]
+fn on_hip() {
+    for suite in ["driver", "ranges", "sources", "process", "pool"] {
+        passes_on("hip=6.4", suite);
+    }
+}
+
+#[test]
+fn faults_on_hip() {
+    passes_on("hip=6.4", "faults");
+}
+
+/// HIP with all that is wrong with some version of it and changes no figures.
+#[test]
+fn on_hip_with_quirks() {
+    const QUIRKS: &str = "hip=7.14,hip_create_limit=256MiB,hip_large=256MiB,hip_set_device=1,hip_whole=1,hip_align=1,hip_access_fails=1,hip_stale=1";
+    for suite in ["ranges", "sources", "process", "pool"] {
+        passes_on(QUIRKS, suite);
+    }
+}
+
+/// What changes figures: memory that is held longer, descriptors that are few.
+#[test]
+fn on_hip_that_holds_memory_and_descriptors() {
+    passes_on("hip=6.4,hip_holds=1", "process");
+    passes_on("hip=7.14,hip_fds=1", "process");
+    passes_on("hip=7.14,hip_fds=1", "pool");
 }
 
 #[test]

@@ -98,9 +98,6 @@ void hbmsim_deinit(void);
 /* The address of an exported name if the configured driver has it, else NULL: ask this instead of dlsym. */
 void *hbmsim_symbol(const char *name);
 
-/* The largest chunk, where the driver plays ROCm, which wants memory in chunks; 0 where it plays CUDA. */
-uint64_t hbmsim_rocm(void);
-
 #ifdef __cplusplus
 }
 #endif

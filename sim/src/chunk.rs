@@ -9,7 +9,7 @@ use crate::physical::Backing;
 use crate::sharing;
 use crate::sim::Sim;
 use rustc_hash::FxHashMap;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 pub struct Chunk {
     pub size: u64,
@@ -21,6 +21,20 @@ pub struct Chunk {
     pub foreign: bool,
     /// Device and inode of a file of its own, once it may leave the process.
     pub file: Option<(u64, u64)>,
+    /// What a handle of some versions of HIP holds of the process.
+    pub _descriptor: Option<OwnedFd>,
+    /// The ids of the reservations where it has been mapped, noted where HIP holds memory for them.
+    pub places: Vec<u64>,
+}
+
+/// One of the process's file descriptors, which HIP says to be memory when there are no more.
+fn descriptor() -> Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) } {
+        -1 => Err(codes::OUT_OF_MEMORY),
+        // SAFETY: the descriptor was just made, and this is its only owner.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
 }
 
 impl Chunk {
@@ -43,6 +57,8 @@ pub struct Chunks {
     handles: FxHashMap<u64, Handle>,
     /// Files of chunks that may leave the process, by device and inode.
     pub files: FxHashMap<(u64, u64), u64>,
+    /// Memory that is taken though nothing names it: of what reservation, of what device, how much.
+    pub held: Vec<(u64, i32, u64)>,
     next: u64,
 }
 
@@ -148,9 +164,11 @@ impl Sim {
         if size == 0 || size % self.config.granularity != 0 {
             return Err(codes::INVALID_VALUE);
         }
-        if self.config.rocm != 0 && size > self.config.rocm {
-            return Err(codes::INVALID_VALUE);
+        let quirks = &self.config.quirks;
+        if quirks.create_limit != 0 && size > quirks.create_limit {
+            return Err(codes::OUT_OF_MEMORY);
         }
+        let descriptor = quirks.fds.then(descriptor).transpose()?;
         self.check_handle_types(prop.handle_types)?;
         if prop.rdma != 0 && !self.config.rdma {
             return Err(codes::NOT_SUPPORTED);
@@ -180,6 +198,8 @@ impl Sim {
             maps: 0,
             foreign: false,
             file,
+            _descriptor: descriptor,
+            places: Vec::new(),
         }))
     }
 
@@ -232,10 +252,30 @@ impl Sim {
         if !chunk.foreign {
             self.counters.took(chunk.size);
             if let Some(device) = device {
-                self.physical.give(device, chunk.size);
+                match self.last_place(&chunk.places) {
+                    Some(place) => self.chunks.held.push((place, device, chunk.size)),
+                    None => self.physical.give(device, chunk.size),
+                }
             }
         }
         self.physical.drop_backing(device, chunk.backing);
+    }
+
+    /// The last of some reservations that is still there.
+    fn last_place(&self, places: &[u64]) -> Option<u64> {
+        let lives = |id: &&u64| self.regions.iter().any(|(_, region)| region.id == **id);
+        places.iter().rev().find(lives).copied()
+    }
+
+    /// Gives back what was held for a reservation.
+    pub fn let_go(&mut self, place: u64) {
+        let held = std::mem::take(&mut self.chunks.held);
+        for (of, device, bytes) in held {
+            match of == place {
+                true => self.physical.give(device, bytes),
+                false => self.chunks.held.push((of, device, bytes)),
+            }
+        }
     }
 
     pub fn retain_by_address(&mut self, address: u64) -> Result<u64> {

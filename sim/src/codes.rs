@@ -1,7 +1,10 @@
 //! Result codes travel as plain integers: a program under test may pass any value in, and gets the driver's own values out.
 
 use cuda_sys::driver::sys::CUresult;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
+use std::sync::Mutex;
 
 pub type Code = i32;
 pub type Result<T = ()> = std::result::Result<T, Code>;
@@ -31,6 +34,25 @@ macro_rules! codes {
             ))
         }
     };
+}
+
+/// HIP's name of a code, made of the driver's: `hipErrorOutOfMemory` of `CUDA_ERROR_OUT_OF_MEMORY`.
+pub fn hip_name(code: Code) -> Option<&'static CStr> {
+    static MADE: Mutex<BTreeMap<Code, &'static CStr>> = Mutex::new(BTreeMap::new());
+    let (name, _) = describe(code)?;
+    let mut made = MADE.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(known) = made.get(&code) {
+        return Some(known);
+    }
+    let mut text = String::from("hip");
+    for word in name.to_str().ok()?.split('_').skip(1) {
+        let (first, rest) = word.split_at(1);
+        text += first;
+        text += &rest.to_ascii_lowercase();
+    }
+    let name: &'static CStr = Box::leak(CString::new(text).ok()?.into_boxed_c_str());
+    made.insert(code, name);
+    Some(name)
 }
 
 codes! {

@@ -1,6 +1,7 @@
 //! What machine to simulate: one line of `key=value` pairs, from `HBMALLOC_SIM` or `hbmsim_configure`.
 //! A bad value names itself and makes `cuInit` fail: a test that silently runs on another machine proves nothing.
 
+use crate::hip::{self, Quirks};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,8 +30,10 @@ pub struct Config {
     pub host_numa: bool,
     pub numa_nodes: u32,
     pub granularity: u64,
-    /// Play ROCm, which refuses to create chunks above this size; 0 plays CUDA.
-    pub rocm: u64,
+    /// Play HIP, of this version, instead of the CUDA driver.
+    pub hip: Option<i32>,
+    /// What is wrong with it.
+    pub quirks: Quirks,
     pub poison: bool,
     pub delay_us: u64,
     /// Refuse what the driver lets pass though it is a mistake: unmapping twice, ranges with gaps.
@@ -60,7 +63,8 @@ impl Default for Config {
             host_numa: true,
             numa_nodes: 1,
             granularity: 2 << 20,
-            rocm: 0,
+            hip: None,
+            quirks: Quirks::default(),
             poison: false,
             delay_us: 0,
             strict: true,
@@ -91,11 +95,17 @@ pub fn current() -> Result<Config, String> {
 pub fn parse(spec: &str) -> Result<Config, String> {
     let mut config = Config::default();
     for pair in spec.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        let (key, value) = pair
-            .split_once('=')
-            .ok_or_else(|| format!("HBMALLOC_SIM: {pair:?} is not key=value"))?;
+        let (key, value) = match pair {
+            "hip" => ("hip", hip::USUAL),
+            pair => pair
+                .split_once('=')
+                .ok_or_else(|| format!("HBMALLOC_SIM: {pair:?} is not key=value"))?,
+        };
         set(&mut config, key.trim(), value.trim())
             .map_err(|what| format!("HBMALLOC_SIM: {key}={value}: {what}"))?;
+    }
+    if config.hip.is_some() && config.name == Config::default().name {
+        config.name = "Simulated HIP device".into();
     }
     if config.devices > 0 && config.memory < config.granularity {
         return Err(format!(
@@ -124,7 +134,8 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
         "host_numa" => config.host_numa = flag(value)?,
         "numa_nodes" => config.numa_nodes = number(value, 1, 64)? as u32,
         "granularity" => config.granularity = granularity(value)?,
-        "rocm" => config.rocm = size(value)?,
+        "hip" => config.hip = Some(hip::version(value)?),
+        quirk if quirk.starts_with("hip_") => config.quirks.set(quirk, value)?,
         "poison" => config.poison = flag(value)?,
         "delay_us" => config.delay_us = number(value, 0, 10_000_000)?,
         "strict" => config.strict = flag(value)?,
@@ -135,7 +146,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn number(value: &str, low: u64, high: u64) -> Result<u64, String> {
+pub fn number(value: &str, low: u64, high: u64) -> Result<u64, String> {
     let parsed = value
         .parse::<u64>()
         .map_err(|_| "a whole number is wanted".to_owned())?;
@@ -145,7 +156,7 @@ fn number(value: &str, low: u64, high: u64) -> Result<u64, String> {
     Ok(parsed)
 }
 
-fn flag(value: &str) -> Result<bool, String> {
+pub fn flag(value: &str) -> Result<bool, String> {
     match value {
         "1" | "yes" | "true" | "on" => Ok(true),
         "0" | "no" | "false" | "off" => Ok(false),
@@ -164,8 +175,8 @@ fn fabric(value: &str) -> Result<Fabric, String> {
 
 fn granularity(value: &str) -> Result<u64, String> {
     let bytes = size(value)?;
-    if !bytes.is_power_of_two() || bytes < 64 << 10 {
-        return Err("a power of two of at least 64KiB is wanted".into());
+    if !bytes.is_power_of_two() || bytes < 4 << 10 {
+        return Err("a power of two of at least 4KiB is wanted".into());
     }
     Ok(bytes)
 }

@@ -130,7 +130,7 @@ pub unsafe extern "C" fn hbmsim_virtual_ns() -> u64 {
 pub unsafe extern "C" fn hbmsim_device_ns(stream: u64) -> u64 {
     let mut answer = 0;
     guarded(|| {
-        let mut sim = Locked::take();
+        let mut sim = on_device()?;
         let key = sim.stream_key(stream)?;
         answer = sim.stream(key)?.busy_ns;
         Ok(())
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn hbmsim_physical(device: c_int, used: *mut u64, peak: *m
 
 fn set_held(stream: u64, held: bool) -> c_int {
     guarded(|| {
-        let mut sim = Locked::take();
+        let mut sim = on_device()?;
         let key = sim.stream_key(stream)?;
         sim.stream_mut(key)?.held = held;
         sim.pump();
@@ -207,9 +207,17 @@ pub unsafe extern "C" fn hbmsim_kernel(stream: u64, base: u64, bytes: u64) -> c_
     kernel(stream, base, bytes, true)
 }
 
+/// Where HIP is played, a thread always has a device.
+fn on_device() -> codes::Result<Locked> {
+    if Locked::take().config.hip.is_some() {
+        api::enter_hip_device()?;
+    }
+    Ok(Locked::take())
+}
+
 fn kernel(stream: u64, base: u64, bytes: u64, stopped: bool) -> c_int {
     guarded(|| {
-        let mut sim = Locked::take();
+        let mut sim = on_device()?;
         let key = sim.stream_key(stream)?;
         let device = sim.stream(key)?.device;
         if bytes > 0 {
@@ -228,7 +236,7 @@ fn kernel(stream: u64, base: u64, bytes: u64, stopped: bool) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbmsim_spin_stop(stream: u64) -> c_int {
     guarded(|| {
-        let mut sim = Locked::take();
+        let mut sim = on_device()?;
         let key = sim.stream_key(stream)?;
         for op in &mut sim.stream_mut(key)?.queue {
             if let Action::Spin { stopped, .. } = &mut op.action {
@@ -281,9 +289,4 @@ pub unsafe extern "C" fn hbmsim_symbol(name: *const c_char) -> *mut c_void {
         unsafe { text(name) }.map_or(std::ptr::null_mut(), api::find_symbol)
     });
     found.unwrap_or(std::ptr::null_mut())
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn hbmsim_rocm() -> u64 {
-    catch_unwind(|| config::current().map_or(0, |config| config.rocm)).unwrap_or(0)
 }

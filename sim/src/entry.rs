@@ -100,6 +100,11 @@ pub fn signal_work() {
     WORK.notify_one();
 }
 
+/// Whether nobody has initialised the driver yet.
+pub fn is_fresh() -> bool {
+    PHASE.load(Ordering::Acquire) == FRESH
+}
+
 pub fn forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }

@@ -19,6 +19,7 @@ mod device_memory;
 mod entry;
 mod event;
 mod faults;
+mod hip;
 mod host;
 mod inject;
 mod managed;

@@ -50,6 +50,8 @@ pub struct Physical {
     /// One a device, and the last for host memory.
     files: Vec<File>,
     poison: bool,
+    /// What is released stays as it is, for the next chunk of the size.
+    keeps_bytes: bool,
 }
 
 impl Physical {
@@ -63,6 +65,7 @@ impl Physical {
             devices: devices.collect(),
             files: files.collect(),
             poison: config.poison,
+            keeps_bytes: config.quirks.stale,
         }
     }
 
@@ -177,15 +180,9 @@ impl Physical {
         if backing.own {
             return;
         }
-        // SAFETY: the descriptor is open as long as the backing lives; the range is the chunk's own.
-        unsafe {
-            libc::fallocate(
-                backing.fd.as_raw_fd(),
-                libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                backing.offset as i64,
-                backing.len as i64,
-            )
-        };
+        if !self.keeps_bytes {
+            punch(&backing);
+        }
         let slot = device.map_or(self.files.len() - 1, |d| d as usize);
         self.files[slot]
             .free
@@ -193,6 +190,19 @@ impl Physical {
             .or_default()
             .push(backing.offset);
     }
+}
+
+/// Gives the host's pages of a stretch back.
+fn punch(backing: &Backing) {
+    // SAFETY: the descriptor is open as long as the backing lives; the range is the chunk's own.
+    unsafe {
+        libc::fallocate(
+            backing.fd.as_raw_fd(),
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            backing.offset as i64,
+            backing.len as i64,
+        )
+    };
 }
 
 /// A file of a chunk's own.

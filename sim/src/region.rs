@@ -12,6 +12,8 @@ pub struct Mapping {
     pub chunk: u64,
     /// (location kind, id, flags) of everyone who was given access.
     pub access: Vec<AccessDesc>,
+    /// How often setting access was refused that should have worked.
+    pub refused: u64,
 }
 
 impl Mapping {

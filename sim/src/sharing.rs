@@ -126,6 +126,8 @@ impl Sim {
             maps: 0,
             foreign: true,
             file: Some(file),
+            _descriptor: None,
+            places: Vec::new(),
         }))
     }
 

@@ -16,6 +16,9 @@ impl Sim {
         if size == 0 || size % granularity != 0 || (align != 0 && !align.is_power_of_two()) {
             return Err(codes::INVALID_VALUE);
         }
+        if self.config.quirks.align && align != 0 {
+            return Err(codes::OUT_OF_MEMORY);
+        }
         cost::charge(interpolate(cost::RESERVE, size));
         let base = region::take_address(size, align.max(granularity), hint, false)?;
         self.regions
@@ -24,16 +27,18 @@ impl Sim {
     }
 
     pub fn free_address(&mut self, base: u64, size: u64) -> Result {
-        match self.regions.get(base) {
+        let id = match self.regions.get(base) {
             Some(Region {
                 len,
                 kind: Kind::Reservation(mappings),
+                id,
                 ..
-            }) if *len == size && mappings.is_empty() => {}
+            }) if *len == size && mappings.is_empty() => *id,
             _ => return Err(codes::INVALID_VALUE),
-        }
+        };
         cost::charge(interpolate(cost::ADDRESS_FREE, size));
         self.regions.remove(base);
+        self.let_go(id);
         region::release_address(base, size);
         Ok(())
     }
@@ -49,6 +54,8 @@ impl Sim {
             return Err(codes::NOT_SUPPORTED);
         }
         let (fd, file_offset) = (chunk.backing.fd.clone(), chunk.backing.offset);
+        let (large, holds) = (self.config.quirks.large, self.config.quirks.holds);
+        let place = self.regions.find(address).map(|(_, region)| region.id);
         let mappings = self.reservation(address, size)?;
         let clashes = mappings
             .range(..address + size)
@@ -57,17 +64,19 @@ impl Sim {
         if clashes {
             return Err(codes::INVALID_VALUE);
         }
-        region::place(address, size, fd.as_raw_fd(), file_offset)?;
+        place_usable(large, address, size, fd.as_raw_fd(), file_offset)?;
         mappings.insert(
             address,
             Mapping {
                 len: size,
                 chunk: key,
                 access: Vec::new(),
+                refused: 0,
             },
         );
         if let Some(chunk) = self.chunks.get_mut(key) {
             chunk.maps += 1;
+            chunk.places.extend(place.filter(|_| holds));
         }
         cost::charge(interpolate(cost::MAP, size));
         Ok(())
@@ -85,7 +94,7 @@ impl Sim {
 
     /// Starts of the mappings inside a range, none of which may be cut by its ends. A gap is refused, unless the driver's laxness is wanted.
     fn whole_mappings(&mut self, address: u64, size: u64) -> Result<Vec<u64>> {
-        let strict = self.config.strict;
+        let (strict, one) = (self.config.strict, self.config.quirks.whole);
         let mappings = self.reservation(address, size)?;
         let end = address + size;
         let before = mappings.range(..address).next_back();
@@ -100,7 +109,7 @@ impl Sim {
             starts.push(*start);
             covered += mapping.len;
         }
-        if strict && covered != size {
+        if strict && covered != size || one && (starts.len() != 1 || covered != size) {
             return Err(codes::INVALID_VALUE);
         }
         Ok(starts)
@@ -147,8 +156,19 @@ impl Sim {
                 self.check_access(desc, chunk)?;
             }
         }
+        let failures = self.config.quirks.access_fails;
         let mut widths = Vec::with_capacity(starts.len());
         let mappings = self.reservation(address, size)?;
+        for mapping in starts.iter().filter_map(|start| mappings.get(start)) {
+            if mapping.refused < failures {
+                for start in &starts {
+                    mappings
+                        .entry(*start)
+                        .and_modify(|mapping| mapping.refused += 1);
+                }
+                return Err(codes::INVALID_VALUE);
+            }
+        }
         let mut nanoseconds = 0;
         for start in starts {
             let Some(mapping) = mappings.get_mut(&start) else {
@@ -203,6 +223,20 @@ impl Locked {
         let starts = self.whole_mappings(address, size)?;
         self.unmap(address, size, &starts)
     }
+}
+
+/// Maps a chunk's bytes. What is beyond the size that can be used comes to lie over its beginning.
+fn place_usable(large: u64, address: u64, size: u64, fd: i32, offset: u64) -> Result {
+    let step = match large {
+        0 => size,
+        large => large.min(size),
+    };
+    let mut at = 0;
+    while at < size {
+        region::place(address + at, step.min(size - at), fd, offset)?;
+        at += step;
+    }
+    Ok(())
 }
 
 /// Changes the host's protection, one call a run of neighbours that end up alike.

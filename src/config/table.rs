@@ -271,13 +271,14 @@ pub static TABLE: [Spec; 19] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 8] = [
+pub const FOREIGN_VARIABLES: [&str; 9] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_PYTHON",
     "HBMALLOC_VLLM",
     "HBMALLOC_VLLM_CUMEM_PY",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_CHECK_SECONDS",
+    "HBMALLOC_TEST_HIP",
     "HBMALLOC_TEST_SEED",
     "HBMALLOC_STRESS_SECONDS",
 ];

@@ -184,6 +184,11 @@ impl Error {
         self
     }
 
+    /// Whether more is said of a driver's refusal than the driver did.
+    pub fn is_explained(&self) -> bool {
+        self.0.code.is_some() && !self.0.detail.is_empty()
+    }
+
     /// Names the operation that the caller asked for, in place of the step of it that failed.
     #[must_use]
     pub fn during(mut self, operation: impl Into<Cow<'static, str>>) -> Error {

@@ -156,12 +156,25 @@ impl Extents {
                 }
             }
         }
+        if let Err(error) = self.let_go_of_held(run) {
+            failed.get_or_insert(error);
+        }
         tracing::trace!(
             "{} places unmapped in {:?}, given back in {:?}",
             going.len(),
             unmapped - begin,
             unmapped.elapsed()
         );
+    }
+
+    /// Where a device holds released memory as long as its addresses are held, those of a range that sleeps as a
+    /// whole are given back for a moment.
+    fn let_go_of_held(&self, run: &mut Run) -> Result<()> {
+        let is_asleep = |extent: &Extent| extent.chunk.is_none() && extent.guard.is_none();
+        if !run.extents.values().all(is_asleep) || !self.device.findings()?.holds_memory {
+            return Ok(());
+        }
+        run.reservation.cycle()
     }
 
     /// Takes the chunk from a place where it is mapped no more, and leaves the place.
@@ -223,6 +236,7 @@ impl Extents {
             let end = run.reservation.address() + run.reservation.bytes();
             let (here, beyond) = left.split_at(left.partition_point(|place| *place < end));
             left = beyond;
+            run.reservation.regain()?;
             let mut missing = Vec::new();
             for place in here {
                 if self.make_chunk(run, *place, made)? {

@@ -55,10 +55,13 @@ impl Device {
     /// Virtual memory management. That a chunk can be made that has everything the device advertises is
     /// taken to show it, and each of these besides: the first block of a process waits for this.
     /// Whether the chunk can be mapped is left to that block. Where it is refused, a plain chunk is made,
-    /// mapped and given access to.
+    /// mapped and given access to. With HIP a full cycle is run, which shows what else it needs.
     pub fn vmm(self: &Arc<Self>) -> Result<Probe> {
         probe(&self.capabilities().vmm, || {
             self.wants(VIRTUAL_MEMORY_MANAGEMENT, "virtual memory management")?;
+            if self.cuda().is_hip() {
+                return self.findings().map(|_| ());
+            }
             let advertised = self.advertised_chunk()?;
             match create_and_release(self, advertised) {
                 Ok(()) => {

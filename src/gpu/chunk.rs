@@ -108,7 +108,8 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// Creates `bytes` of physical memory, a multiple of the granularity.
+    /// Creates `bytes` of physical memory, a multiple of the granularity. Needs the device's context
+    /// current: HIP makes it on the current device, whatever it is told.
     pub fn create(device: &Arc<Device>, bytes: u64, spec: ChunkSpec) -> Result<Chunk> {
         let mut handle = 0;
         // SAFETY: both pointers are valid for the call.
@@ -118,7 +119,7 @@ impl Chunk {
                     .cuda()
                     .vmm_create(&mut handle, bytes as usize, &spec.properties(device), 0)
             })
-            .map_err(|error| error.bytes(bytes))?;
+            .map_err(|error| device.explain_refusal(error).bytes(bytes))?;
         Ok(Chunk {
             device: device.clone(),
             handle,

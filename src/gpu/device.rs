@@ -3,6 +3,7 @@
 use super::capability::Capabilities;
 use super::capture::{Captures, RelaxedCapture};
 use super::fence::IdleEvents;
+use super::workarounds::Workarounds;
 use crate::error::{DriverCode, Result, Warnings};
 use crate::sys::cuda::{Cuda, Handle, Refusal};
 use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -23,6 +24,7 @@ pub struct Device {
     capabilities: Capabilities,
     captures: Captures,
     idle_events: IdleEvents,
+    workarounds: Workarounds,
 }
 
 struct Context(Handle);
@@ -58,6 +60,7 @@ impl Device {
             capabilities: Capabilities::default(),
             captures: Captures::default(),
             idle_events: IdleEvents::default(),
+            workarounds: Workarounds::default(),
             cuda,
         })
     }
@@ -111,6 +114,10 @@ impl Device {
 
     pub(super) fn idle_events(&self) -> &IdleEvents {
         &self.idle_events
+    }
+
+    pub(super) fn workarounds(&self) -> &Workarounds {
+        &self.workarounds
     }
 
     pub(super) fn cuda(&self) -> &Cuda {
@@ -227,11 +234,17 @@ impl Device {
         Ok(can != 0)
     }
 
-    /// The ordinals of the other devices that can reach this one's memory and are in use.
-    pub fn active_peers(&self) -> Result<Vec<i32>> {
+    /// How many devices the driver shows.
+    pub(super) fn device_count(&self) -> Result<i32> {
         let mut count: c_int = 0;
         // SAFETY: `count` is a valid out-pointer.
         self.check(unsafe { self.cuda.device_count(&mut count) })?;
+        Ok(count)
+    }
+
+    /// The ordinals of the other devices that can reach this one's memory and are in use.
+    pub fn active_peers(&self) -> Result<Vec<i32>> {
+        let count = self.device_count()?;
         let mut peers = Vec::new();
         for peer in (0..count).filter(|peer| *peer != self.ordinal) {
             if self.has_active_peer(peer)? {

@@ -1,13 +1,15 @@
 //! The driver of this process: found, opened, initialised, asked for its devices.
 
 use super::device::Device;
+use super::opening;
 use crate::error::{DriverCode, Error, Result, Status, Warnings};
 use crate::sys::cuda::{Cuda, Refusal};
-use crate::sys::library::{self, Library};
+use crate::sys::hip;
+use crate::sys::library::Library;
 pub use crate::sys::meter::Timing;
 use once_cell::sync::OnceCell;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::ffi::{CStr, c_int, c_void};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,8 @@ use std::time::Duration;
 pub enum DriverKind {
     /// NVIDIA's.
     Cuda,
+    /// AMD's: HIP.
+    Hip,
     /// The simulated driver.
     Simulator,
 }
@@ -29,39 +33,40 @@ pub struct Driver {
     cuda: Arc<Cuda>,
     kind: DriverKind,
     version: i32,
-    limits_chunks: bool,
     warnings: Arc<Warnings>,
     devices: Vec<OnceCell<Arc<Device>>>,
 }
 
 impl Driver {
-    /// Opens and initialises the driver that `choice` names: `auto`, `cuda`, `sim` or a path.
+    /// Opens and initialises the driver that `choice` names: `auto`, `cuda`, `hip`, `sim` or a path.
     /// `sim_spec` configures the simulated driver, where a call asked for it.
     pub fn load(choice: &str, sim_spec: Option<&str>, warnings: Arc<Warnings>) -> Result<Driver> {
-        let library = open(choice)?;
-        let kind = if library.is_simulator() {
-            DriverKind::Simulator
-        } else {
-            DriverKind::Cuda
-        };
-        if let (Some(spec), DriverKind::Simulator) = (sim_spec, kind) {
-            configure_simulator(&library, spec)?;
+        let library = opening::open(choice)?;
+        if let (Some(spec), true) = (sim_spec, library.is_simulator()) {
+            opening::configure_simulator(&library, spec)?;
         }
-        let limits_chunks = kind == DriverKind::Simulator && plays_rocm(&library);
+        Driver::of(library, warnings)
+    }
+
+    fn of(library: Library, warnings: Arc<Warnings>) -> Result<Driver> {
+        let is_simulator = library.is_simulator();
         let cuda = Cuda::resolve(library);
-        // SAFETY: cuInit takes no pointers.
+        let kind = match (is_simulator, cuda.is_hip()) {
+            (true, _) => DriverKind::Simulator,
+            (false, true) => DriverKind::Hip,
+            (false, false) => DriverKind::Cuda,
+        };
+        // HIP's before anything else is asked, which it might lay out otherwise.
+        let version = match cuda.is_hip() {
+            true => Some(check_version(&cuda)?),
+            false => None,
+        };
+        // SAFETY: takes no pointers.
         unsafe { cuda.init(0) }.map_err(|refusal| init_error(&cuda, refusal))?;
-        let mut version: c_int = 0;
-        // SAFETY: `version` is a valid out-pointer.
-        unsafe { cuda.driver_version(&mut version) }.map_err(|refusal| cuda.error(refusal))?;
-        if version < OLDEST_DRIVER {
-            return Err(
-                Error::new(Status::Unsupported, "cuDriverGetVersion").detail(format!(
-                    "the driver supports CUDA {}, and 12.2 is the oldest that works",
-                    version_text(version)
-                )),
-            );
-        }
+        let version = match version {
+            Some(version) => version,
+            None => check_version(&cuda)?,
+        };
         let mut count: c_int = 0;
         // SAFETY: `count` is a valid out-pointer.
         unsafe { cuda.device_count(&mut count) }.map_err(|refusal| cuda.error(refusal))?;
@@ -69,7 +74,6 @@ impl Driver {
             cuda: Arc::new(cuda),
             kind,
             version,
-            limits_chunks,
             warnings,
             devices: (0..count.max(0)).map(|_| OnceCell::new()).collect(),
         })
@@ -80,15 +84,20 @@ impl Driver {
         self.kind
     }
 
-    /// The version it supports, as 13000 for 13.0.
+    /// Whether its functions are HIP's, of AMD's driver or the simulated one.
+    pub fn is_hip(&self) -> bool {
+        self.cuda.is_hip()
+    }
+
+    /// The version it supports: 13000 for CUDA 13.0, 60400000 and above for HIP 6.4.
     pub fn version(&self) -> i32 {
         self.version
     }
 
-    /// Whether a range is to be backed by several chunks of limited size, as on ROCm, where creating
-    /// large ones is refused or misbehaves.
+    /// Whether a range is to be backed by several chunks of limited size: with HIP, where making large
+    /// ones is refused or they misbehave.
     pub fn limits_chunks(&self) -> bool {
-        self.limits_chunks
+        self.is_hip()
     }
 
     /// The file it was opened from.
@@ -176,87 +185,53 @@ fn shown(count: usize) -> String {
     }
 }
 
-/// `13.0` for 13000.
+/// `13.0` for CUDA's 13000, `6.4` for HIP's 60443484.
 pub fn version_text(version: i32) -> String {
-    format!("{}.{}", version / 1000, version % 1000 / 10)
-}
-
-fn open(choice: &str) -> Result<Library> {
-    let no_driver = |reason: String| {
-        Error::new(Status::NoDriver, "open driver").detail(reason).advice(
-            "Install the GPU's driver, or set HBMALLOC_DRIVER=sim to run on the simulated driver",
-        )
-    };
-    match choice {
-        "auto" | "cuda" => Library::open(Path::new("libcuda.so.1")).map_err(no_driver),
-        "hip" => Err(Error::new(Status::Unsupported, "open driver")
-            .detail("this version does not drive HIP devices")),
-        "sim" => {
-            let path = find_simulator().ok_or_else(|| {
-                no_driver(format!("{SIMULATOR} was not found beside this library"))
-            })?;
-            Library::open(&path).map_err(no_driver)
-        }
-        path => Library::open(Path::new(path)).map_err(no_driver),
+    match version < hip::MAJOR {
+        true => format!("{}.{}", version / 1000, version % 1000 / 10),
+        false => hip::version_text(version),
     }
 }
 
-const SIMULATOR: &str = "libhbmalloc_sim.so";
-
-/// The simulator lies beside the library in a wheel and after installation; cargo puts test
-/// programs one folder below it, and a wheel's command lies in `bin` next to the package.
-fn find_simulator() -> Option<PathBuf> {
-    let here = library::file_of(find_simulator as fn() -> Option<PathBuf> as usize)?;
-    let folder = here.parent()?;
-    let mut candidates = vec![
-        folder.to_owned(),
-        folder.join(".."),
-        folder.join("../lib"),
-        folder.join("../hbmalloc/lib"),
-    ];
-    if let Ok(entries) = std::fs::read_dir(folder.join("../lib")) {
-        candidates.extend(
-            entries
-                .flatten()
-                .map(|entry| entry.path().join("site-packages/hbmalloc/lib")),
-        );
+/// The driver's version, which must be one that this library can work with.
+fn check_version(cuda: &Cuda) -> Result<i32> {
+    let mut version: c_int = 0;
+    // SAFETY: `version` is a valid out-pointer.
+    unsafe { cuda.driver_version(&mut version) }.map_err(|refusal| cuda.error(refusal))?;
+    let too_old = |call, text: String| Error::new(Status::Unsupported, call).detail(text);
+    if cuda.is_hip() && version < hip::OLDEST {
+        return Err(too_old("hipRuntimeGetVersion", format!(
+            "{} is HIP {}, and 6.0 is the oldest that works: the structs of earlier versions are laid out otherwise",
+            cuda.library().path().display(),
+            version_text(version)
+        ))
+        .advice("Install ROCm 6 or later, or set HBMALLOC_DRIVER=sim"));
     }
-    candidates
-        .into_iter()
-        .map(|candidate| candidate.join(SIMULATOR))
-        .find(|path| path.is_file())
-}
-
-fn configure_simulator(library: &Library, spec: &str) -> Result<()> {
-    let spec_text = CString::new(spec)
-        .map_err(|_| Error::invalid("configure simulator", "the text holds a zero byte"))?;
-    let address = library.symbol(c"hbmsim_configure").ok_or_else(|| {
-        Error::new(Status::Unsupported, "configure simulator")
-            .detail("the simulated driver has no hbmsim_configure")
-    })?;
-    // SAFETY: the simulator declares hbmsim_configure with this signature.
-    let configure: unsafe extern "C" fn(*const c_char) -> c_int =
-        unsafe { std::mem::transmute(address) };
-    // SAFETY: `spec_text` is a C string that outlives the call.
-    match unsafe { configure(spec_text.as_ptr()) } {
-        0 => Ok(()),
-        _ => Err(Error::new(Status::BadOption, "configure simulator")
-            .detail(format!("sim='{spec}' was refused"))),
+    if !cuda.is_hip() && version < OLDEST_DRIVER {
+        return Err(too_old(
+            "cuDriverGetVersion",
+            format!(
+                "the driver supports CUDA {}, and 12.2 is the oldest that works",
+                version_text(version)
+            ),
+        ));
     }
+    Ok(version)
 }
 
-/// HIP itself is not driven yet; the simulator can play its limit on chunks.
-fn plays_rocm(library: &Library) -> bool {
-    library.symbol(c"hbmsim_rocm").is_some_and(|address| {
-        // SAFETY: the simulator declares hbmsim_rocm with this signature.
-        let largest: unsafe extern "C" fn() -> u64 = unsafe { std::mem::transmute(address) };
-        // SAFETY: takes no arguments.
-        unsafe { largest() != 0 }
-    })
-}
+const INVALID_DEVICE: DriverCode = DriverCode(101);
 
 fn init_error(cuda: &Cuda, refusal: Refusal) -> Error {
     let error = cuda.error(refusal);
+    if cuda.is_hip() {
+        return match refusal.code {
+            // HIP without a device answers one or the other.
+            Some(DriverCode::NO_DEVICE | INVALID_DEVICE) => error.advice(
+                "HIP sees no GPU: look at HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES, rocminfo and whether /dev/kfd and /dev/dri may be opened, or set HBMALLOC_DRIVER=sim",
+            ),
+            _ => error,
+        };
+    }
     match refusal.code {
         Some(DriverCode::STUB_LIBRARY) => error.advice(
             "This libcuda is the toolkit's stub for linking: take its folder off LD_LIBRARY_PATH so that the driver's own is found",

@@ -1,5 +1,6 @@
 //! Chunks mapped at addresses. The driver takes back only what one map call gave, so chunks are
-//! mapped and unmapped whole; neighbours are reached, and unmapped, by one call for all of them.
+//! mapped and unmapped whole; neighbours are reached, and unmapped, by one call for all of them. HIP wants
+//! a call for each mapping, and where it takes one for several, not all versions mean all of them.
 
 use super::chunk::{Chunk, mem_location};
 use super::device::Device;
@@ -51,13 +52,14 @@ impl Mapping {
     }
 
     /// [`Mapping::allow`] of neighbours in the order of their addresses, in one reservation, by one
-    /// call. On failure some may have got it.
+    /// call but with HIP. On failure some may have got it.
     pub fn allow_all<'a>(
         mappings: impl IntoIterator<Item = &'a Mapping>,
         peers: &[i32],
         location: Location,
     ) -> Result<()> {
-        let Some((device, address, bytes)) = span(mappings)? else {
+        let mappings: Vec<&Mapping> = mappings.into_iter().collect();
+        let Some((device, address, bytes)) = span(mappings.iter().copied())? else {
             return Ok(());
         };
         let mut access = vec![read_write(device_location(device.ordinal()))];
@@ -65,14 +67,12 @@ impl Mapping {
         if let Location::HostNuma(_) = location {
             access.push(read_write(mem_location(location, device)));
         }
-        // SAFETY: the descriptors are valid for the call; the range is one of whole mappings.
-        device
-            .check(unsafe {
-                device
-                    .cuda()
-                    .vmm_set_access(address, bytes as usize, access.as_ptr(), access.len())
-            })
-            .map_err(|error| error.bytes(bytes))
+        if device.is_hip() {
+            return mappings
+                .iter()
+                .try_for_each(|one| allow_span(device, one.address, one.bytes, &access));
+        }
+        allow_span(device, address, bytes, &access)
     }
 
     /// Lets the owning device and `peers` read neighbours in the order of their addresses, and not write.
@@ -102,10 +102,36 @@ impl Mapping {
     }
 
     /// [`Mapping::unmap`] of neighbours in the order of their addresses, in one reservation, by one
-    /// call; on failure they come back.
+    /// call but with HIP; on failure those that are still mapped come back.
     pub fn unmap_all(mappings: Vec<Mapping>) -> std::result::Result<(), (Vec<Mapping>, Error)> {
+        if mappings.first().is_some_and(|one| one.device.is_hip()) {
+            return unmap_each(mappings);
+        }
         unmap_span(span(&mappings)).map_err(|error| (mappings, error))
     }
+}
+
+fn unmap_each(mappings: Vec<Mapping>) -> std::result::Result<(), (Vec<Mapping>, Error)> {
+    let mut left = mappings.into_iter();
+    while let Some(mapping) = left.next() {
+        if let Err((mapping, error)) = mapping.unmap() {
+            return Err(([mapping].into_iter().chain(left).collect(), error));
+        }
+    }
+    Ok(())
+}
+
+fn allow_span(device: &Device, address: u64, bytes: u64, access: &[AccessDesc]) -> Result<()> {
+    device
+        .insist(|| {
+            // SAFETY: the descriptors are valid for the call; the range is one of whole mappings.
+            device.check(unsafe {
+                device
+                    .cuda()
+                    .vmm_set_access(address, bytes as usize, access.as_ptr(), access.len())
+            })
+        })
+        .map_err(|error| error.bytes(bytes))
 }
 
 fn unmap_span(span: Result<Option<(&Device, u64, u64)>>) -> Result<()> {

@@ -138,10 +138,11 @@ impl DevicePool {
             live: sums.allocated,
             total: sums.total_allocated,
         };
-        let lengths = Lengths {
-            chunk: lean.chunk_bytes(purpose, arena.ground.granularity, *pace),
-            grain: arena.ground.granularity.get(),
-        };
+        let grain = arena.ground.granularity;
+        let chunk = lean.chunk_bytes(purpose, grain, *pace);
+        let chunk = self.state.device.fit_chunk(chunk, grain);
+        let grain = grain.get();
+        let lengths = Lengths { chunk, grain };
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, lengths, credit);
         lock(&arena.space).extend(&mut window, extra);

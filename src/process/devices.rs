@@ -65,6 +65,7 @@ impl DeviceEntry {
         let chunk_limit = driver
             .limits_chunks()
             .then(|| settings.size(Opt::RocmChunkSize).of(gpu.total_memory()));
+        gpu.limit_chunks(chunk_limit.unwrap_or(0));
         let state = Arc::new(DeviceState::new(gpu));
         let pool = match settings.text(Opt::AsyncPool).as_str() {
             "own" => PoolChoice::Own(settings.size(Opt::AsyncReleaseThreshold)),

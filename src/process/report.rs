@@ -132,7 +132,11 @@ impl DeviceEntry {
                 advice_on_host(node, situation.asked, linux::total_memory())
             }
         };
-        error.detail(text).advice(advice)
+        match error.is_explained() {
+            // It is not what was asked for that has run out.
+            true => error.also(&text),
+            false => error.detail(text).advice(advice),
+        }
     }
 
     fn situation(&self, error: &Error) -> Situation {

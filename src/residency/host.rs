@@ -9,7 +9,6 @@ use crate::sys::pages::{self, HUGE_PAGE};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-
 /// The length of a part. Of 32, 64 and 128 MiB, populated by 4 to 12 threads, this was the best with 8 (one
 /// H200's host: a first sleep at 31 to 39 GB/s, with 128 MiB and 6 threads 28 to 34).
 pub(super) const PART_BYTES: u64 = 64 << 20;

@@ -111,6 +111,9 @@ fn bring_group(
     for place in group {
         report.note(site.state.device.ordinal(), place.address, place.bytes);
         let saved = place.backup.as_ref().and_then(Saved::of);
+        if saved.is_none() {
+            site.state.device.wipe(place.address, place.bytes)?;
+        }
         for (offset, stored) in saved.iter().flat_map(|saved| &saved.pieces) {
             let to = place.address + offset;
             match stored {

@@ -21,6 +21,9 @@ pub const CAPTURE_GLOBAL: c_int = 0;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
 pub const CAPTURE_RELAXED: c_int = 2;
 
+/// What popping a context answers where none was pushed.
+const NOTHING_PUSHED: DriverCode = DriverCode(201);
+
 /// A driver, and device 0 of it.
 pub struct Machine {
     /// The driver as this library opens it.
@@ -39,6 +42,7 @@ impl Machine {
     /// The driver that the option `driver` names; the simulated one is started afresh as `spec` says.
     pub fn open(spec: &str) -> Result<Machine, Stop> {
         let choice = observe::process().settings().text(Opt::Driver);
+        let spec = &as_under_test(spec);
         let warnings: Arc<Warnings> = Arc::default();
         let mut driver = Driver::load(&choice, Some(spec), warnings.clone())?;
         let sim = Simulator::of(&driver);
@@ -72,9 +76,18 @@ impl Machine {
         let choice = observe::process().settings().text(Opt::Driver);
         settings.set("driver", &choice)?;
         for (name, value) in options {
-            settings.set(name, value)?;
+            match *name {
+                "sim" => settings.set(name, &as_under_test(value))?,
+                _ => settings.set(name, value)?,
+            };
         }
         Ok(Process::with_settings(settings))
+    }
+
+    /// Skips a case in which memory waits for all work of a device, and nobody may wait for that.
+    pub fn needs_context_events(&self) -> Outcome {
+        let probe = self.device.context_events()?;
+        probe.map_err(|error| Stop::skip(error.to_string()))
     }
 
     /// A stream of device 0 that does not order itself with the legacy stream.
@@ -137,7 +150,8 @@ impl Machine {
         self.check(unsafe { self.cuda.graph_destroy(graph) })
     }
 
-    /// The calling thread's context, 0 for none, and its capture mode.
+    /// The calling thread's context, 0 for none, and its capture mode. With HIP, 0 for the device of a
+    /// thread that never set one.
     pub fn thread_state(&self) -> (usize, c_int) {
         let mut context: Handle = std::ptr::null_mut();
         let mut mode = CAPTURE_GLOBAL;
@@ -147,11 +161,13 @@ impl Machine {
             let _ = self.cuda.exchange_capture_mode(&mut mode);
             let found = mode;
             let _ = self.cuda.exchange_capture_mode(&mut mode);
-            (context as usize, found)
+            let first = self.cuda.is_hip() && self.device.context() == context;
+            (if first { 0 } else { context as usize }, found)
         }
     }
 
-    /// Makes no context current on the calling thread, or that of `device`.
+    /// Makes no context current on the calling thread, or that of `device`. With HIP, none is the device
+    /// of a thread that never set one.
     pub fn set_context(&self, device: Option<&Device>) -> Outcome {
         loop {
             let mut context: Handle = std::ptr::null_mut();
@@ -161,7 +177,14 @@ impl Machine {
                 break;
             }
             // SAFETY: as above.
-            self.check(unsafe { self.cuda.context_pop(&mut context) })?;
+            match unsafe { self.cuda.context_pop(&mut context) } {
+                Err(refusal) if self.cuda.is_hip() && refusal.code == Some(NOTHING_PUSHED) => break,
+                outcome => self.check(outcome)?,
+            }
+        }
+        if self.cuda.is_hip() {
+            // SAFETY: none is a value here.
+            self.check(unsafe { self.cuda.context_set(std::ptr::null_mut()) })?;
         }
         if let Some(device) = device {
             // SAFETY: the device holds its primary context for good.
@@ -193,6 +216,18 @@ impl Machine {
             None => 512 << 20,
         }
     }
+}
+
+/// `spec` with what the machine of the options says of HIP, where it says first that HIP is played, and with
+/// which quirks.
+pub fn as_under_test(spec: &str) -> String {
+    let all = observe::process().settings().text(Opt::Sim);
+    if !all.starts_with("hip") {
+        return spec.to_owned();
+    }
+    let hip = all.split(',').filter(|pair| pair.starts_with("hip"));
+    let pairs: Vec<&str> = hip.chain([spec]).filter(|pair| !pair.is_empty()).collect();
+    pairs.join(",")
 }
 
 impl Drop for Machine {

@@ -4,6 +4,7 @@
 
 use super::{Block, Freeing, Held, Kind, LastUse, Request, Source, rounded};
 use crate::config::value::Location;
+use crate::core::size::Align;
 use crate::error::{Error, Result, Status};
 use crate::extent::DeviceState;
 use crate::extent::deferral::Behind;
@@ -31,14 +32,21 @@ impl VmmSource {
 
     /// What no device could hold is not tried chunk by chunk until memory runs out. One chunk is the
     /// driver's to refuse.
-    fn check_possible(&self, request: &Request, bytes: u64) -> Result<()> {
+    fn check_possible(&self, request: &Request, bytes: u64, chunk_bytes: u64) -> Result<()> {
         let total = self.state.device.total_memory();
-        if self.chunk_limit.is_none() || self.location != Location::Device || bytes <= total {
+        if bytes <= chunk_bytes || self.location != Location::Device || bytes <= total {
             return Ok(());
         }
         Err(Error::new(Status::OutOfMemory, "allocate")
             .bytes(request.bytes)
             .detail(format!("the device has {total} bytes")))
+    }
+
+    /// The length of the chunks behind a block.
+    fn chunk_bytes(&self, bytes: u64, granularity: Align) -> u64 {
+        let limit = |limit| granularity.round_up(limit).unwrap_or(bytes);
+        let chunk = self.chunk_limit.map_or(bytes, limit);
+        self.state.device.fit_chunk(chunk, granularity)
     }
 
     fn build(&self, spec: &RunSpec) -> Result<u64> {
@@ -67,12 +75,9 @@ impl Source for VmmSource {
     fn allocate(&self, request: &Request) -> Result<Block> {
         let (chunk, granularity) = self.state.grain(self.location)?;
         let bytes = rounded(request, granularity)?;
-        self.check_possible(request, bytes)?;
+        let chunk_bytes = self.chunk_bytes(bytes, granularity);
+        self.check_possible(request, bytes, chunk_bytes)?;
         self.state.deferral.drain();
-        let chunk_bytes = match self.chunk_limit {
-            Some(limit) => granularity.round_up(limit).unwrap_or(bytes),
-            None => bytes,
-        };
         let address = self
             .build(&RunSpec {
                 bytes,

@@ -1,9 +1,11 @@
 //! The CUDA driver's functions, each resolved by name when the library is opened and each optional:
-//! one binary serves drivers 12.2 to 13.x, and a missing function is an error that names it.
+//! one binary serves drivers 12.2 to 13.x, and a missing function is an error that names it. With HIP's
+//! library the same table holds HIP's functions, by [`hip`].
 //!
 //! Results are plain integers, and so are enumerations that the driver returns: a newer driver's
 //! values must never become invalid Rust enumerations.
 
+use super::hip;
 use super::library::Library;
 use super::meter::{self, Meter};
 use crate::error::{DriverCode, Error, Status};
@@ -19,7 +21,7 @@ pub type Handle = *mut c_void;
 /// A call that did not succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The driver's name of the function.
+    /// The CUDA driver's name of the function; [`Cuda::error`] tells HIP's.
     pub call: &'static str,
     /// What it answered; none when the driver does not have the function.
     pub code: Option<DriverCode>,
@@ -31,6 +33,7 @@ macro_rules! driver_functions {
         pub struct Cuda {
             library: Library,
             meter: Meter,
+            is_hip: bool,
             $( $field: Option<unsafe extern "C" fn($($ty),*) -> c_int>, )*
         }
 
@@ -38,17 +41,27 @@ macro_rules! driver_functions {
             /// Every function this library may call.
             pub const FUNCTIONS: &[&str] = &[$($symbol),*];
 
-            /// Resolves what `library` has.
+            /// Resolves what `library` has: the CUDA driver's functions, or HIP's that do the same.
             pub fn resolve(library: Library) -> Cuda {
+                let is_hip = hip::is_hip(&library);
+                if is_hip {
+                    hip::bind(&library);
+                }
                 Cuda {
                     $( $field: {
                         const NAME: &CStr = match CStr::from_bytes_with_nul(concat!($symbol, "\0").as_bytes()) {
                             Ok(name) => name,
                             Err(_) => panic!("a symbol's name holds a zero byte"),
                         };
-                        // SAFETY: the symbol of this name has this signature in the driver's ABI.
-                        library.symbol(NAME).map(|address| unsafe { std::mem::transmute(address) })
+                        let found = match is_hip {
+                            true => hip::address(&library, $symbol),
+                            false => library.symbol(NAME),
+                        };
+                        // SAFETY: the symbol of this name has this signature in the driver's ABI, and
+                        // so has what HIP has for it.
+                        found.map(|address| unsafe { std::mem::transmute(address) })
                     }, )*
+                    is_hip,
                     library,
                     meter: Meter::default(),
                 }
@@ -75,7 +88,7 @@ macro_rules! driver_functions {
             /// Which of [`Cuda::FUNCTIONS`] the driver lacks.
             pub fn missing(&self) -> Vec<&'static str> {
                 let mut missing = Vec::new();
-                $( if self.$field.is_none() { missing.push($symbol); } )*
+                $( if self.$field.is_none() { missing.push(self.name($symbol)); } )*
                 missing
             }
         }
@@ -277,6 +290,18 @@ impl Cuda {
         &self.library
     }
 
+    /// Whether the functions are HIP's.
+    pub fn is_hip(&self) -> bool {
+        self.is_hip
+    }
+
+    fn name(&self, symbol: &'static str) -> &'static str {
+        match self.is_hip {
+            true => hip::name(symbol).unwrap_or(symbol),
+            false => symbol,
+        }
+    }
+
     /// How often it was called, and for how long.
     pub fn meter(&self) -> &Meter {
         &self.meter
@@ -289,15 +314,21 @@ impl Cuda {
 
     /// Turns a refusal into an error with the driver's own words.
     pub fn error(&self, refusal: Refusal) -> Error {
+        let mut call = self.name(refusal.call);
+        if self.is_hip && refusal.code.is_none() {
+            call = hip::lacking(&self.library, refusal.call).unwrap_or(call);
+        }
         match refusal.code {
-            None => Error::new(Status::Unsupported, refusal.call)
+            None => Error::new(Status::Unsupported, call)
                 .detail(format!(
-                    "{} does not have {}",
+                    "{} does not have {call}",
                     self.library.path().display(),
-                    refusal.call
                 ))
-                .advice("A newer driver is needed for this."),
-            Some(code) => Error::driver(refusal.call, code, self.code_text(code)),
+                .advice(match self.is_hip && hip::ABSENT.contains(&call) {
+                    true => "HIP has nothing for this.",
+                    false => "A newer driver is needed for this.",
+                }),
+            Some(code) => Error::driver(call, code, self.code_text(code)),
         }
     }
 

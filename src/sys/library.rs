@@ -52,6 +52,19 @@ impl Library {
         })
     }
 
+    /// Whether the process has a library of that name loaded.
+    pub fn is_loaded(name: &Path) -> bool {
+        let name = CString::new(name.as_os_str().as_encoded_bytes());
+        let handle = name.ok().and_then(|name| {
+            open_handle(&name, libc::RTLD_NOW | libc::RTLD_LOCAL | libc::RTLD_NOLOAD)
+        });
+        if let Some(handle) = handle {
+            // SAFETY: the handle was just opened; whoever loaded the library keeps it.
+            unsafe { libc::dlclose(handle) };
+        }
+        handle.is_some()
+    }
+
     /// The address of a symbol.
     pub fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
         let address = match self.lookup {

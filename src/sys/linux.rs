@@ -37,6 +37,29 @@ pub fn total_memory() -> u64 {
     }
 }
 
+/// How many file descriptors the process has open; 0 where that cannot be told.
+pub fn open_descriptors() -> u64 {
+    match std::fs::read_dir("/proc/self/fd") {
+        // Looking takes one, for the folder itself.
+        Ok(open) => (open.count() as u64).saturating_sub(1),
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => most_descriptors(),
+        Err(_) => 0,
+    }
+}
+
+/// How many it may have.
+pub fn most_descriptors() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is valid for the call.
+    match unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } {
+        0 => limit.rlim_cur,
+        _ => u64::MAX,
+    }
+}
+
 /// Whether NVIDIA's driver offers the process a channel between hosts of an NVLink domain: without
 /// one it makes no fabric handles (CUDA driver API, cuMemCreate; NVIDIA IMEX guide, IMEX channels).
 pub fn has_imex_channel() -> bool {

@@ -5,6 +5,7 @@ mod copies;
 mod devices;
 mod events;
 mod graphs;
+mod hip;
 mod host;
 mod managed;
 mod memory;
@@ -15,4 +16,5 @@ mod streams;
 mod symbols;
 mod vmm;
 
+pub use hip::here as enter_hip_device;
 pub use symbols::find as find_symbol;

@@ -1,6 +1,7 @@
 //! Which symbols this driver has: those exported here, less the ones that the configured version or the option `missing` takes away.
 //! A dynamic linker would find every export, so a loader asks `hbmsim_symbol` where it is present.
 
+use super::hip;
 use crate::calls::{TABLE, base_name};
 use crate::codes::{self, Result};
 use crate::config;
@@ -8,18 +9,25 @@ use std::ffi::{CStr, CString, c_char, c_void};
 
 /// An export of this library by its exact name, if the configured driver has it.
 pub fn find(name: &str) -> *mut c_void {
-    let Some(info) = TABLE.iter().find(|info| info.name == name) else {
-        return if name.starts_with("hbmsim_") {
-            own_symbol(name)
-        } else {
-            std::ptr::null_mut()
-        };
-    };
+    if name.starts_with("hbmsim_") {
+        return own_symbol(name);
+    }
     let config = config::current().unwrap_or_default();
-    if info.since > config.version || config.missing.iter().any(|missing| missing == name) {
+    if config.missing.iter().any(|missing| missing == name) {
         return std::ptr::null_mut();
     }
-    own_symbol(name)
+    match config.hip {
+        Some(_) if hip::NAMES.contains(&name) => own_symbol(name),
+        Some(_) => std::ptr::null_mut(),
+        None => find_of_version(name, config.version),
+    }
+}
+
+fn find_of_version(name: &str, version: u32) -> *mut c_void {
+    match TABLE.iter().find(|info| info.name == name) {
+        Some(info) if info.since <= version => own_symbol(name),
+        _ => std::ptr::null_mut(),
+    }
 }
 
 fn own_symbol(name: &str) -> *mut c_void {

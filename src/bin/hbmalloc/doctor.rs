@@ -46,9 +46,11 @@ fn options(process: &Process) {
 }
 
 fn driver_and_devices(driver: &Driver) {
-    let kind = match driver.kind() {
-        DriverKind::Cuda => "CUDA",
-        DriverKind::Simulator => "simulated CUDA",
+    let kind = match (driver.kind(), driver.is_hip()) {
+        (DriverKind::Cuda, _) => "CUDA",
+        (DriverKind::Hip, _) => "HIP",
+        (DriverKind::Simulator, false) => "simulated CUDA",
+        (DriverKind::Simulator, true) => "simulated HIP",
     };
     println!(
         "\nDriver: {kind} {} from {}",

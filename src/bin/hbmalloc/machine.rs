@@ -35,7 +35,11 @@ impl Machine {
         let is_simulated = driver.kind() == DriverKind::Simulator;
         let names = driver.device_names();
         Ok(Machine {
-            driver: if is_simulated { "sim" } else { "cuda" },
+            driver: match driver.kind() {
+                DriverKind::Simulator => "sim",
+                DriverKind::Cuda => "cuda",
+                DriverKind::Hip => "hip",
+            },
             version: version_text(driver.version()),
             device: names.into_iter().next().unwrap_or_default(),
             cpu: cpu_name(),

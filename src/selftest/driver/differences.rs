@@ -40,6 +40,40 @@ pub const KNOWN: &[Difference] = &[
     },
 ];
 
+/// The cases that are not asked of HIP, and why.
+pub const NOT_OF_HIP: &[(&str, &str)] = &[
+    ("devices by ordinal", NUMBERS),
+    ("device properties", NUMBERS),
+    ("create: fabric handles", NUMBERS),
+    (
+        "texts of codes",
+        "HIP has the same codes under names of its own",
+    ),
+    ("stack of contexts", NO_CONTEXTS),
+    ("primary context of another device", NO_CONTEXTS),
+    ("without a context", NO_CONTEXTS),
+    ("context of a stream", NO_CONTEXTS),
+    ("pointer attributes", NO_CONTEXTS),
+    ("managed: prefetch read back", NO_NODES),
+    ("managed: advice that is refused", NO_NODES),
+    ("managed: prefetch that is refused", NO_NODES),
+    (
+        "streams and events of two devices",
+        "HIP has no event behind all work of a device",
+    ),
+];
+
+const NUMBERS: &str =
+    "HIP numbers attributes of its own, and has none for fabric handles and host nodes";
+const NO_CONTEXTS: &str = "HIP has no contexts: a thread always has a current device";
+const NO_NODES: &str = "HIP's advice and prefetch know devices and the host, no nodes";
+
+/// Why a case is not asked of HIP, if it is not.
+pub fn not_of_hip(case: &str) -> Option<&'static str> {
+    let (_, why) = NOT_OF_HIP.iter().find(|(known, _)| *known == case)?;
+    Some(why)
+}
+
 /// The difference at a step, if there is one.
 pub fn of(case: &str, step: &str) -> Option<&'static Difference> {
     KNOWN
@@ -49,18 +83,14 @@ pub fn of(case: &str, step: &str) -> Option<&'static Difference> {
 
 #[cfg(test)]
 mod tests {
-    use super::KNOWN;
+    use super::{KNOWN, NOT_OF_HIP};
 
     #[test]
     fn each_is_of_a_case_that_there_is() {
-        for known in KNOWN {
+        let known = KNOWN.iter().map(|known| (known.case, known.why));
+        for (name, why) in known.chain(NOT_OF_HIP.iter().copied()) {
             let mut cases = super::super::SUITE.cases();
-            assert!(
-                cases.any(|case| case.name == known.case),
-                "{}: {}",
-                known.case,
-                known.why
-            );
+            assert!(cases.any(|case| case.name == name), "{name}: {why}");
         }
     }
 }

@@ -24,6 +24,9 @@ pub struct Steps<'a> {
 
 /// Runs a case in the first device's primary context; its memory must be free again at the end.
 pub fn run(context: &Context, case: &'static str, body: Body) -> Outcome {
+    if let (true, Some(why)) = (context.driver.is_hip(), differences::not_of_hip(case)) {
+        return Err(Stop::skip(why));
+    }
     let calls = Calls::new(&context.cuda);
     let _current = Current::enter(calls)?;
     let mut steps = Steps {

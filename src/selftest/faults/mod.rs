@@ -8,8 +8,10 @@ pub mod sources;
 
 use super::simulator::Simulator;
 use crate::error;
+use crate::observe;
 use crate::selftest::check::ensure;
 use crate::selftest::{Outcome, Stop, Suite};
+use crate::sys::hip;
 
 const OUT_OF_MEMORY: i32 = 2;
 /// Out of memory, a bad value, something unknown, and not supported.
@@ -31,6 +33,15 @@ const QUIET: [&str; 6] = [
 
 /// The same while a probe tidies up behind itself.
 const QUIET_IN_PROBES: &str = "cuMemUnmap";
+
+/// With HIP, a push and a pop of a device are made of these two; what is refused once is tried again or
+/// had otherwise.
+const QUIET_WITH_HIP: [&str; 4] = [
+    "cuCtxGetDevice",
+    "cuCtxSetCurrent",
+    "cuMemSetAccess",
+    "cuMemAddressReserve",
+];
 
 /// As many failures of one operation are told.
 const TOLD: usize = 12;
@@ -112,6 +123,16 @@ fn calls_of(scenario: &impl Scenario) -> Result<Vec<(String, u64)>, Stop> {
         .collect())
 }
 
+/// Whether a text names a call, by the driver's name or HIP's.
+fn names(text: &str, call: &str) -> bool {
+    text.contains(call) || hip::name(call).is_some_and(|name| text.contains(name))
+}
+
+fn is_quiet(call: &str) -> Result<bool, Stop> {
+    let is_hip = observe::process().driver()?.is_hip();
+    Ok(QUIET.contains(&call) || (is_hip && QUIET_WITH_HIP.contains(&call)))
+}
+
 fn one_fault(scenario: &impl Scenario, call: &str, nth: u64, code: i32) -> Outcome {
     let mut stage = scenario.prepare()?;
     let sim = stage.simulator();
@@ -122,8 +143,8 @@ fn one_fault(scenario: &impl Scenario, call: &str, nth: u64, code: i32) -> Outco
     ensure!(sim.calls(call) >= made + nth, "the call was not made");
     let refused = stage.probes() && DEFINITE.contains(&code);
     let told = match &outcome {
-        Err(error) => error.to_string().contains(call),
-        Ok(()) => QUIET.contains(&call) || (stage.probes() && call == QUIET_IN_PROBES),
+        Err(error) => names(&error.to_string(), call),
+        Ok(()) => is_quiet(call)? || (stage.probes() && call == QUIET_IN_PROBES),
     };
     let retried = outcome.is_ok() && code == OUT_OF_MEMORY && stage.retries();
     if !(told || refused || retried || stage.warnings() > warned) {

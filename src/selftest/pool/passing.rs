@@ -360,6 +360,7 @@ pub(super) fn graphs_of_streams() -> Outcome {
 /// stream was forgotten; then it does, and the next stream takes the seat.
 pub(super) fn late_work() -> Outcome {
     let (machine, process) = open()?;
+    machine.needs_context_events()?;
     let account = Account::default();
     let device = &machine.device;
     let gate = Gate::create(device)?;

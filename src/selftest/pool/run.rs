@@ -59,7 +59,10 @@ impl Run {
             ("pinned", None) => "device",
             (source, _) => source,
         };
-        let host = setting.host && source == "vmm" && machine.sim.is_some();
+        let host = setting.host
+            && source == "vmm"
+            && machine.sim.is_some()
+            && machine.device.host_numa()?.is_ok();
         let setting = Setting {
             host,
             source,

@@ -299,6 +299,7 @@ pub fn together() -> Outcome {
 pub fn of_graphs() -> Outcome {
     for is_freed_first in [true, false] {
         let scene = Scene::open(SPEC)?;
+        scene.house.machine.needs_context_events()?;
         let (house, other) = (&scene.house, scene.other.stream());
         for (id, kind) in (1..).zip(super::MAPPED) {
             let graph = graphs::pool(id);
@@ -371,10 +372,13 @@ pub fn captured() -> Outcome {
     for spec in [
         "devices=2,memory=4GiB",
         "devices=2,memory=4GiB,version=12040",
-        "devices=2,memory=4GiB,missing=cuStreamGetCtx",
+        "devices=2,memory=4GiB,missing=cuStreamGetCtx+hipStreamGetDevice",
     ] {
         for mode in [CAPTURE_GLOBAL, CAPTURE_RELAXED] {
             let scene = Scene::open(spec)?;
+            if scene.house.machine.driver.is_hip() {
+                scene.house.machine.needs_context_events()?;
+            }
             let (process, machine) = (&scene.house.process, &scene.house.machine);
             process.set_captures_told(false);
             let other = scene.other.stream();
@@ -409,7 +413,8 @@ pub fn captured() -> Outcome {
 
 /// Where the driver cannot say whose stream it is, all work of every device is waited for.
 pub fn unknown_device() -> Outcome {
-    let scene = Scene::open("devices=3,memory=4GiB,missing=cuStreamGetCtx")?;
+    let scene = Scene::open("devices=3,memory=4GiB,missing=cuStreamGetCtx+hipStreamGetDevice")?;
+    scene.house.machine.needs_context_events()?;
     let (process, other) = (&scene.house.process, scene.other.stream());
     for kind in scene
         .house

@@ -12,6 +12,7 @@ use std::sync::Barrier;
 /// is not named again.
 pub fn before() -> Outcome {
     let scene = Scene::open(SPEC)?;
+    scene.house.machine.needs_context_events()?;
     let (process, busy) = (&scene.house.process, scene.other.stream());
     for kind in scene.house.kinds()? {
         let named = OwnedStream::create(&scene.elsewhere)?;
@@ -31,6 +32,7 @@ pub fn before() -> Outcome {
 /// The stream is forgotten after the free, while it still uses the block.
 pub fn after() -> Outcome {
     let scene = Scene::open(SPEC)?;
+    scene.house.machine.needs_context_events()?;
     let process = &scene.house.process;
     for kind in scene
         .house

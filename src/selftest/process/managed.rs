@@ -1,9 +1,10 @@
 //! Where managed blocks are told to live, read back from the driver.
 
-use super::{House, MIB};
+use super::{House, MIB, placed};
 use crate::config::value::{Placement, Size};
 use crate::error::{Status, Warning};
 use crate::gpu::Stream;
+use crate::observe;
 use crate::process::{placement, tags};
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::CAPTURE_RELAXED;
@@ -193,6 +194,9 @@ pub fn tags_placed() -> Outcome {
 
 /// The same calls on a coherent machine, where each device has its own node of the host.
 pub fn tags_placed_on_coherent() -> Outcome {
+    if observe::process().driver()?.is_hip() {
+        return Err(Stop::skip("HIP's advice knows the host, no nodes"));
+    }
     placed_by_tag("coherent=1", HOST)?;
     let spec = "coherent=1,devices=2,numa_nodes=2";
     let house = open_concurrent(spec, &[("placement", "kv_cache=host")])?;
@@ -240,7 +244,7 @@ pub fn on_the_host_no_room_is_taken() -> Outcome {
 
 /// Virtual memory of a tag is made where the tag is placed; other kinds say that they cannot.
 pub fn other_kinds_placed() -> Outcome {
-    let house = House::open("", &[("placement", "kv_cache=host,weights=device")])?;
+    let house = placed::open("", &[("placement", "kv_cache=host,weights=device")])?;
     let sim = house.sim()?;
     let (cache, weights) = (
         tags::table().intern("kv_cache")?,

@@ -63,9 +63,19 @@ impl House {
     }
 }
 
+/// A machine with chunks in host memory, or the end of the case with HIP, which may have none.
+pub(super) fn open(spec: &str, options: &[(&str, &str)]) -> Result<House, Stop> {
+    let house = House::open(spec, options)?;
+    if house.machine.driver.is_hip() {
+        let probe = house.machine.device.host_numa()?;
+        probe.map_err(|error| Stop::skip(error.to_string()))?;
+    }
+    Ok(house)
+}
+
 /// Blocks small and large of each tag, used, freed and had again.
 pub fn blocks() -> Outcome {
-    let house = House::open("numa_nodes=2", &[PLACED])?;
+    let house = open("numa_nodes=2", &[PLACED])?;
     let sim = house.sim()?;
     let host = Location::HostNuma(0);
     let cases = [
@@ -113,7 +123,7 @@ pub fn blocks() -> Outcome {
 /// Blocks on the host that come and go in all sizes each lie in one chunk, and a trim leaves neither
 /// memory nor addresses.
 pub fn whole() -> Outcome {
-    let house = House::open("", &[PLACED])?;
+    let house = open("", &[PLACED])?;
     let sim = house.sim()?;
     let ranges = sim.calls("cuMemAddressReserve") - sim.calls("cuMemAddressFree");
     let mut live = Vec::new();
@@ -165,7 +175,7 @@ pub fn whole() -> Outcome {
 /// The host's memory takes nothing of the device nor of its limit, and does not make the pool hold
 /// more of the device than it needs.
 pub fn limits() -> Outcome {
-    let house = House::open("memory=512MiB", &[PLACED])?;
+    let house = open("memory=512MiB", &[PLACED])?;
     let sim = house.sim()?;
     house.process.set_limit(0, Size::Bytes(256 * MIB))?;
     let cache: Result<Vec<u64>, Stop> = (0..8).map(|_| house.had("kv_cache", 256 * MIB)).collect();
@@ -215,7 +225,7 @@ pub fn limits() -> Outcome {
 /// Memory of the device is not given back because the host has no more, nor the other way round, and
 /// none goes from one to the other.
 pub fn apart() -> Outcome {
-    let house = House::open("memory=256MiB", &[PLACED])?;
+    let house = open("memory=256MiB", &[PLACED])?;
     let sim = house.sim()?;
     let keep = |tag: &str, bytes: u64| -> Outcome {
         let block = house.had(tag, bytes)?;
@@ -269,7 +279,7 @@ pub fn apart() -> Outcome {
 
 /// A place that is said later holds where the tag meets a stream for the first time.
 pub fn said_later() -> Outcome {
-    let house = House::open("", &[])?;
+    let house = open("", &[])?;
     let sim = house.sim()?;
     let other = house.machine.stream()?;
     let tag = "said later";
@@ -304,7 +314,7 @@ pub fn said_later() -> Outcome {
 
 /// Each device's host memory is that of the node nearest to it.
 pub fn nearest() -> Outcome {
-    let house = House::open("devices=2,numa_nodes=2", &[PLACED])?;
+    let house = open("devices=2,numa_nodes=2", &[PLACED])?;
     house.sim()?;
     for device in [0, 1] {
         let mut demand = house.demand(Kind::Pool, MIB, Stream::LEGACY);
@@ -344,7 +354,7 @@ pub fn refused() -> Outcome {
         house.finish()?;
     }
     // What the driver refuses is not placed elsewhere.
-    let house = House::open("", &[PLACED])?;
+    let house = open("", &[PLACED])?;
     let sim = house.sim()?;
     house.free(house.had("weights", MIB)?)?;
     sim.fail_once("cuMemCreate", 1, NOT_SUPPORTED);

@@ -47,6 +47,7 @@ pub fn record_stream() -> Outcome {
 /// The native allocator would let it read on, so it must not fault here.
 pub fn unrecorded_stream() -> Outcome {
     let house = House::plain()?;
+    house.machine.needs_context_events()?;
     if !house.has(Kind::Vmm)? {
         return Ok(());
     }
@@ -137,6 +138,7 @@ pub fn forgotten_in_capture() -> Outcome {
 /// Handle 2 is another stream on every thread, so a free elsewhere cannot ask it.
 pub fn per_thread_stream() -> Outcome {
     let house = House::plain()?;
+    house.machine.needs_context_events()?;
     let bytes = house.machine.busy_bytes();
     for kind in house.those_of(&[Kind::Async, Kind::Vmm, Kind::Pool])? {
         let (give, take) = mpsc::channel();

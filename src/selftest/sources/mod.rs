@@ -58,6 +58,9 @@ const fn subject(
     }
 }
 
+/// What chunks are limited to where they must be: the option's default.
+const LARGEST_CHUNK: u64 = 256 << 20;
+
 /// Every source there is.
 pub static SUBJECTS: [Subject; 8] = [
     subject("device", device, Some(512), |c| c.device_bytes),
@@ -180,6 +183,9 @@ pub struct Bench {
 impl Bench {
     /// A source of its own on a machine.
     pub fn new(machine: &Arc<Machine>, subject: &'static Subject) -> Bench {
+        if machine.driver.limits_chunks() {
+            machine.device.limit_chunks(LARGEST_CHUNK);
+        }
         let state = Arc::new(DeviceState::new(machine.device.clone()));
         Bench {
             source: (subject.make)(&state),

@@ -4,9 +4,9 @@
 use super::Bench;
 use crate::extent::deferral::DRAIN_ENTRIES;
 use crate::gpu::Stream;
-use crate::selftest::Outcome;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::Busy;
+use crate::selftest::{Outcome, Stop};
 use crate::source::{Block, Freeing, Kind, LastUse};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,6 +31,7 @@ pub fn busy_recorded_stream(bench: &Bench) -> Outcome {
 
 /// Work nobody told of.
 pub fn busy_anywhere(bench: &Bench) -> Outcome {
+    bench.machine.needs_context_events()?;
     let (own, other) = (bench.stream()?, bench.stream()?);
     free_under_work(
         bench,
@@ -83,12 +84,7 @@ fn apart(a: &Block, b: &Block) -> bool {
 
 /// Frees; the answer is whether it came back only once the work had ended. A free that should not
 /// wait and does would wait for ever on the simulator, so somebody ends the work after a while.
-fn free_watched(
-    bench: &Bench,
-    block: &Block,
-    freeing: Freeing,
-    busy: &Busy,
-) -> Result<bool, crate::selftest::Stop> {
+fn free_watched(bench: &Bench, block: &Block, freeing: Freeing, busy: &Busy) -> Result<bool, Stop> {
     let patience = match bench.waits() && freeing.last_use != LastUse::Unknown {
         true => Duration::from_millis(25),
         false => Duration::from_secs(3),

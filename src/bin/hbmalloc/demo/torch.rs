@@ -23,11 +23,13 @@ except ImportError as error:
 
 /// Whether the driver that the option `choice` names is here, with a device; else why not.
 pub fn gpu_driver(choice: &str) -> Result<(), String> {
-    if choice != "hip" {
-        // The loader's own words are enough where there is none.
-        Library::open(Path::new("libcuda.so.1"))?;
-    }
-    let driver = Driver::load(choice, None, Arc::default()).map_err(|error| error.to_string())?;
+    // The loader's own words are enough where there is none.
+    let no_cuda = match choice {
+        "hip" => None,
+        _ => Library::open(Path::new("libcuda.so.1")).err(),
+    };
+    let driver = Driver::load(choice, None, Arc::default())
+        .map_err(|error| no_cuda.unwrap_or_else(|| error.to_string()))?;
     match driver.device_count() {
         0 => Err("the GPU driver shows no device".to_owned()),
         _ => Ok(()),
