@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 13] = [
+const FACES: [&str; 14] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -16,6 +16,7 @@ const FACES: [&str; 13] = [
     "capi/limits.rs",
     "capi/graphs.rs",
     "capi/residency.rs",
+    "capi/sharing.rs",
     "torch/hooks.rs",
     "torch/segments.rs",
     "torch/cache_info.rs",

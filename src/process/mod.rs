@@ -14,6 +14,7 @@ pub mod placement;
 mod pooled;
 mod report;
 pub mod residency;
+pub mod sharing;
 pub mod stats;
 pub mod tags;
 
