@@ -86,8 +86,8 @@ pub extern "C" fn hbm_export_close(address: *const c_void) -> i32 {
 /// counts them and must be, or reach, the one that has the memory.
 ///
 /// What is imported counts to no limit and to no statistics here, never sleeps, and is no block: hbm_free and the
-/// like reject its address. HBM_INVALID_ARGUMENT for lengths or a descriptor that cannot be; HBM_DRIVER where the
-/// driver does not know what is behind it.
+/// like reject its address. HBM_INVALID_ARGUMENT for lengths or a descriptor that cannot be; HBM_DRIVER or
+/// HBM_UNSUPPORTED where the driver makes nothing of what is behind it.
 ///
 /// # Safety
 /// `imported` must point to a filled-in struct, `address` be valid for a write.

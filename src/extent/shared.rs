@@ -244,12 +244,10 @@ impl Extents {
 
 /// What the driver says of a handle or a length that are not those of an export is not much.
 fn not_as_exported(error: Error, bytes: u64) -> Error {
-    match error.status() {
-        Status::Driver => error
-            .also(&format!("the chunk was said to have {bytes} bytes"))
-            .advice(
-                "Handle and length must be as hbm_export gave them, from a process on this machine",
-            ),
-        _ => error,
+    if error.code().is_none() || error.status() == Status::OutOfMemory {
+        return error;
     }
+    error
+        .also(&format!("the chunk was said to have {bytes} bytes"))
+        .advice("Handle and length must be as hbm_export gave them; a file descriptor serves its own machine only")
 }
