@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "across_devices",
     "allocators",
     "graphs",
@@ -15,6 +15,7 @@ const PROGRAMS: [&str; 10] = [
     "placed_pool",
     "wrong_use",
     "process",
+    "sharing",
     "stats",
     "tags",
     "torch_entries",
@@ -59,6 +60,11 @@ fn limits() {
 #[test]
 fn placed_pool() {
     run_shared("placed_pool");
+}
+
+#[test]
+fn sharing() {
+    run_shared("sharing");
 }
 
 #[test]
