@@ -842,8 +842,8 @@ int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
 // those of the pool over it, and segments of MemPools; HBM_UNSUPPORTED for others, and where the driver makes
 // no memory that can be shared. HBM_NOT_OWNED where no live block is, HBM_INVALID_ARGUMENT where it sleeps.
 //
-// Chunks of the pool are shared by blocks: the other process can read and write its neighbours too. What it
-// may do when is for the two to settle between them, as for streams of one.
+// Blocks of the pool share chunks: the other process can read and write the neighbours too. Nothing orders the work
+// of processes: wait for yours before you tell another one to begin.
 //
 // The chunk is pinned until hbm_export_close(address), as by hbm_pin: it neither sleeps nor leaves its address,
 // and the pool gives it back to nobody, even if the block is freed; but it may then give the address to another
@@ -859,8 +859,8 @@ int32_t hbm_export(const void *address,
 int32_t hbm_export_close(const void *address);
 
 // Maps what another process, or this one, exported, for `device` and its peers to read and write, and writes the
-// address that the exported one has here to `*address`; `export->bytes` bytes from there on can be used. Takes
-// nothing of `export`: the caller still closes its descriptor, at once if it likes. `device` is as this process
+// address that the exported one has here to `*address`; as many bytes as `bytes` says can be used from there on. The
+// descriptor stays the caller's to close, at once if it likes. `device` is as this process
 // counts them and must be, or reach, the one that has the memory.
 //
 // What is imported counts to no limit and to no statistics here, never sleeps, and is no block: hbm_free and the

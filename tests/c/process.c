@@ -20,7 +20,7 @@ static void names_of_statuses(void) {
     }
     CHECK(strcmp(hbm_status_name(HBM_OK), "ok") == 0);
     CHECK(strcmp(hbm_status_name(HBM_OUT_OF_MEMORY), "out of memory") == 0);
-    const int32_t none[] = {-1, HBM_INTERNAL + 1, INT32_MAX, INT32_MIN};
+    const int32_t none[] = {-1, HBM_IO + 1, INT32_MAX, INT32_MIN};
     for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
         CHECK(strcmp(hbm_status_name(none[i]), "unknown status") == 0);
     }
