@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/types.h>
 
 #define HBM_VERSION_MAJOR 0
 #define HBM_VERSION_MINOR 1
@@ -323,6 +324,53 @@ typedef struct hbm_driver_stats_t {
     uint64_t nanoseconds;
 } hbm_driver_stats_t;
 
+// A cell: an address that stays, with one piece of the device's memory behind it or none. Fill in
+// `struct_size` before the call.
+typedef struct hbm_cell_t {
+    // sizeof(hbm_cell_t) as the program was compiled.
+    size_t struct_size;
+    // Its number: no other cell of the process has had it, though addresses come again.
+    uint64_t serial;
+    // Its first address.
+    uint64_t address;
+    // Its length.
+    uint64_t bytes;
+    // The address of 8 bytes that hold the driver's handle of its memory, 0 while it has none. They
+    // are readable until hbm_cell_free. 0 for addresses that the caller reserved.
+    uint64_t handle_address;
+    // The device.
+    int32_t device;
+    // 1 while memory is mapped there, else 0.
+    int32_t is_mapped;
+    // 1 where the caller reserved the addresses, else 0.
+    int32_t is_callers;
+    // 1 while the library has taken its memory, by sleep, and brings it back by wake; 0 while it has
+    // memory, and where the caller took that by himself.
+    int32_t is_asleep;
+} hbm_cell_t;
+
+// What was done with cells in the process. Fill in `struct_size` before the call.
+typedef struct hbm_cell_stats_t {
+    // sizeof(hbm_cell_stats_t) as the program was compiled.
+    size_t struct_size;
+    // Cells there are.
+    uint64_t cells;
+    // Bytes that callers have mapped in them. hbm_stats counts these as blocks of the vmm kind.
+    uint64_t mapped;
+    // The most that has been.
+    uint64_t peak_mapped;
+    // Calls of hbm_cell_reserve that succeeded, since the start.
+    uint64_t reserves;
+    // Calls of hbm_cell_free that succeeded.
+    uint64_t frees;
+    // Times that memory was created and mapped.
+    uint64_t creates;
+    // Times that memory was unmapped and released, beside by a free.
+    uint64_t unmaps;
+    // Calls of any of these that failed.
+    uint64_t failures;
+} hbm_cell_stats_t;
+
 // A stretch of memory.
 typedef struct hbm_range_t {
     // Its first address.
@@ -336,7 +384,7 @@ typedef struct hbm_residency_request_t {
     // sizeof(hbm_residency_request_t) as the program was compiled.
     size_t struct_size;
     // Names of tags, in the order in which they are to wake; NULL for everything, memory without a
-    // tag included. A name that no memory ever had is HBM_INVALID_ARGUMENT.
+    // tag included. The empty name is memory without a tag; a name that no memory ever had is HBM_INVALID_ARGUMENT.
     const char *const *tags;
     // How many.
     size_t tag_count;
@@ -699,6 +747,81 @@ int32_t hbm_set_limit_fraction(int32_t device, double fraction);
 int32_t hbm_get_limit(int32_t device,
                       uint64_t *bytes);
 
+// Makes the primary context of `device` current on the calling thread for good, where the thread has
+// no context; leaves it its own where it has one. The library itself needs neither.
+int32_t hbm_ensure_context(unsigned long long device);
+
+// Puts new memory behind `size` bytes of addresses at `d_mem`: those of a cell, or a part of what the
+// caller reserved himself with cuMemAddressReserve. Writes the driver's handle of it to `*handle`,
+// which stays the library's to release. The device and its active peers may read and write it.
+// `size` and `d_mem` must be multiples of the granularity, which the error names where they are not.
+// HBM_INVALID_ARGUMENT where something is mapped there already. On failure everything is as before.
+// Memory of a cell begins with no particular contents.
+//
+// Required: `handle` must be valid for a write of 8 bytes.
+int32_t hbm_create_and_map(unsigned long long device,
+                           ssize_t size,
+                           uint64_t d_mem,
+                           uint64_t *handle);
+
+// Takes the memory from behind `d_mem` that hbm_create_and_map put there, with the same device and
+// size, waiting first for all work given to the device so far: HBM_CAPTURING while a capture is open
+// there. The addresses stay, a cell's with the library and others with the caller, and `*handle`
+// becomes 0. HBM_INVALID_ARGUMENT where nothing is mapped, HBM_NOT_OWNED where the library did not do
+// it. After another failure it can be called again.
+//
+// Required: `handle` must be valid for a write of 8 bytes.
+int32_t hbm_unmap_and_release(unsigned long long device,
+                              ssize_t size,
+                              uint64_t d_mem,
+                              uint64_t *handle);
+
+// Reserves addresses for a cell of at least `size` bytes, rounded up to the granularity, with the
+// calling thread's tag and no memory yet: that comes by hbm_create_and_map with what is written to
+// `*cell`. `stream` is where it will be used first.
+//
+// Required: `cell` must point to an hbm_cell_t whose `struct_size` is filled in.
+int32_t hbm_cell_reserve(int32_t device, ssize_t size, void *stream, struct hbm_cell_t *cell);
+
+// Gives a cell's memory, where it has any, and its addresses back, once all work given to the device
+// so far has finished. Waits for that unless a capture is open there; then it is done later. What is
+// no cell of hbm_cell_reserve is reported and left alone.
+int32_t hbm_cell_free(uint64_t address);
+
+// Takes the memory from behind all of `count` cells that have any, behind one wait for the work of
+// each device; the bytes to `*released`, which may be NULL. Cells without memory are passed over. A
+// failure of one ends nothing for the others; the first is returned.
+//
+// Required: `addresses` must be valid for reads of `count` numbers, `released` NULL or valid for a write.
+int32_t hbm_cells_discard(const uint64_t *addresses, size_t count, uint64_t *released);
+
+// Puts new memory behind all of `count` cells that have none; the bytes to `*mapped`, which may be NULL.
+// All or nothing: on failure, as when memory has run out, every cell is as before, and it can be tried
+// again.
+//
+// Required: `addresses` must be valid for reads of `count` numbers, `mapped` NULL or valid for a write.
+int32_t hbm_cells_map(const uint64_t *addresses,
+                      size_t count,
+                      uint64_t *mapped);
+
+// Describes the cell that begins at `address`. HBM_NOT_OWNED where there is none. hbm_tag_of tells its
+// tag.
+//
+// Required: `cell` must point to an hbm_cell_t whose `struct_size` is filled in.
+int32_t hbm_cell_describe(uint64_t address,
+                          struct hbm_cell_t *cell);
+
+// Writes where cells begin that have memory or had it, as many as `capacity`, in the order of their
+// addresses, and to `*count` how many there are.
+//
+// Required: `addresses` must be valid for a write of `capacity` numbers, `count` for a write.
+int32_t hbm_cell_list(uint64_t *addresses, size_t capacity, size_t *count);
+
+// What was done with cells in the process. Any thread; makes no driver call.
+//
+// Required: `out` must point to an hbm_cell_stats_t whose `struct_size` is filled in.
+int32_t hbm_cell_stats(struct hbm_cell_stats_t *out);
+
 // Says that this thread is about to begin a stream capture on `device`, whose blocks belong to the
 // graph pool (`id_high`, `id_low`). A replay writes where its capture did, so a block allocated on
 // a stream while that captures stays mapped, freed or not, until its pool is released; within the
@@ -760,7 +883,8 @@ int32_t hbm_captures_told(int32_t told);
 //
 // All work given to the device before the call is done first, on streams that nobody named too; work
 // given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
-// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+// While the call runs other threads may allocate and free, what is asleep too; what they are given for these tags
+// before it returns may sleep with the rest. HBM_CAPTURING, and nothing
 // changed, while a stream captures on the device.
 //
 // To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past
@@ -794,7 +918,7 @@ int32_t hbm_wake(const struct hbm_residency_request_t *request,
 int32_t hbm_discard(const struct hbm_residency_request_t *request,
                     struct hbm_residency_report_t *report);
 
-// Writes where memory is: that of the tag `tag`, or of all tags and none where it is NULL; on `device`, or on
+// Writes where memory is: that of the tag `tag`, without one where that is empty, or of all tags and none where it is NULL; on `device`, or on
 // every device in use where it is -1. Any thread; makes no driver call.
 //
 // Required: `tag` must be NULL or a C string, `out` point to a struct whose `struct_size` is filled in.

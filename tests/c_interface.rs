@@ -10,6 +10,7 @@ use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 const PROGRAMS: [&str; 11] = [
     "across_devices",
     "allocators",
+    "cells",
     "graphs",
     "limits",
     "placed_pool",
@@ -30,6 +31,11 @@ fn run_shared(program: &str) {
 #[test]
 fn allocators() {
     run_shared("allocators");
+}
+
+#[test]
+fn cells() {
+    run_shared("cells");
 }
 
 #[test]

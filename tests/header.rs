@@ -14,6 +14,7 @@ const FACES: [&str; 14] = [
     "capi/activity.rs",
     "capi/tags.rs",
     "capi/limits.rs",
+    "capi/cells.rs",
     "capi/graphs.rs",
     "capi/residency.rs",
     "capi/sharing.rs",

@@ -47,7 +47,7 @@ fn generate() -> String {
         .map(|name| format!("`{name}`"))
         .collect();
     page += &names.join(", ");
-    page += " (which library file and which Python are used; the others are for tests).\n";
+    page += " (which library file and which Python are used, and whether [vLLM](vllm.md) uses hbmalloc; the others are for tests).\n";
     page
 }
 

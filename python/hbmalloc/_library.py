@@ -8,7 +8,9 @@ libraries with two states, so everything in the process should use `get_library_
 import ctypes
 import os
 import threading
-from ctypes import POINTER, c_char_p, c_double, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
+)
 
 from ._errors import BY_STATUS, HbmallocError
 from ._version import __version__
@@ -66,6 +68,22 @@ class DriverStats(ctypes.Structure):
     """hbm_driver_stats_t."""
 
     _fields_ = _counts("calls", "timed_calls", "nanoseconds")
+
+
+class Cell(ctypes.Structure):
+    """hbm_cell_t."""
+
+    _fields_ = _counts("serial", "address", "bytes", "handle_address") + [
+        (name, c_int32) for name in ("device", "is_mapped", "is_callers", "is_asleep")
+    ]
+
+
+class CellStats(ctypes.Structure):
+    """hbm_cell_stats_t."""
+
+    _fields_ = _counts(
+        "cells", "mapped", "peak_mapped", "reserves", "frees", "creates", "unmaps", "failures",
+    )
 
 
 class Range(ctypes.Structure):
@@ -152,6 +170,16 @@ PROTOTYPES = {
     "hbm_set_default_tag": (c_int32, [c_char_p]),
     "hbm_tag_current": (c_int32, [c_char_p, c_size_t]),
     "hbm_tag_of": (c_int32, [c_void_p, c_char_p, c_size_t]),
+    "hbm_ensure_context": (c_int32, [c_ulonglong]),
+    "hbm_create_and_map": (c_int32, [c_ulonglong, c_ssize_t, c_uint64, POINTER(c_uint64)]),
+    "hbm_unmap_and_release": (c_int32, [c_ulonglong, c_ssize_t, c_uint64, POINTER(c_uint64)]),
+    "hbm_cell_reserve": (c_int32, [c_int32, c_ssize_t, c_void_p, POINTER(Cell)]),
+    "hbm_cell_free": (c_int32, [c_uint64]),
+    "hbm_cells_discard": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_uint64)]),
+    "hbm_cells_map": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_uint64)]),
+    "hbm_cell_describe": (c_int32, [c_uint64, POINTER(Cell)]),
+    "hbm_cell_list": (c_int32, [POINTER(c_uint64), c_size_t, POINTER(c_size_t)]),
+    "hbm_cell_stats": (c_int32, [POINTER(CellStats)]),
     "hbm_sleep": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
     "hbm_wake": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),
     "hbm_discard": (c_int32, [POINTER(ResidencyRequest), POINTER(ResidencyReport)]),

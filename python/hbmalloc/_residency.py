@@ -84,7 +84,7 @@ def _do(name, devices, make_request):
 def sleep(tags=None, to="host", devices=None, clean=False, guard=None):
     """Gives the device's memory behind `tags` back and keeps its addresses; `wake` undoes it.
 
-    `tags` is a tag's name, several, or None for everything, memory without a tag included.
+    `tags` is a tag's name, several, or None for everything; "" is memory without a tag.
     `to` says what becomes of the contents: "host", pinned memory; "file", a file a tag in the
     folder of the option `sleep_dir`; "discard", they are gone.
     `devices` is a number, several, or None for all in use, which then sleep at the same time.

@@ -3,6 +3,7 @@
 mod activity;
 mod allocator;
 mod block_stats;
+mod cells;
 mod graphs;
 mod limits;
 mod options;
@@ -15,6 +16,7 @@ mod tags;
 pub use activity::*;
 pub use allocator::*;
 pub use block_stats::*;
+pub use cells::*;
 pub use graphs::*;
 pub use limits::*;
 pub use options::*;

@@ -46,7 +46,7 @@ pub struct hbm_residency_request_t {
     /// sizeof(hbm_residency_request_t) as the program was compiled.
     pub struct_size: usize,
     /// Names of tags, in the order in which they are to wake; NULL for everything, memory without a
-    /// tag included. A name that no memory ever had is HBM_INVALID_ARGUMENT.
+    /// tag included. The empty name is memory without a tag; a name that no memory ever had is HBM_INVALID_ARGUMENT.
     pub tags: *const *const c_char,
     /// How many.
     pub tag_count: usize,
@@ -131,7 +131,8 @@ impl From<Report> for hbm_residency_report_t {
 ///
 /// All work given to the device before the call is done first, on streams that nobody named too; work
 /// given to it afterwards must not touch the memory: that is a fault, as with memory that was freed.
-/// While the call runs other threads may allocate and free, what is asleep too. HBM_CAPTURING, and nothing
+/// While the call runs other threads may allocate and free, what is asleep too; what they are given for these tags
+/// before it returns may sleep with the rest. HBM_CAPTURING, and nothing
 /// changed, while a stream captures on the device.
 ///
 /// To a file: one a tag and device, in the folder that the option `sleep_dir` names, mode 0600, written past
@@ -219,7 +220,7 @@ pub unsafe extern "C" fn hbm_discard(
     })
 }
 
-/// Writes where memory is: that of the tag `tag`, or of all tags and none where it is NULL; on `device`, or on
+/// Writes where memory is: that of the tag `tag`, without one where that is empty, or of all tags and none where it is NULL; on `device`, or on
 /// every device in use where it is -1. Any thread; makes no driver call.
 ///
 /// # Safety

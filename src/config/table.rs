@@ -271,9 +271,10 @@ pub static TABLE: [Spec; 19] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 6] = [
+pub const FOREIGN_VARIABLES: [&str; 7] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_PYTHON",
+    "HBMALLOC_VLLM",
     "HBMALLOC_CHECK_OUT",
     "HBMALLOC_CHECK_SECONDS",
     "HBMALLOC_TEST_SEED",

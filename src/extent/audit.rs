@@ -63,7 +63,7 @@ fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), Strin
     for (address, extent) in &run.extents {
         let fits = match run.owner {
             Owner::Pool => *address >= next,
-            Owner::Block | Owner::Segment => *address == next,
+            Owner::Block | Owner::Segment | Owner::Cell => *address == next,
         };
         if !fits {
             return Err(format!("a gap or overlap at {next:#x}"));
@@ -75,13 +75,18 @@ fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), Strin
             Some(chunk) if chunk.bytes() != extent.bytes => {
                 return Err(format!("the chunk at {address:#x} has another size"));
             }
+            _ if !run.shows_handle(extent) => {
+                return Err(format!(
+                    "the handle of the cell at {address:#x} is not shown"
+                ));
+            }
             _ => {}
         }
         next = address + extent.bytes;
     }
     match run.owner {
         Owner::Pool if next <= end => Ok(()),
-        Owner::Block | Owner::Segment if next == end => Ok(()),
+        Owner::Block | Owner::Segment | Owner::Cell if next == end => Ok(()),
         _ => Err(format!("the range at {begin:#x} is not covered")),
     }
 }

@@ -1,5 +1,6 @@
 //! What backs an address is changed here and nowhere else: places are given chunks, and lose them.
 
+use super::cell::CellState;
 use super::table::{Extent, Extents, Owner, Run, Table};
 use crate::config::value::Location;
 use crate::error::{Error, Result};
@@ -63,7 +64,9 @@ impl Extents {
                 extent.mapping = Some(Mapping::new(&self.device, *place, chunk)?);
             }
         }
-        self.grant(run, address, end, peers)
+        self.grant(run, address, end, peers)?;
+        run.show_handle(address);
+        Ok(())
     }
 
     pub(super) fn grant(&self, run: &Run, address: u64, end: u64, peers: &[i32]) -> Result<()> {
@@ -116,6 +119,7 @@ impl Extents {
         if extent.mapping.is_some() || extent.guard.is_some() {
             return Ok(0);
         }
+        run.cell.iter().for_each(CellState::hide_handle);
         let mut freed = 0;
         // Under the table's lock: nobody else can come to name it meanwhile.
         if let Some(chunk) = extent.chunk.as_mut().and_then(Arc::get_mut) {

@@ -3,6 +3,7 @@
 
 mod audit;
 mod backing;
+pub mod cell;
 pub mod deferral;
 mod guard;
 pub mod range;

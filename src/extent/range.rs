@@ -38,6 +38,8 @@ impl Extents {
             owner: Owner::Pool,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
+            cell: None,
+            is_leaving: false,
         };
         table.runs.insert(address, run);
         tracing::debug!("{address:#x}: {} bytes of addresses reserved", spec.bytes);
@@ -134,7 +136,7 @@ impl Extents {
     }
 
     /// Binds a hole; what cannot be undone after a failure is tried again by later operations.
-    fn fill(
+    pub(super) fn fill(
         &self,
         table: &mut Table,
         address: u64,
@@ -196,7 +198,7 @@ impl Extents {
 
 impl Table {
     /// Places that are mapped no more and yet hold a chunk are tried again by later operations.
-    fn leave_unmapped(&mut self, places: &[u64]) {
+    pub(super) fn leave_unmapped(&mut self, places: &[u64]) {
         for place in places {
             let run = self.run_at(*place);
             let extent = run.and_then(|run| run.extents.get(place));

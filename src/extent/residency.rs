@@ -3,6 +3,7 @@
 //! saved to.
 
 use super::backing::{Neighbours, charged, unmap};
+use super::cell::CellState;
 use super::table::{Extent, Extents, Owner, Residency, Run, Table};
 use crate::config::value::Location;
 use crate::core::sync::lock;
@@ -12,6 +13,7 @@ use crate::gpu::{Chunk, Mapping};
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// What the contents of an extent were saved to. Given up with the extent.
 #[derive(Clone)]
@@ -47,10 +49,18 @@ impl Extents {
     /// The places at home in memory of the device whose tag is `wanted`, by address.
     pub fn places(&self, wanted: impl Fn(TagId) -> bool) -> Vec<Place> {
         let table = lock(&self.table);
-        let of_device = |run: &&Run| run.spec.location == Location::Device && wanted(run.tag);
+        let of_device = |run: &&Run| {
+            run.spec.location == Location::Device
+                && wanted(run.tag)
+                && !run.is_leaving
+                && !run.is_callers_own()
+        };
         let places = |run: &Run| {
             let (owner, tag) = (run.owner, run.tag);
-            let at_home = (run.extents.iter()).filter(|(_, extent)| !extent.alias);
+            let at_home = run
+                .extents
+                .iter()
+                .filter(|(address, extent)| !extent.alias && !table.left_places.contains(address));
             let place = |(address, extent): (&u64, &Extent)| Place {
                 address: *address,
                 bytes: extent.bytes,
@@ -124,11 +134,13 @@ impl Extents {
         let going: Vec<u64> = (places.iter().map(|(address, _)| *address))
             .filter(may_go)
             .collect();
+        let begin = Instant::now();
         for neighbours in Neighbours::of(run, &going) {
             if let Err(error) = unmap(run, neighbours) {
                 failed.get_or_insert(error);
             }
         }
+        let unmapped = Instant::now();
         for (address, backup) in places {
             let is_unmapped = |extent: &&mut Extent| extent.mapping.is_none();
             let Some(extent) = run.extents.get_mut(address).filter(is_unmapped) else {
@@ -144,6 +156,12 @@ impl Extents {
                 }
             }
         }
+        tracing::trace!(
+            "{} places unmapped in {:?}, given back in {:?}",
+            going.len(),
+            unmapped - begin,
+            unmapped.elapsed()
+        );
     }
 
     /// Takes the chunk from a place where it is mapped no more, and leaves the place.
@@ -162,6 +180,7 @@ impl Extents {
         }
         extent.chunk = None;
         run.of_tag.sub(extent.bytes);
+        run.cell.iter().for_each(CellState::hide_handle);
         if freed > 0 {
             self.count_gone(run, freed);
             self.limit.give(charged(run.spec, freed));
@@ -247,6 +266,7 @@ impl Extents {
             extent.chunk = Some(Arc::new(Chunk::create(&self.device, bytes, run.spec)?));
             room.keep();
             run.of_tag.add(bytes);
+            run.show_handle(place);
             self.count_new(run, bytes);
         }
         Ok(true)

@@ -4,6 +4,7 @@
 //! device that joins as a peer misses no extent.
 
 use super::backing::Backing;
+use super::cell::CellState;
 use super::guard::{Guard, KnownZeros};
 use super::residency::Backup;
 use super::shared::Imports;
@@ -41,6 +42,8 @@ pub enum Owner {
     Segment,
     /// A pool, whose ranges may have holes and whose chunks move between addresses.
     Pool,
+    /// A caller that takes the memory from behind an address and puts new memory there itself.
+    Cell,
 }
 
 /// One place of a range. Its chunk lives while a place names it.
@@ -78,6 +81,10 @@ pub(super) struct Run {
     pub(super) tag: TagId,
     /// What is at home in ranges of the tag.
     pub(super) of_tag: Arc<Gauge>,
+    /// What more there is to a cell.
+    pub(super) cell: Option<CellState>,
+    /// Its block is gone, or never was one: all that is left is to take it down.
+    pub(super) is_leaving: bool,
 }
 
 impl Run {
@@ -199,6 +206,8 @@ impl Extents {
             owner: spec.owner,
             tag: spec.tag,
             of_tag: self.gauge_of(spec.tag),
+            cell: None,
+            is_leaving: false,
         };
         let chunks = pieces(spec.bytes, spec.chunk_bytes);
         match self.bind(&mut run, address, chunks, &peers) {
@@ -214,6 +223,7 @@ impl Extents {
             Err(error) => {
                 // Nothing has used the range yet. What cannot be undone now stays in the table.
                 if let Err(error) = self.dismantle(&mut run) {
+                    run.is_leaving = true;
                     self.warn_of_leftovers(&error);
                     table.runs.insert(address, run);
                     table.left_runs.push(address);
@@ -232,7 +242,10 @@ impl Extents {
 
     fn retire_from(&self, table: &mut Table, address: u64) -> Result<()> {
         match table.runs.get_mut(&address) {
-            Some(run) if run.owner != Owner::Pool => self.dismantle(run)?,
+            Some(run) if run.owner != Owner::Pool => {
+                run.is_leaving = true;
+                self.dismantle(run)?;
+            }
             _ => return Ok(()),
         }
         table.runs.remove(&address);
@@ -378,7 +391,7 @@ impl Extents {
         self.physical.add(bytes);
         match run.owner {
             Owner::Pool => self.pooled.add(bytes),
-            Owner::Block | Owner::Segment => self.unpooled.add(bytes),
+            Owner::Block | Owner::Segment | Owner::Cell => self.unpooled.add(bytes),
         }
         if run.is_pools_on_host() {
             self.pooled_on_host.add(bytes);
@@ -390,7 +403,7 @@ impl Extents {
         self.physical.sub(bytes);
         match run.owner {
             Owner::Pool => self.pooled.sub(bytes),
-            Owner::Block | Owner::Segment => self.unpooled.sub(bytes),
+            Owner::Block | Owner::Segment | Owner::Cell => self.unpooled.sub(bytes),
         }
         if run.is_pools_on_host() {
             self.pooled_on_host.sub(bytes);

@@ -135,7 +135,8 @@ impl Chunk {
         self.bytes
     }
 
-    pub(super) fn handle(&self) -> u64 {
+    /// The driver's generic allocation handle.
+    pub fn handle(&self) -> u64 {
         self.handle
     }
 

@@ -172,6 +172,18 @@ impl Device {
         })
     }
 
+    /// Makes this device's primary context current on the calling thread for good, where none is.
+    pub fn ensure_current(&self) -> Result<()> {
+        let mut current: Handle = std::ptr::null_mut();
+        // SAFETY: `current` is a valid out-pointer.
+        self.check(unsafe { self.cuda.context_current(&mut current) })?;
+        match current.is_null() {
+            // SAFETY: the context is retained for the life of the process.
+            true => self.check(unsafe { self.cuda.context_push(self.context.0) }),
+            false => Ok(()),
+        }
+    }
+
     /// Waits for all work of the device. Refused while a capture is known to be open there, which
     /// it would break.
     pub fn synchronize(&self) -> Result<()> {

@@ -10,6 +10,7 @@ pub struct Reservation {
     address: u64,
     bytes: u64,
     freed: bool,
+    lent: bool,
 }
 
 impl Reservation {
@@ -29,7 +30,24 @@ impl Reservation {
             address,
             bytes,
             freed: false,
+            lent: false,
         })
+    }
+
+    /// Part of a range that somebody else reserved, and frees.
+    pub fn lent(device: &Arc<Device>, address: u64, bytes: u64) -> Reservation {
+        Reservation {
+            device: device.clone(),
+            address,
+            bytes,
+            freed: false,
+            lent: true,
+        }
+    }
+
+    /// Whether the addresses are somebody else's.
+    pub fn is_lent(&self) -> bool {
+        self.lent
     }
 
     /// Its first address.
@@ -44,7 +62,7 @@ impl Reservation {
 
     /// Gives the addresses back; on failure they are still held and can be freed again.
     pub fn free(&mut self) -> Result<()> {
-        if !self.freed {
+        if !self.freed && !self.lent {
             // SAFETY: the range was reserved as a whole by `new`.
             self.device.check(unsafe {
                 self.device

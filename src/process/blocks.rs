@@ -175,6 +175,7 @@ impl Process {
             .tag_of(address)
             .map(TagId::from_number)
             .or_else(|| self.registry.with(address, |record| record.tag))
+            .or_else(|| self.cells.tag_of(address))
             .ok_or_else(|| not_owned("tag_of", address))
     }
 
@@ -270,7 +271,7 @@ impl Process {
         });
     }
 
-    fn reject(&self, address: u64) -> Error {
+    pub(super) fn reject(&self, address: u64) -> Error {
         self.rejected_frees.fetch_add(1, Ordering::Relaxed);
         let error = not_owned("deallocate", address);
         self.warnings

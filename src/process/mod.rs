@@ -4,6 +4,7 @@
 mod activity;
 mod block_stats;
 mod blocks;
+mod cells;
 mod choice;
 mod devices;
 mod graphs;
@@ -22,6 +23,7 @@ pub use crate::registry::AllocatorId;
 pub use activity::{DriverStats, PoolStats};
 pub use block_stats::BlockStats;
 pub use blocks::Demand;
+pub use cells::{CellInfo, CellStats};
 pub use devices::DeviceEntry;
 pub use lifetime::{check_not_forked, has_forked, is_exiting};
 pub use naming::Whose;
@@ -36,6 +38,7 @@ use crate::pool::Pools;
 use crate::registry::Registry;
 use crate::residency::{FileStore, Stores};
 use crate::sys::linux;
+use cells::Cells;
 use choice::Choice;
 use graphs::GraphPools;
 use limits::Limits;
@@ -50,6 +53,7 @@ pub struct Process {
     opened: OnceCell<Opened>,
     driver_touched: AtomicBool,
     registry: Registry,
+    cells: Cells,
     graphs: GraphPools,
     limits: Limits,
     rejected_frees: AtomicU64,
@@ -97,6 +101,7 @@ impl Process {
             opened: OnceCell::new(),
             driver_touched: AtomicBool::new(false),
             registry: Registry::default(),
+            cells: Cells::default(),
             graphs: GraphPools::default(),
             limits: Limits::default(),
             rejected_frees: AtomicU64::new(0),

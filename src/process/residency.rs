@@ -4,6 +4,7 @@
 use super::{DeviceEntry, Process, lifetime, tags};
 use crate::config::table::Opt;
 use crate::core::sync::lock;
+use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::table::Residency;
 use crate::residency::{self, Choice, HostUse, Manner, Report, Site};
@@ -322,6 +323,9 @@ fn choice(operation: &'static str, request: &Request) -> Result<Choice> {
         return Ok(Choice::default());
     };
     let tag = |name: &String| {
+        if name.is_empty() {
+            return Ok(TagId::NONE);
+        }
         tags::table().find(name)?.ok_or_else(|| {
             let known: Vec<String> = (tags::table().list().iter())
                 .map(|(_, name)| name.to_string())

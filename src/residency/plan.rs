@@ -62,7 +62,7 @@ pub(super) fn items(site: &Site, choice: &Choice, dozing: Vec<Dozing>, dead: &De
     let item = |place: Place| {
         let live = match place.owner {
             Owner::Pool => of_pool.remove(&place.address)?.live,
-            Owner::Segment => without(place.address, place.bytes, dead),
+            Owner::Segment | Owner::Cell => without(place.address, place.bytes, dead),
             Owner::Block => vec![(place.address, place.bytes)],
         };
         Some(Item { place, live })
@@ -92,24 +92,16 @@ fn without(address: u64, bytes: u64, dead: &Dead) -> Vec<(u64, u64)> {
     live
 }
 
-/// Takes the pool's memory of the tags out of use, but for places that are pinned, and says what is what.
-pub(super) fn take_out_of_use(
-    pools: &Pools,
-    site: &Site,
-    choice: &Choice,
-    dead: &Dead,
-) -> Result<Vec<Item>> {
-    let dozing = match &site.pool {
-        None => Vec::new(),
-        Some(pool) => {
-            let places = site.state.extents.places(|tag| choice.has(tag));
-            let pinned = places.iter().filter(|place| place.is_pinned);
-            let pinned: FxHashSet<u64> = pinned.map(|place| place.address).collect();
-            let stays = |address| pinned.contains(&address);
-            pools.doze(pool, &choice.numbers(), &stays)?
-        }
+/// Takes the pool's memory of the tags out of use, but for places that are pinned.
+pub(super) fn doze(pools: &Pools, site: &Site, choice: &Choice) -> Result<Vec<Dozing>> {
+    let Some(pool) = &site.pool else {
+        return Ok(Vec::new());
     };
-    Ok(items(site, choice, dozing, dead))
+    let places = site.state.extents.places(|tag| choice.has(tag));
+    let pinned = places.iter().filter(|place| place.is_pinned);
+    let pinned: FxHashSet<u64> = pinned.map(|place| place.address).collect();
+    let stays = |address| pinned.contains(&address);
+    pools.doze(pool, &choice.numbers(), &stays)
 }
 
 impl Item {

@@ -67,9 +67,10 @@ pub fn sleep(
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Sleep before the capture begins or after it has ended"));
     }
-    let items = plan::take_out_of_use(pools, site, choice, dead)?;
+    let dozing = plan::doze(pools, site, choice)?;
     // From here on nothing is unmapped under our copies.
     let paused = site.state.deferral.pause();
+    let items = plan::items(site, choice, dozing, dead);
     let outcome = put_to_sleep(site, stores, items, manner);
     drop(paused);
     if outcome.is_err() {

@@ -23,16 +23,17 @@ pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Re
     }
     let numbers = choice.numbers();
     let dozing = (site.pool.as_ref()).map_or_else(Vec::new, |pool| pools.dozing(pool, &numbers));
-    let mut asleep: Vec<Place> = (plan::items(site, choice, dozing, &[]).into_iter())
-        .map(|item| item.place)
-        .collect();
-    asleep.retain(|place| place.residency != Residency::Mapped);
     let mut report = Report::default();
-    {
+    let asleep = {
+        // What is freed meanwhile stays until all is done.
         let _paused = site.state.deferral.pause();
+        let items = plan::items(site, choice, dozing, &[]).into_iter();
+        let asleep = items.filter(|item| !item.is_awake());
+        let asleep: Vec<Place> = asleep.map(|item| item.place).collect();
         make_room(site, &asleep)?;
         bring_back(site, &asleep, &mut report)?;
-    }
+        asleep
+    };
     if let Some(pool) = &site.pool {
         pools.wake(pool, &numbers);
     }

@@ -2,7 +2,6 @@
 //! readable by their owner alone, gone with whoever made them. What a process that was killed left behind is
 //! removed by the next one that uses the folder.
 
-use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use std::ffi::c_int;
 use std::fs::{self, File, OpenOptions};
@@ -10,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Positions, lengths and addresses of direct transfers are multiples of this; blocks of disks are not longer.
 pub const BLOCK: u64 = 4096;
@@ -20,6 +19,10 @@ const ENDING: &str = ".sleep";
 
 /// The files that are there now, to be removed when the process exits.
 static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn live() -> MutexGuard<'static, Vec<PathBuf>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A file, removed when dropped.
 pub struct Scratch {
@@ -44,7 +47,7 @@ impl Scratch {
                 Ok((file, is_direct)) => {
                     // Says that its process lives.
                     lock_file(&file);
-                    lock(&LIVE).push(path.clone());
+                    live().push(path.clone());
                     return Ok(Scratch {
                         file,
                         path,
@@ -116,14 +119,14 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        lock(&LIVE).retain(|path| *path != self.path);
+        live().retain(|path| *path != self.path);
         remove(&self.path);
     }
 }
 
 /// Removes all files that this process has made and not removed: for its exit.
 pub fn remove_all() {
-    for path in std::mem::take(&mut *lock(&LIVE)) {
+    for path in std::mem::take(&mut *live()) {
         remove(&path);
     }
 }

@@ -44,6 +44,7 @@ def test_contents(wheel):
         names = set(archive.namelist())
     assert {"hbmalloc/__init__.py", "hbmalloc/torch.py", "hbmalloc/demo_torch.py", "hbmalloc/include/hbmalloc.h",
             "hbmalloc/lib/libhbmalloc.so.0", "hbmalloc/lib/libhbmalloc_sim.so",
+            "hbmalloc/compat/vllm/cumem_allocator.abi3.so", "hbmalloc/compat/vllm/cumem.py",
             "hbmalloc-0.1.0.data/scripts/hbmalloc"} <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".rs")]
 
@@ -53,6 +54,21 @@ def test_the_installed_package_uses_its_own_library(installed):
                  "import hbmalloc; print(hbmalloc.get_library_path(), hbmalloc.device_count())"], HBMALLOC_DRIVER="sim")
     path, count = done.stdout.split()
     assert path.startswith(str(installed.parent)) and path.endswith("lib/libhbmalloc.so.0") and count == "2", done
+
+
+def test_the_installed_native_module_and_plugin(installed):
+    done = call([installed / "python", "-c", """
+import importlib.metadata, os, sys
+found = importlib.metadata.entry_points()
+group = found.select(group="vllm.general_plugins") if hasattr(found, "select") else found["vllm.general_plugins"]
+(plugin,) = group
+plugin.load()()
+import hbmalloc.compat.vllm as compat
+from hbmalloc.compat.vllm import _native
+assert compat.is_installed() and os.path.basename(_native.load().__file__) == "cumem_allocator.abi3.so"
+print(_native.load().__file__)
+"""], HBMALLOC_DRIVER="sim", HBMALLOC_VLLM="1")
+    assert done.stdout.startswith(str(installed.parent)), done
 
 
 def test_the_installed_command(installed):

@@ -102,6 +102,14 @@ def _cuda_beginAllocateCurrentThreadToPool(device, pool):
 begun = []
 
 
+settings = ""
+
+
+def _accelerator_setAllocatorSettings(text):
+    global settings
+    settings = text
+
+
 # torch.accelerator keeps asking the native allocator, which is never used here.
 def _accelerator_isAllocatorInitialized():
     return False

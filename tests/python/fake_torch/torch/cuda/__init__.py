@@ -1,10 +1,8 @@
-import contextlib
-
 from . import memory
 from .memory import *  # noqa: F403
+from .memory import MemPool, _entered, use_mem_pool  # noqa: F401
 
 _initialized = False
-_entered = []
 
 
 def init():
@@ -20,19 +18,9 @@ def _is_in_bad_fork():
     return False
 
 
-class MemPool:
-    def __init__(self, allocator=None, use_on_oom=False, no_split=False):
-        if memory.current is not None:
-            raise RuntimeError("the pluggable allocator does not yet support createOrIncrefPool")
-        assert _initialized, "Allocator not initialized for device"
-        self.allocator = allocator
-        self.id = (0, 1)
+def synchronize(device=None):
+    pass
 
 
-@contextlib.contextmanager
-def use_mem_pool(pool, device=None):
-    _entered.append(pool)
-    try:
-        yield
-    finally:
-        assert _entered.pop() is pool
+def mem_get_info(device=None):
+    return memory.mem_get_info(device)

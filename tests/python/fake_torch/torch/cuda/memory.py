@@ -1,8 +1,61 @@
+import contextlib
 import ctypes
 
 from .. import _C
 
 current = None
+_entered = []  # the pools in use, innermost last
+
+
+class MemPool:
+    """Segments of a pool, each handed out whole: what a tensor has it has to itself."""
+
+    def __init__(self, allocator=None, use_on_oom=False, no_split=False):
+        from torch import cuda
+
+        if current is not None:
+            raise RuntimeError("the pluggable allocator does not yet support createOrIncrefPool")
+        assert cuda._initialized, "Allocator not initialized for device"
+        self.allocator = allocator
+        self.id = (0, 1)
+        self.segments = {}  # address: bytes of it, and how many a tensor has
+
+    def snapshot(self):
+        return [{"address": address, "total_size": size, "allocated_size": used}
+                for address, (size, used) in self.segments.items()]
+
+    def __del__(self):
+        for address, (size, _) in getattr(self, "segments", {}).items():
+            self.allocator.free(address, size, 0, None)
+
+
+def allocate(size):
+    """A segment of the pool in use, as a tensor has it; torch asks for multiples of 2 MiB."""
+    size = -(-size // (2 << 20)) * (2 << 20)
+    address = _entered[-1].allocator.malloc(size, 0, None)
+    if not address:
+        raise RuntimeError("CUDA out of memory")
+    _entered[-1].segments[address] = (size, size)
+    return address
+
+
+def drop(pool, address):
+    """The tensor is gone; the segment stays with its pool."""
+    pool.segments[address] = (pool.segments[address][0], 0)
+
+
+def release(pool, address):
+    """Torch gives a segment back."""
+    pool.allocator.free(address, pool.segments.pop(address)[0], 0, None)
+
+
+@contextlib.contextmanager
+def use_mem_pool(pool, device=None):
+    _entered.append(pool)
+    try:
+        yield
+    finally:
+        assert _entered.pop() is pool
 
 
 class CUDAPluggableAllocator:
@@ -89,14 +142,19 @@ def get_per_process_memory_fraction(device=None):
 
 
 def empty_cache():
-    _C._cuda_emptyCache()
+    if current is not None:
+        _C._cuda_emptyCache()
 
 
 def memory_snapshot():
+    if current is None:
+        return []
     return _C._cuda_memorySnapshot((0, 0, True))["segments"]
 
 
 def _snapshot(device=None):
+    if current is None:
+        return {"allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": _C.settings}, "segments": []}
     return _C._cuda_memorySnapshot(None)
 
 

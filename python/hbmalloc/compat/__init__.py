@@ -1,0 +1,1 @@
+"""Stand-ins for the memory code of other programs. Importing one imports nothing of theirs."""
