@@ -3,6 +3,7 @@
 Chunks go over a Unix socket as file descriptors, or as fabric handles where the driver makes those.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import gpucase
 from gpucase import case, check, raises
 
-COUNT = 3 << 20  # of float32: 12 MiB
+COUNT = 64 << 20  # of float32: 256 MiB
 
 
 def bytes_of(memory):
@@ -54,12 +55,13 @@ def importing(number):
             count = int.from_bytes(there.recv(8), "little")
             if count == 0:
                 break
-            before, held = driver_free(), hbmalloc.stats(0)
+            before = driver_free()
             with hbmalloc.receive_export(there) as export:
                 memory = hbmalloc.import_memory(export)
-            check(abs(before - driver_free()) < export.chunk_bytes or export.chunk_bytes < 64 << 20,
-                  "the import takes memory of the device")
-            check(hbmalloc.stats(0) == held, "the import is counted")
+            # Contexts and page tables take a little.
+            check(before - driver_free() < max(export.chunk_bytes // 2, 64 << 20), "it takes memory of the device")
+            held = hbmalloc.stats(0)
+            check(held["reserved"] == held["allocated"] == held["limit_used"] == 0, held)
             tensor = floats(memory, count)
             total = float(tensor.double().sum())
             tensor.mul_(2)
@@ -132,7 +134,8 @@ def exporting(backend):
             hbmalloc.trim()
             check(hbmalloc.stats(0)["reserved"] < reserved, hbmalloc.stats(0))
     finally:
-        here.send((0).to_bytes(8, "little"))
+        with contextlib.suppress(OSError):
+            here.send((0).to_bytes(8, "little"))
         here.close()
         check(other.wait(60) == 0, "the other process ended with %s" % other.returncode)
 

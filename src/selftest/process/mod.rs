@@ -140,6 +140,8 @@ pub const SUITE: Suite = Suite {
         shared::awake,
         shared::what_cannot_be,
         shared::wrong_imports,
+        shared::over_a_fabric,
+        shared::beside_others,
         shared::refused_calls,
     ]],
 };

@@ -337,6 +337,71 @@ pub fn wrong_imports() -> Outcome {
     house.finish()
 }
 
+/// Where the driver makes fabric handles, chunks go by these.
+pub fn over_a_fabric() -> Outcome {
+    let house = House::open("fabric=works", &[])?;
+    house.sim()?;
+    for kind in MAPPED {
+        let block = house.allocate(kind, MIB, Stream::LEGACY)?;
+        house.fill(block, MIB, 0x66)?;
+        let shared = house.process.export(block)?;
+        ensure!(matches!(shared.handle, Handle::Fabric(_)), "{shared:?}");
+        let there = house.import(&shared)?;
+        ensure!(house.holds(there, MIB, 0x66)?, "read where it came");
+        house.process.close_import(there)?;
+        house.process.close_export(block)?;
+        house.free(block)?;
+    }
+    house.finish()
+}
+
+/// Threads export, free and close while others make the pool move and give back what it has.
+pub fn beside_others() -> Outcome {
+    let house = House::sharing()?;
+    let process = &house.process;
+    process.set_limit(0, Size::Bytes(256 * MIB))?;
+    let demand = |bytes| house.demand(Kind::Pool, bytes, Stream::LEGACY);
+    let state = process.device(0)?.state();
+    let sharing = || -> Outcome {
+        for step in 1..60u64 {
+            let block = process.allocate(demand((step % 5 + 1) * MIB))?;
+            let shared = process.export(block)?;
+            process.deallocate(block, None, None)?;
+            let there = house.import(&shared)?;
+            ensure!(state.extents.is_pinned(block - shared.offset), "no pin");
+            process.close_import(there)?;
+            process.close_export(block)?;
+        }
+        Ok(())
+    };
+    let moving = |seed: u64| -> Outcome {
+        for step in 0..120u64 {
+            let bytes = ((step * 13 + seed * 7) % 40 + 1) * MIB;
+            let block = process.allocate(demand(bytes))?;
+            process.deallocate(block, None, None)?;
+            if step % 9 == 0 {
+                process.trim(0, 0)?;
+            }
+        }
+        Ok(())
+    };
+    let ended = |outcome: std::thread::Result<Outcome>| {
+        outcome.unwrap_or_else(|_| Err("a thread panicked".into()))
+    };
+    let outcomes = std::thread::scope(|scope| {
+        let threads = [
+            scope.spawn(sharing),
+            scope.spawn(sharing),
+            scope.spawn(|| moving(1)),
+            scope.spawn(|| moving(2)),
+        ];
+        threads.map(|thread| ended(thread.join()))
+    });
+    outcomes.into_iter().collect::<Outcome>()?;
+    process.audit_pool(0)?;
+    house.finish()
+}
+
 /// Every driver call fails once: nothing is left of an import, an export that failed pins nothing, and a close
 /// can be called again.
 pub fn refused_calls() -> Outcome {
