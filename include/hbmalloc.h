@@ -123,6 +123,14 @@ typedef enum hbm_residency_change {
     HBM_RESIDENCY_REMAPPED = 1,
 } hbm_residency_change;
 
+// By what another process comes to memory.
+typedef enum hbm_export_kind {
+    // A file descriptor, for processes of this machine.
+    HBM_EXPORT_FD = 1,
+    // A fabric handle, for processes on any host of an NVLink domain.
+    HBM_EXPORT_FABRIC = 2,
+} hbm_export_kind;
+
 // An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 // allocator is an error, not a crash.
 typedef struct hbm_allocator_t hbm_allocator_t;
@@ -439,6 +447,30 @@ typedef struct hbm_host_buffer_t {
     // Those of them that hold something.
     uint64_t used;
 } hbm_host_buffer_t;
+
+// A chunk of memory to be had by another process, and a place in it.
+typedef struct hbm_export_t {
+    // sizeof(hbm_export_t) as the program was compiled.
+    size_t struct_size;
+    // An hbm_export_kind: which of `fd` and `fabric` stands for the chunk.
+    int32_t kind;
+    // The file descriptor, or -1. Whoever has the struct closes it, once it was sent or imported: it holds the
+    // chunk's memory while it is open. Programs started by exec do not get it.
+    int32_t fd;
+    // The device, as the process that exported it counts them.
+    int32_t device;
+    // 0.
+    uint32_t reserved;
+    // The length of the chunk, which is shared as a whole.
+    uint64_t chunk_bytes;
+    // How far in it the address lies that was exported.
+    uint64_t offset;
+    // Bytes from that address to the end of the chunk. A block may go on in another one: export that from the
+    // address `bytes` further on.
+    uint64_t bytes;
+    // The fabric handle, or zeros.
+    uint8_t fabric[64];
+} hbm_export_t;
 
 #ifdef __cplusplus
 extern "C" {
@@ -929,6 +961,61 @@ int32_t hbm_host_buffer_trim(uint64_t keep,
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.
 int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
+
+// Exports the chunk that `address`, anywhere in a live block, lies in. Blocks of the vmm kind can be exported,
+// those of the pool over it, and segments of MemPools; HBM_UNSUPPORTED for others, and where the driver makes
+// no memory that can be shared. HBM_NOT_OWNED where no live block is, HBM_INVALID_ARGUMENT where it sleeps.
+//
+// Blocks of the pool share chunks: the other process can read and write the neighbours too. Nothing orders the work
+// of processes: wait for yours before you tell another one to begin.
+//
+// The chunk is pinned until hbm_export_close(address), as by hbm_pin: it neither sleeps nor leaves its address,
+// and the pool gives it back to nobody, even if the block is freed; but it may then give the address to another
+// block of this process. A block of the vmm kind, or a segment, that is freed is unmapped here all the same, and
+// needs no close: another process that has imported it has it still.
+//
+// Required: `out` must point to a struct whose `struct_size` is filled in.
+int32_t hbm_export(const void *address,
+                   struct hbm_export_t *out);
+
+// Undoes the pin of one hbm_export of `address`, or of another address in the same chunk. Descriptors stay open,
+// and other processes keep what they have imported. HBM_INVALID_ARGUMENT where nothing is pinned.
+int32_t hbm_export_close(const void *address);
+
+// Maps what another process, or this one, exported, for `device` and its peers to read and write, and writes the
+// address that the exported one has here to `*address`; as many bytes as `bytes` says can be used from there on. The
+// descriptor stays the caller's to close, at once if it likes. `device` is as this process
+// counts them and must be, or reach, the one that has the memory.
+//
+// What is imported counts to no limit and to no statistics here, never sleeps, and is no block: hbm_free and the
+// like reject its address. HBM_INVALID_ARGUMENT for lengths or a descriptor that cannot be; HBM_DRIVER or
+// HBM_UNSUPPORTED where the driver makes nothing of what is behind it.
+//
+// Required: `imported` must point to a filled-in struct, `address` be valid for a write.
+int32_t hbm_import(const struct hbm_export_t *imported,
+                   int32_t device,
+                   void **address);
+
+// Unmaps what hbm_import gave `address` for, after all work that its device and those that reach it were given;
+// waits for that. HBM_NOT_OWNED where it was closed already, HBM_CAPTURING while a stream captures there.
+int32_t hbm_import_close(void *address);
+
+// Sends an export over `socket`, a connected Unix-domain stream socket, for hbm_export_receive at the other
+// end; its descriptor goes with it and stays open here too. Waits while the socket is full. HBM_IO where the other
+// end is closed, HBM_BUSY where the socket has a time limit and it passes. After an error close the socket.
+//
+// Required: `sent` must point to a filled-in struct.
+int32_t hbm_export_send(int32_t socket,
+                        const struct hbm_export_t *sent);
+
+// Receives what hbm_export_send sent, and waits for it. The descriptor in `*out` is then the caller's to close;
+// after an error there is none. HBM_IO where the other end is closed, or where something else came: close the
+// socket then. HBM_UNSUPPORTED where the other end has another version, HBM_BUSY where the socket has a time limit
+// and it passes.
+//
+// Required: `out` must point to a struct whose `struct_size` is filled in.
+int32_t hbm_export_receive(int32_t socket,
+                           struct hbm_export_t *out);
 
 // Says that every hook is set (1), or that none is (0): then a freed block waits behind all work
 // of the device.

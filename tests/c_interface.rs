@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     "across_devices",
     "allocators",
     "cells",
@@ -16,6 +16,7 @@ const PROGRAMS: [&str; 11] = [
     "placed_pool",
     "wrong_use",
     "process",
+    "sharing",
     "stats",
     "tags",
     "torch_entries",
@@ -65,6 +66,11 @@ fn limits() {
 #[test]
 fn placed_pool() {
     run_shared("placed_pool");
+}
+
+#[test]
+fn sharing() {
+    run_shared("sharing");
 }
 
 #[test]

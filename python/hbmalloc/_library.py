@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 from ctypes import (
-    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint32, c_uint64, c_ulonglong, c_void_p,
+    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
 )
 
 from ._errors import BY_STATUS, HbmallocError
@@ -120,6 +120,15 @@ class HostBuffer(ctypes.Structure):
     _fields_ = _counts("pinned", "used")
 
 
+class Export(ctypes.Structure):
+    """hbm_export_t."""
+
+    _fields_ = [
+        ("struct_size", c_size_t), ("kind", c_int32), ("fd", c_int32), ("device", c_int32), ("reserved", c_uint32),
+        ("chunk_bytes", c_uint64), ("offset", c_uint64), ("bytes", c_uint64), ("fabric", c_uint8 * 64),
+    ]
+
+
 class OptionInfo(ctypes.Structure):
     """hbm_option_t."""
 
@@ -181,6 +190,12 @@ PROTOTYPES = {
     "hbm_host_buffer_prepare": (c_int32, [c_uint64]),
     "hbm_host_buffer_trim": (c_int32, [c_uint64, POINTER(c_uint64)]),
     "hbm_host_buffer": (c_int32, [POINTER(HostBuffer)]),
+    "hbm_export": (c_int32, [c_void_p, POINTER(Export)]),
+    "hbm_export_close": (c_int32, [c_void_p]),
+    "hbm_export_send": (c_int32, [c_int32, POINTER(Export)]),
+    "hbm_export_receive": (c_int32, [c_int32, POINTER(Export)]),
+    "hbm_import": (c_int32, [POINTER(Export), c_int32, POINTER(c_void_p)]),
+    "hbm_import_close": (c_int32, [c_void_p]),
     "hbm_torch_set_hooked": (None, [c_int32]),
     "hbm_torch_serve_cache_info": (c_int32, []),
     "hbm_torch_segment_functions": (c_int32, [c_int32, c_char_p, POINTER(c_void_p), POINTER(c_void_p)]),

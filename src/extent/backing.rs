@@ -129,6 +129,7 @@ impl Extents {
         if extent.chunk.take().is_some() && !extent.alias {
             run.of_tag.sub(extent.bytes);
         }
+        self.set_pins(extent, 0);
         if freed > 0 {
             self.count_gone(run, freed);
             self.limit.give(charged(run.spec, freed));

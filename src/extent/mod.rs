@@ -8,6 +8,7 @@ pub mod deferral;
 mod guard;
 pub mod range;
 pub mod residency;
+pub mod shared;
 pub mod table;
 
 use crate::config::value::Location;

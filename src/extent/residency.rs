@@ -322,7 +322,26 @@ impl Extents {
         self.change_pins("unpin", address, bytes, |pins| pins.checked_sub(1))
     }
 
-    fn change_pins(
+    /// Whether the chunk of a place must stay where it is. Costs next to nothing while nothing is pinned.
+    pub fn is_pinned(&self, place: u64) -> bool {
+        if self.pinned.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut table = lock(&self.table);
+        let extent = (table.run_at(place)).and_then(|run| run.extents.get(&place));
+        extent.is_some_and(|extent| extent.pins > 0)
+    }
+
+    pub(super) fn set_pins(&self, extent: &mut Extent, pins: u32) {
+        match (extent.pins > 0, pins > 0) {
+            (false, true) => _ = self.pinned.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.pinned.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+        extent.pins = pins;
+    }
+
+    pub(super) fn change_pins(
         &self,
         operation: &'static str,
         address: u64,
@@ -352,7 +371,7 @@ impl Extents {
             return Err(refused("not all of it is mapped"));
         }
         for (_, extent) in run.extents.range_mut(first..end) {
-            extent.pins = change(extent.pins).unwrap_or(extent.pins);
+            self.set_pins(extent, change(extent.pins).unwrap_or(extent.pins));
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::backing::Backing;
 use super::cell::CellState;
 use super::guard::{Guard, KnownZeros};
 use super::residency::Backup;
+use super::shared::Imports;
 use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::limit::Limit;
@@ -16,7 +17,7 @@ use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 /// Where the contents of an extent are.
@@ -166,6 +167,10 @@ pub struct Extents {
     pub(super) zeros: Mutex<KnownZeros>,
     /// Whether anything has ever slept.
     pub(super) has_slept: AtomicBool,
+    /// How many places are pinned.
+    pub(super) pinned: AtomicUsize,
+    /// What other processes share with this one.
+    pub(super) imports: Mutex<Imports>,
 }
 
 impl Extents {
@@ -181,6 +186,8 @@ impl Extents {
             limit,
             zeros: Mutex::default(),
             has_slept: AtomicBool::new(false),
+            pinned: AtomicUsize::new(0),
+            imports: Mutex::default(),
         }
     }
 
@@ -302,6 +309,7 @@ impl Extents {
                 }
             }
         }
+        self.admit_peer_to_imports(peer);
     }
 
     pub(super) fn warn_of_leftovers(&self, error: &Error) {

@@ -2,13 +2,15 @@
 
 use super::device::Device;
 use crate::config::value::Location;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::sys::cuda::{AllocationProp, MemLocation};
+use crate::sys::descriptors;
 use cuda_sys::driver::sys::{
     CUmemAllocationHandleType, CUmemAllocationProp_st__bindgen_ty_1 as AllocationFlags,
     CUmemAllocationType, CUmemLocationType,
 };
 use std::ffi::{c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// How a chunk can be handed to other processes.
@@ -144,11 +146,18 @@ impl Chunk {
         self.spec
     }
 
-    /// Exports the chunk as a file descriptor, which the caller owns.
-    pub fn export_fd(&self) -> Result<i32> {
+    /// Exports the chunk as a file descriptor, closed by exec.
+    pub fn export_fd(&self) -> Result<OwnedFd> {
         let mut fd: c_int = -1;
         // SAFETY: this handle type writes one descriptor.
         unsafe { self.export(Share::Fd, std::ptr::from_mut(&mut fd).cast())? };
+        if fd < 0 {
+            return Err(Error::new(Status::Internal, "export")
+                .detail(format!("the driver gave the descriptor {fd}")));
+        }
+        // SAFETY: the driver made it for whoever asks, so nobody else closes it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        descriptors::close_on_exec(&fd);
         Ok(fd)
     }
 
@@ -161,9 +170,10 @@ impl Chunk {
     }
 
     /// Imports a chunk of `bytes` from a file descriptor, which stays the caller's.
-    pub fn import_fd(device: &Arc<Device>, fd: i32, bytes: u64) -> Result<Chunk> {
+    pub fn import_fd(device: &Arc<Device>, fd: BorrowedFd<'_>, bytes: u64) -> Result<Chunk> {
+        let fd = fd.as_raw_fd() as usize as *mut c_void;
         // SAFETY: this handle type is passed by value in place of the pointer.
-        unsafe { Chunk::import(device, Share::Fd, fd as usize as *mut c_void, bytes) }
+        unsafe { Chunk::import(device, Share::Fd, fd, bytes) }
     }
 
     /// Imports a chunk of `bytes` from a fabric handle.

@@ -25,7 +25,7 @@ pub mod uses;
 pub mod workarounds;
 
 pub use capability::Probe;
-pub use chunk::{Chunk, ChunkSpec, Share};
+pub use chunk::{Chunk, ChunkSpec, FabricHandle, Share};
 pub use copying::{CopyQueue, HostPiece};
 pub use device::{ContextGuard, Device};
 pub use driver::Driver;

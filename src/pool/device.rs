@@ -199,7 +199,7 @@ impl DevicePool {
     pub fn releasable(&self) -> u64 {
         let arenas = lock(&self.arenas).clone();
         let open = arenas.iter().filter(|arena| arena.is_open());
-        open.flat_map(|arena| lock(&arena.space).free_places())
+        open.flat_map(|arena| self.movable_places(arena))
             .map(|place| place.bytes)
             .sum()
     }

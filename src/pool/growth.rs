@@ -220,7 +220,7 @@ impl DevicePool {
             if !arena.is_open() || arena.ground.location != wanted.heap.location() {
                 continue;
             }
-            let places = lock(&arena.space).free_places();
+            let places = self.movable_places(arena);
             let mut last = (Color::NEUTRAL, true, Epoch::MAX);
             for place in places {
                 if place.color != last.0 {
@@ -305,7 +305,7 @@ impl DevicePool {
         let taken: Vec<(Candidate, bool)> = stretch
             .moved
             .iter()
-            .map(|place| (*place, place.take_from(arenas)))
+            .map(|place| (*place, self.take(arenas, place)))
             .collect();
         let lost = taken.iter().filter(|(_, is_ours)| !is_ours);
         stretch.new.extend(lost.map(|(place, _)| place.bytes));
@@ -328,7 +328,7 @@ impl DevicePool {
     /// Gives chunks back that no work uses. One that is in use again, or cannot go now, stays.
     fn release(&self, arenas: &[Arc<Arena>], chunks: &[Candidate]) {
         for chunk in chunks {
-            if !chunk.take_from(arenas) {
+            if !self.take(arenas, chunk) {
                 continue;
             }
             let gone = (self.backing).give_back(&self.state, &[(chunk.address, chunk.bytes)]);
@@ -469,14 +469,6 @@ impl DevicePool {
             wanted.heap.settle();
             self.or_later(self.give_back(beyond, Some(location)));
         }
-    }
-}
-
-impl Candidate {
-    /// Takes it, if nobody has used it since it was found.
-    fn take_from(&self, arenas: &[Arc<Arena>]) -> bool {
-        let mut space = lock(&arenas[self.arena].space);
-        space.take_place(self.address, self.color, self.epoch)
     }
 }
 

@@ -20,6 +20,7 @@ mod growth;
 mod heap;
 mod keys;
 mod local;
+mod movable;
 mod pace;
 mod pending;
 mod policy;

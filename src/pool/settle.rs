@@ -263,14 +263,14 @@ impl DevicePool {
 
     /// [`DevicePool::give_back`] of one arena; the bytes given back, and what went wrong.
     pub(super) fn give_back_from(&self, arena: &Arena, bytes: u64) -> (u64, Option<Error>) {
-        let free = lock(&arena.space).free_places();
+        let free = self.movable_places(arena);
         let mut taken = Vec::new();
         let mut planned = 0;
         for place in free.iter().filter(|place| place.color == Color::NEUTRAL) {
             if planned >= bytes {
                 break;
             }
-            if lock(&arena.space).take_place(place.address, place.color, place.epoch) {
+            if self.take_place(arena, place.address, place.color, place.epoch) {
                 taken.push((place.address, place.bytes));
                 planned += place.bytes;
             }

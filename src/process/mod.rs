@@ -15,6 +15,7 @@ pub mod placement;
 mod pooled;
 mod report;
 pub mod residency;
+pub mod sharing;
 pub mod stats;
 pub mod tags;
 

@@ -206,10 +206,10 @@ impl Process {
     /// Keeps the chunks behind a stretch of memory where they are, until as many calls of
     /// [`Process::unpin`].
     pub fn pin(&self, address: u64, bytes: u64) -> Result<()> {
-        self.device_of("pin", address)?
-            .state()
-            .extents
-            .pin(address, bytes)
+        let device = self.device_of("pin", address)?;
+        // What is about to sleep was looked at already.
+        let _turn = lock(device.residency_turn());
+        device.state().extents.pin(address, bytes)
     }
 
     /// Undoes one [`Process::pin`] of the same stretch.
@@ -220,7 +220,11 @@ impl Process {
             .unpin(address, bytes)
     }
 
-    fn device_of(&self, operation: &'static str, address: u64) -> Result<&Arc<DeviceEntry>> {
+    pub(super) fn device_of(
+        &self,
+        operation: &'static str,
+        address: u64,
+    ) -> Result<&Arc<DeviceEntry>> {
         lifetime::check_not_forked()?;
         let mut devices = self.devices_in_use();
         devices

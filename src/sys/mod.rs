@@ -1,6 +1,7 @@
 //! Foreign ABIs and nothing else: the driver's symbols, CUDA's or HIP's, opened at run time, and Linux.
 
 pub mod cuda;
+pub mod descriptors;
 pub mod hip;
 pub mod library;
 pub mod linux;

@@ -116,7 +116,8 @@ def test_structures_have_the_headers_layout(sim, tmp_path):
     from hbmalloc import _library
 
     lines = []
-    for structure, name in ((_library.Stats, "hbm_stats_t"), (_library.OptionInfo, "hbm_option_t")):
+    for structure, name in (
+            (_library.Stats, "hbm_stats_t"), (_library.OptionInfo, "hbm_option_t"), (_library.Export, "hbm_export_t")):
         lines.append("_Static_assert(sizeof(%s) == %d, \"size\");" % (name, ctypes.sizeof(structure)))
         for field, _ in structure._fields_:
             offset = getattr(structure, field).offset

@@ -13,6 +13,7 @@ mod owners;
 mod pinned;
 mod placed;
 mod records;
+mod shared;
 mod statistics;
 mod streams;
 
@@ -132,6 +133,16 @@ pub const SUITE: Suite = Suite {
         placed::said_later,
         placed::nearest,
         placed::refused,
+        shared::one_memory,
+        shared::inside_a_block,
+        shared::pinned_while_free,
+        shared::others_are_moved,
+        shared::awake,
+        shared::what_cannot_be,
+        shared::wrong_imports,
+        shared::over_a_fabric,
+        shared::beside_others,
+        shared::refused_calls,
     ]],
 };
 

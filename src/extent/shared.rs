@@ -1,0 +1,253 @@
+//! Chunks that processes share: those of ours that are exported, and those of others that are mapped here.
+//! What comes from elsewhere is kept apart from what is ours: it counts nowhere and never sleeps or moves,
+//! and whoever imported it says when it goes.
+
+use super::table::Extents;
+use crate::config::value::Location;
+use crate::core::sync::lock;
+use crate::error::{Error, Result, Status};
+use crate::gpu::{Chunk, Device, FabricHandle, Mapping, Reservation, Share};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// By what another process comes to a chunk.
+#[derive(Debug)]
+pub enum Handle<F> {
+    /// A file descriptor, which holds the chunk's memory while it is open.
+    Fd(F),
+    /// A handle that is good on every host of an NVLink domain.
+    Fabric(FabricHandle),
+}
+
+/// A chunk to be had by another process, and a place in it.
+#[derive(Debug)]
+pub struct Shared<F> {
+    /// What stands for the chunk.
+    pub handle: Handle<F>,
+    /// Its length.
+    pub chunk_bytes: u64,
+    /// How far in it the place lies.
+    pub offset: u64,
+    /// The device, as the process that exported it counts them.
+    pub device: i32,
+}
+
+impl Shared<OwnedFd> {
+    /// The same, its descriptor lent.
+    pub fn lend(&self) -> Shared<BorrowedFd<'_>> {
+        Shared {
+            handle: match &self.handle {
+                Handle::Fd(fd) => Handle::Fd(fd.as_fd()),
+                Handle::Fabric(handle) => Handle::Fabric(*handle),
+            },
+            chunk_bytes: self.chunk_bytes,
+            offset: self.offset,
+            device: self.device,
+        }
+    }
+}
+
+/// A chunk of another process, mapped as a whole.
+struct Import {
+    /// What was given out: an address in it.
+    address: u64,
+    // Before the chunk and the range that it is in.
+    mapping: Option<Mapping>,
+    chunk: Chunk,
+    reservation: Reservation,
+}
+
+impl Import {
+    /// Takes it down as far as it goes; can be called again after a failure.
+    fn take_down(&mut self) -> Result<()> {
+        if let Some(mapping) = self.mapping.take() {
+            mapping.unmap().map_err(|(mapping, error)| {
+                self.mapping = Some(mapping);
+                error
+            })?;
+        }
+        self.chunk.release()?;
+        self.reservation.free()
+    }
+}
+
+/// What other processes share with this one.
+#[derive(Default)]
+pub(super) struct Imports {
+    /// By first address of their mappings.
+    live: BTreeMap<u64, Import>,
+    /// Of imports that failed, what could not be undone; the next one tries again.
+    left: Vec<Import>,
+}
+
+impl Imports {
+    fn base_of(&self, address: u64) -> Option<u64> {
+        let (base, import) = self.live.range(..=address).next_back()?;
+        (import.address == address).then_some(*base)
+    }
+}
+
+impl Extents {
+    /// Exports the chunk that an address lies in, and pins it until [`Extents::close_export`].
+    pub fn export(&self, address: u64) -> Result<Shared<OwnedFd>> {
+        const OPERATION: &str = "export";
+        let _guard = self.device.enter()?;
+        let mut table = lock(&self.table);
+        let is_there = |(place, bytes): (u64, u64)| address - place < bytes;
+        let run = table.run_at(address);
+        let found = run.and_then(|run| {
+            let (place, extent) = run.extents.range_mut(..=address).next_back()?;
+            is_there((*place, extent.bytes)).then_some((*place, extent, run.spec))
+        });
+        let Some((place, extent, spec)) = found else {
+            return Err(Error::new(Status::NotOwned, OPERATION)
+                .detail(format!("nothing is behind {address:#x}")));
+        };
+        let chunk = match (&extent.chunk, &extent.mapping) {
+            (Some(chunk), Some(_)) if !extent.alias => chunk,
+            _ => {
+                return Err(Error::invalid(
+                    OPERATION,
+                    format!("memory at {address:#x} sleeps, so there is nothing to share"),
+                )
+                .advice("Wake it first"));
+            }
+        };
+        let pins = (extent.pins.checked_add(1))
+            .ok_or_else(|| Error::new(Status::Busy, OPERATION).detail("it is pinned too often"))?;
+        let handle = match spec.share {
+            Share::Fd => Handle::Fd(chunk.export_fd()?),
+            Share::Fabric => Handle::Fabric(chunk.export_fabric()?),
+            Share::None => {
+                return Err(Error::new(Status::Unsupported, OPERATION)
+                    .detail(format!(
+                        "memory at {address:#x} was made so that no other process can have it"
+                    ))
+                    .advice("Memory of the device can be exported where the driver can; the host's cannot"));
+            }
+        };
+        let chunk_bytes = chunk.bytes();
+        self.set_pins(extent, pins);
+        tracing::debug!("{place:#x}: {chunk_bytes} bytes exported");
+        Ok(Shared {
+            handle,
+            chunk_bytes,
+            offset: address - place,
+            device: self.device.ordinal(),
+        })
+    }
+
+    /// Undoes the pin of one [`Extents::export`] of an address in the same chunk.
+    pub fn close_export(&self, address: u64) -> Result<()> {
+        self.change_pins("close an export", address, 1, |pins| pins.checked_sub(1))
+    }
+
+    /// Maps a chunk that was exported, here or in another process; the address that its place has here.
+    pub fn import(&self, shared: &Shared<BorrowedFd<'_>>) -> Result<u64> {
+        const OPERATION: &str = "import";
+        let _guard = self.device.enter()?;
+        let (bytes, offset) = (shared.chunk_bytes, shared.offset);
+        let granularity = self.device.granularity()?;
+        if bytes == 0 || bytes % granularity != 0 || offset >= bytes {
+            return Err(Error::invalid(
+                OPERATION,
+                format!(
+                    "offset {offset} in a chunk of {bytes} bytes, of which chunks have a multiple of {granularity}"
+                ),
+            ));
+        }
+        let mut imports = lock(&self.imports);
+        imports.left.retain_mut(|left| left.take_down().is_err());
+        let mut import = self
+            .map(shared, granularity)
+            .map_err(|error| not_as_exported(error, bytes))?;
+        let base = import.reservation.address();
+        if let Err(error) = self.give_access(&import) {
+            if let Err(error) = import.take_down() {
+                self.warn_of_leftovers(&error);
+                imports.left.push(import);
+            }
+            return Err(error.advice(format!(
+                "Import it on the device that has it, or on one that reaches it; that was device {}",
+                self.device.ordinal()
+            )));
+        }
+        let address = import.address;
+        imports.live.insert(base, import);
+        tracing::debug!("{base:#x}: {bytes} bytes imported");
+        Ok(address)
+    }
+
+    fn map(&self, shared: &Shared<BorrowedFd<'_>>, align: u64) -> Result<Import> {
+        let device: &Arc<Device> = &self.device;
+        let bytes = shared.chunk_bytes;
+        let chunk = match &shared.handle {
+            Handle::Fd(fd) => Chunk::import_fd(device, *fd, bytes)?,
+            Handle::Fabric(handle) => Chunk::import_fabric(device, *handle, bytes)?,
+        };
+        let reservation = Reservation::new(device, bytes, align)?;
+        let mapping = Mapping::new(device, reservation.address(), &chunk)?;
+        Ok(Import {
+            address: reservation.address() + shared.offset,
+            mapping: Some(mapping),
+            chunk,
+            reservation,
+        })
+    }
+
+    fn give_access(&self, import: &Import) -> Result<()> {
+        let Some(mapping) = &import.mapping else {
+            return Ok(());
+        };
+        let peers = self.peers();
+        match mapping.allow(&peers, Location::Device) {
+            Err(error) if !peers.is_empty() => {
+                mapping.allow(&[], Location::Device)?;
+                self.warn_of_peers(&error);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    pub(super) fn admit_peer_to_imports(&self, peer: i32) {
+        let imports = lock(&self.imports);
+        for mapping in (imports.live.values()).filter_map(|import| import.mapping.as_ref()) {
+            if let Err(error) = mapping.allow(&[peer], Location::Device) {
+                self.warn_of_peers(&error);
+            }
+        }
+    }
+
+    /// Whether [`Extents::import`] gave out an address that is not closed yet.
+    pub fn has_import(&self, address: u64) -> bool {
+        lock(&self.imports).base_of(address).is_some()
+    }
+
+    /// Unmaps what was imported at an address; the caller vouches that no work uses it any more. After a
+    /// failure it can be called again. Says whether anything was there.
+    pub fn close_import(&self, address: u64) -> Result<bool> {
+        let _guard = self.device.enter()?;
+        let mut imports = lock(&self.imports);
+        let Some(base) = imports.base_of(address) else {
+            return Ok(false);
+        };
+        if let Some(import) = imports.live.get_mut(&base) {
+            import.take_down()?;
+        }
+        imports.live.remove(&base);
+        tracing::debug!("{base:#x}: no longer imported");
+        Ok(true)
+    }
+}
+
+/// What the driver says of a handle or a length that are not those of an export is not much.
+fn not_as_exported(error: Error, bytes: u64) -> Error {
+    if error.code().is_none() || error.status() == Status::OutOfMemory {
+        return error;
+    }
+    error
+        .also(&format!("the chunk was said to have {bytes} bytes"))
+        .advice("Handle and length must be as hbm_export gave them; a file descriptor serves its own machine only")
+}
