@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "across_devices",
     "allocators",
     "graphs",
@@ -15,6 +15,7 @@ const PROGRAMS: [&str; 10] = [
     "placed_pool",
     "wrong_use",
     "process",
+    "residency",
     "stats",
     "tags",
     "torch_entries",
@@ -44,6 +45,11 @@ fn wrong_use() {
 #[test]
 fn process() {
     run_shared("process");
+}
+
+#[test]
+fn residency() {
+    run_shared("residency");
 }
 
 #[test]
