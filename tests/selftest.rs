@@ -51,6 +51,11 @@ fn pool() {
 }
 
 #[test]
+fn residency() {
+    passes("residency");
+}
+
+#[test]
 fn faults() {
     passes("faults");
 }
