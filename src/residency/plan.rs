@@ -63,7 +63,12 @@ pub(super) fn items(site: &Site, choice: &Choice, dozing: Vec<Dozing>, dead: &De
         .collect();
     let item = |place: Place| {
         let live = match place.owner {
-            Owner::Pool => of_pool.remove(&place.address)?.live,
+            Owner::Pool => match of_pool.remove(&place.address) {
+                Some(dozing) => dozing.live,
+                // It stays in use, and is told of.
+                None if place.is_pinned => Vec::new(),
+                None => return None,
+            },
             Owner::Segment => without(place.address, place.bytes, dead),
             Owner::Block => vec![(place.address, place.bytes)],
         };
@@ -98,6 +103,8 @@ pub(super) fn take_out_of_use(
     choice: &Choice,
     dead: &Dead,
 ) -> Result<Vec<Item>> {
+    // What was freed before need not be saved.
+    site.state.deferral.wait();
     let dozing = match &site.pool {
         None => Vec::new(),
         Some(pool) => {

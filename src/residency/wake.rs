@@ -20,18 +20,20 @@ pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Re
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Wake before the capture begins or after it has ended"));
     }
+    // What was freed asleep need not come back.
+    site.state.deferral.drain();
     let numbers = choice.numbers();
     let dozing = (site.pool.as_ref()).map_or_else(Vec::new, |pool| pools.dozing(pool, &numbers));
+    // From here on nothing goes under our copies, nor comes to be where it was.
+    let paused = site.state.deferral.pause();
     let mut asleep: Vec<Place> = (plan::items(site, choice, dozing, &[]).into_iter())
         .map(|item| item.place)
         .collect();
     asleep.retain(|place| place.residency != Residency::Mapped);
     let mut report = Report::default();
-    {
-        let _paused = site.state.deferral.pause();
-        make_room(site, &asleep)?;
-        bring_back(site, &asleep, &mut report)?;
-    }
+    make_room(site, &asleep)?;
+    bring_back(site, &asleep, &mut report)?;
+    drop(paused);
     if let Some(pool) = &site.pool {
         pools.wake(pool, &numbers);
     }
