@@ -7,7 +7,7 @@ use crate::extent::residency::Place;
 use crate::extent::table::{Owner, Residency};
 use crate::pool::{DevicePool, Dozing, Pools};
 use rustc_hash::{FxHashMap, FxHashSet};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// A device and its pool, if that is in use.
 pub struct Site {
@@ -97,12 +97,13 @@ fn without(address: u64, bytes: u64, dead: &Dead) -> Vec<(u64, u64)> {
 }
 
 /// Takes the pool's memory of the tags out of use, but for places that are pinned, and says what is what.
-pub(super) fn take_out_of_use(
+/// Nothing of it is unmapped, nor comes to be where it was, until the guard is dropped.
+pub(super) fn take_out_of_use<'a>(
     pools: &Pools,
-    site: &Site,
+    site: &'a Site,
     choice: &Choice,
     dead: &Dead,
-) -> Result<Vec<Item>> {
+) -> Result<(Vec<Item>, MutexGuard<'a, ()>)> {
     // What was freed before need not be saved.
     site.state.deferral.wait();
     let dozing = match &site.pool {
@@ -115,7 +116,8 @@ pub(super) fn take_out_of_use(
             pools.doze(pool, &choice.numbers(), &stays)?
         }
     };
-    Ok(items(site, choice, dozing, dead))
+    let paused = site.state.deferral.pause();
+    Ok((items(site, choice, dozing, dead), paused))
 }
 
 impl Item {

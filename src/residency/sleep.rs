@@ -53,9 +53,7 @@ pub fn sleep(
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Sleep before the capture begins or after it has ended"));
     }
-    let items = plan::take_out_of_use(pools, site, choice, dead)?;
-    // From here on nothing is unmapped under our copies.
-    let paused = site.state.deferral.pause();
+    let (items, paused) = plan::take_out_of_use(pools, site, choice, dead)?;
     let outcome = put_to_sleep(site, store, items, manner);
     drop(paused);
     if outcome.is_err() {
