@@ -198,3 +198,40 @@ pub fn clean_in_the_pool() -> Outcome {
     nest.free_all(eggs)?;
     nest.finish()
 }
+
+/// What is kept comes to no more than the option says, however many tags were woken one after another.
+pub fn kept_over_several_wakes() -> Outcome {
+    let nest = Nest::open(SPEC, &[("keep_host", "10MiB")])?;
+    let mut eggs = Vec::new();
+    for (seed, tag) in (1..).zip(["one", "two", "three"]) {
+        eggs.push(nest.lay(VMM, tag, 6 * MIB, seed)?);
+    }
+    for tag in ["one", "two", "three"] {
+        nest.sleep(&[tag])?;
+        nest.wake(&[tag])?;
+    }
+    let used = nest.host_used();
+    nest.verify_all(&eggs)?;
+    nest.free_all(eggs)?;
+    nest.finish()?;
+    ensure!(used <= 10 * MIB, "{used} bytes are kept, of {}", 10 * MIB);
+    Ok(())
+}
+
+/// Copies that are kept of what is awake are no reason to refuse a sleep: they are only there to save time.
+pub fn kept_copies_make_room() -> Outcome {
+    let options = [("keep_host", "64MiB"), ("sleep_host_limit", "16MiB")];
+    let nest = Nest::open(SPEC, &options)?;
+    let eggs = [
+        nest.lay(VMM, "one", 10 * MIB, 1)?,
+        nest.lay(VMM, "two", 10 * MIB, 2)?,
+    ];
+    nest.sleep(&["one"])?;
+    nest.wake(&["one"])?;
+    let refused = nest.sleep(&["two"]).map(|_| ());
+    nest.wake(&[])?;
+    nest.verify_all(&eggs)?;
+    nest.free_all(eggs)?;
+    nest.finish()?;
+    refused
+}

@@ -229,3 +229,29 @@ pub fn held() -> Outcome {
     }
     Ok(())
 }
+
+/// What came while a tag slept is in use as before after a second sleep has failed: what is freed of it
+/// serves again.
+pub fn in_use_after_a_failure() -> Outcome {
+    let nest = Nest::open(
+        "devices=1,memory=4GiB,poison=1",
+        &[("sleep_host_limit", "16MiB")],
+    )?;
+    let first = nest.lay(POOL, "tag", 8 * MIB, 1)?;
+    nest.sleep(&["tag"])?;
+    let new = nest.lay(POOL, "tag", 40 * MIB, 2)?;
+    let refused = nest.sleep(&["tag"]);
+    ensure!(refused.is_err(), "the budget does not hold");
+    nest.verify(&new)?;
+    let held = nest.places(None)?.device;
+    for seed in 3..6 {
+        nest.free_all([new])?;
+        let again = nest.lay(POOL, "tag", 40 * MIB, seed)?;
+        ensure_eq!(nest.places(None)?.device, held, "held for one block");
+        ensure_eq!(again.address, new.address, "its address");
+    }
+    nest.wake(&["tag"])?;
+    nest.verify(&first)?;
+    nest.free_all([first, new])?;
+    nest.finish()
+}
