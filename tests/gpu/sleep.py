@@ -160,16 +160,17 @@ def graphs(memory):
         hbmalloc.wake("scratch")
         graph.replay()
         check(torch.equal(result.cpu(), expected), "another result after its temporaries were discarded")
+    if memory.pools is not None:
+        return  # torch's own allocator tells nobody of its captures
     with case("nothing sleeps or wakes in a capture"):
         second = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(second, **memory.of_graphs("scratch")):
+        with torch.cuda.graph(second):
             for call in (hbmalloc.sleep, hbmalloc.wake, hbmalloc.discard):
                 with raises(hbmalloc.CapturingError):
                     call("weights")
             step()
         second.replay()
         check(torch.equal(result.cpu(), expected), "the capture is not what it was")
-    del graph, second
 
 
 def running_work(memory):

@@ -292,3 +292,12 @@ def test_nothing_is_in_use_yet(sim):
         assert set(hbmalloc.residency().values()) == {0} and hbmalloc.host_buffer()["pinned"] == 0
         assert hbmalloc._library.library().hbm_driver_used() == 0
     """, HBMALLOC_DRIVER="/no/such/driver.so")
+
+
+def test_the_process_may_end_while_memory_sleeps(sim):
+    sim(MEMORY + """
+        blocks = [Block(kind, 3 * MIB, "tag") for kind in ("vmm", "pool")]
+        hbmalloc.sleep("tag")
+        blocks.append(Block("pool", 3 * MIB, "tag"))
+        blocks[0].free()
+    """)

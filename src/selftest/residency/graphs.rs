@@ -147,6 +147,26 @@ fn untold() -> Outcome {
     nest.free_all([egg])
 }
 
+/// A capture of which nothing was told or seen: sleep is refused and nothing has changed. The capture may be
+/// broken by then, which is why captures are to be told of.
+pub fn unseen_captures() -> Outcome {
+    for mode in [CAPTURE_GLOBAL, CAPTURE_RELAXED] {
+        let nest = Nest::plain()?;
+        nest.house.process.set_captures_told(false);
+        let egg = nest.lay((Kind::Pool, Owner::Block), "tag", 6 * MIB, 1)?;
+        let stream = nest.house.machine.stream()?;
+        nest.house.machine.begin_capture(stream.stream(), mode)?;
+        let refused = (nest.house.process).sleep(&request(&["tag"]), To::Host, false);
+        let _ = nest.house.machine.end_capture(stream.stream());
+        fails_with("in an unseen capture", refused, Status::Capturing)?;
+        ensure_eq!(nest.places(None)?.host, 0, "asleep after a refusal");
+        nest.verify(&egg)?;
+        nest.free_all([egg])?;
+        nest.finish()?;
+    }
+    Ok(())
+}
+
 /// Captures a graph that fills two temporaries, copies one over the other, and that to `out`.
 fn capture<'a>(
     nest: &'a Nest,

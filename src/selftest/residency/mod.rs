@@ -78,6 +78,7 @@ pub const SUITE: Suite = Suite {
         memory::what_is_cached_makes_room,
         memory::pinned,
         graphs::captures_refuse,
+        graphs::unseen_captures,
         graphs::replayed_after,
         graphs::with_nothing_live,
         graphs::released_asleep,
