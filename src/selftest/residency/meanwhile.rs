@@ -255,3 +255,39 @@ pub fn in_use_after_a_failure() -> Outcome {
     nest.free_all([first, new])?;
     nest.finish()
 }
+
+/// The same, freed while its stream still works on it, and then the tag wakes: another stream is not given
+/// what that work uses.
+pub fn not_given_on_after_a_failure() -> Outcome {
+    let nest = Nest::open(
+        "devices=1,memory=4GiB,poison=1",
+        &[("sleep_host_limit", "16MiB")],
+    )?;
+    let bytes = nest.house.machine.busy_bytes().max(40 * MIB);
+    let first = nest.lay(POOL, "tag", 8 * MIB, 1)?;
+    nest.sleep(&["tag"])?;
+    let new = nest.allocate(POOL, "tag", bytes)?;
+    let refused = nest.sleep(&["tag"]);
+    ensure!(refused.is_err(), "the budget does not hold");
+    let busy = nest.house.machine.busy(nest.stream.stream(), new, bytes)?;
+    nest.house.free(new)?;
+    nest.wake(&["tag"])?;
+    let other = nest.house.machine.stream()?;
+    let next = nest.ask(&Demand {
+        stream: other.stream(),
+        ..nest.demand(POOL, tag("tag")?, bytes)
+    })?;
+    let is_apart = next >= new + bytes || next + bytes <= new;
+    let is_running = busy.is_running()?;
+    busy.end()?;
+    nest.verify(&first)?;
+    nest.free_all([first])?;
+    nest.house.free(next)?;
+    nest.house.process.forget_stream(0, other.stream())?;
+    nest.finish()?;
+    ensure!(
+        is_apart || !is_running,
+        "memory that another stream works on was given out"
+    );
+    Ok(())
+}

@@ -66,6 +66,7 @@ pub const SUITE: Suite = Suite {
         meanwhile::figures,
         meanwhile::held,
         meanwhile::in_use_after_a_failure,
+        meanwhile::not_given_on_after_a_failure,
         budget::of_the_host,
         budget::room_is_kept_and_trimmed,
         budget::clean,
