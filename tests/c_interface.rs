@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 13] = [
     "across_devices",
     "allocators",
     "cells",
@@ -17,6 +17,7 @@ const PROGRAMS: [&str; 12] = [
     "wrong_use",
     "process",
     "sharing",
+    "residency",
     "stats",
     "tags",
     "torch_entries",
@@ -51,6 +52,11 @@ fn wrong_use() {
 #[test]
 fn process() {
     run_shared("process");
+}
+
+#[test]
+fn residency() {
+    run_shared("residency");
 }
 
 #[test]

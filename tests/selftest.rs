@@ -60,6 +60,11 @@ fn pool() {
 }
 
 #[test]
+fn residency() {
+    passes("residency");
+}
+
+#[test]
 fn faults() {
     passes("faults");
 }

@@ -37,6 +37,14 @@ def _device_numbers(devices):
     return [_one_device(device) for device in devices]
 
 
+def _bytes(number):
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError("a number of bytes is an int, not %r" % (number,))
+    if not 0 <= number < 1 << 64:
+        raise ValueError("no number of bytes: %d" % number)
+    return number
+
+
 def _unused_ranges():
     """What torch's own allocator has free in its segments: it need not be saved."""
     torch = sys.modules.get("torch")
@@ -161,23 +169,23 @@ def set_residency_callback(function):
 
 def pin(address, nbytes):
     """Keeps the memory behind an address where it is: what is pinned does not sleep."""
-    _library.check(_library.library().hbm_pin(address, nbytes), "pin")
+    _library.check(_library.library().hbm_pin(address, _bytes(nbytes)), "pin")
 
 
 def unpin(address, nbytes):
     """Undoes one `pin` of the same stretch."""
-    _library.check(_library.library().hbm_unpin(address, nbytes), "unpin")
+    _library.check(_library.library().hbm_unpin(address, _bytes(nbytes)), "unpin")
 
 
 def prepare_host_buffer(nbytes):
     """Pins memory of the host until `nbytes` are free, so that the first sleep need not."""
-    _library.check(_library.library().hbm_host_buffer_prepare(nbytes), "prepare_host_buffer")
+    _library.check(_library.library().hbm_host_buffer_prepare(_bytes(nbytes)), "prepare_host_buffer")
 
 
 def trim_host_buffer(keep=0):
     """Gives free memory that sleep pinned back to the system, down to `keep` bytes; the bytes given back."""
     given_back = ctypes.c_uint64()
-    status = _library.library().hbm_host_buffer_trim(keep, ctypes.byref(given_back))
+    status = _library.library().hbm_host_buffer_trim(_bytes(keep), ctypes.byref(given_back))
     _library.check(status, "trim_host_buffer")
     return given_back.value
 

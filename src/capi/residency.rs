@@ -157,6 +157,8 @@ pub unsafe extern "C" fn hbm_sleep(
         let raw = unsafe { read_struct("hbm_sleep", request, &[])? };
         // SAFETY: passed on to the caller.
         let request = unsafe { request_of("hbm_sleep", &raw)? };
+        // SAFETY: passed on to the caller. One that cannot be written is refused before anything is done.
+        unsafe { write_report("hbm_sleep", report, Report::default())? };
         let to = match raw.to {
             0 => To::Host,
             1 => To::File,
@@ -193,6 +195,8 @@ pub unsafe extern "C" fn hbm_wake(
         let raw = unsafe { read_struct("hbm_wake", request, &[])? };
         // SAFETY: passed on to the caller.
         let request = unsafe { request_of("hbm_wake", &raw)? };
+        // SAFETY: passed on to the caller. One that cannot be written is refused before anything is done.
+        unsafe { write_report("hbm_wake", report, Report::default())? };
         let done = observe::process().wake(&request)?;
         // SAFETY: passed on to the caller.
         unsafe { write_report("hbm_wake", report, done) }
@@ -213,6 +217,8 @@ pub unsafe extern "C" fn hbm_discard(
         let raw = unsafe { read_struct("hbm_discard", request, &[])? };
         // SAFETY: passed on to the caller.
         let request = unsafe { request_of("hbm_discard", &raw)? };
+        // SAFETY: passed on to the caller. One that cannot be written is refused before anything is done.
+        unsafe { write_report("hbm_discard", report, Report::default())? };
         let how = how("hbm_discard", To::Nothing, raw.flags)?;
         let done = observe::process().sleep(&request, how)?;
         // SAFETY: passed on to the caller.

@@ -1,10 +1,11 @@
 //! Pages of the host that are pinned by registering them. Populated huge pages register in a fraction of
 //! the time that the driver takes to allocate pinned memory.
 
-use super::device::{Device, undo};
+use super::device::Device;
 use crate::error::Result;
 use crate::sys::pages::Pages;
 use std::ffi::{c_uint, c_void};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 /// Pinned for every context.
@@ -14,7 +15,7 @@ const PORTABLE: c_uint = 1;
 /// Unregistered, and unmapped, when dropped; the driver then waits for work of the context.
 pub struct Registered {
     device: Arc<Device>,
-    pages: Pages,
+    pages: ManuallyDrop<Pages>,
 }
 
 impl Registered {
@@ -32,7 +33,7 @@ impl Registered {
             .map_err(|error| error.bytes(bytes))?;
         Ok(Registered {
             device: device.clone(),
-            pages,
+            pages: ManuallyDrop::new(pages),
         })
     }
 
@@ -56,13 +57,22 @@ impl Registered {
     }
 }
 
-impl Drop for Registered {
-    fn drop(&mut self) {
-        let Ok(_guard) = self.device.enter() else {
-            return;
-        };
+impl Registered {
+    fn unregister(&self) -> Result<()> {
+        let _guard = self.device.enter()?;
         let address = self.address() as *mut c_void;
         // SAFETY: registered by `register`, whose owner this is the last of.
-        undo(|| unsafe { self.device.cuda().host_unregister(address) });
+        self.device
+            .check(unsafe { self.device.cuda().host_unregister(address) })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // Pages that stay registered stay mapped: what is mapped there next could not be registered.
+        if self.unregister().or_else(|_| self.unregister()).is_ok() {
+            // SAFETY: nobody uses them from here on.
+            unsafe { ManuallyDrop::drop(&mut self.pages) };
+        }
     }
 }

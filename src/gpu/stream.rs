@@ -1,6 +1,6 @@
 //! A stream's handle, as the driver and torch pass it, and what can be asked of it.
 
-use super::device::Device;
+use super::device::{Device, undo};
 use crate::error::Result;
 use crate::sys::cuda::Handle;
 use std::ffi::c_uint;
@@ -89,10 +89,10 @@ impl OwnedStream {
 
 impl Drop for OwnedStream {
     fn drop(&mut self) {
-        let Ok(_guard) = self.device.enter() else {
+        let Ok(_guard) = self.device.enter().or_else(|_| self.device.enter()) else {
             return;
         };
         // SAFETY: the stream was made in `create` and this is its only owner.
-        let _ = unsafe { self.device.cuda().stream_destroy(self.stream.raw()) };
+        undo(|| unsafe { self.device.cuda().stream_destroy(self.stream.raw()) });
     }
 }

@@ -84,6 +84,11 @@ impl Process {
     pub fn sleep(&self, request: &Request, how: How) -> Result<Report> {
         let choice = choice("sleep", request)?;
         let mut dead = request.dead.clone();
+        let is_endless = |(begin, bytes): &&(u64, u64)| begin.checked_add(*bytes).is_none();
+        if let Some((begin, bytes)) = dead.iter().find(is_endless) {
+            let detail = format!("{bytes} bytes at {begin:#x} are no stretch of memory");
+            return Err(Error::invalid("sleep", detail));
+        }
         dead.sort_unstable();
         let manner = Manner {
             to: how.to,

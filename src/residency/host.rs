@@ -110,7 +110,8 @@ impl HostStore {
         let mut inner = lock(&self.inner);
         let ready = bytes.min(inner.free_bytes - inner.promised);
         // Whole huge pages are pinned.
-        let missing = (bytes - ready).next_multiple_of(HUGE_PAGE);
+        let missing = (bytes - ready).checked_next_multiple_of(HUGE_PAGE);
+        let missing = missing.unwrap_or(u64::MAX);
         let pinned = inner.total + inner.coming;
         if missing > 0 {
             let lacking = |what: String| {
@@ -128,7 +129,8 @@ impl HostStore {
                 ));
             }
             let left = pages::available();
-            if missing + inner.coming + LEFT_TO_OTHERS > left {
+            let needed = missing.saturating_add(inner.coming + LEFT_TO_OTHERS);
+            if needed > left {
                 return lacking(format!("the host has {left} bytes left"));
             }
         }

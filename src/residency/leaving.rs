@@ -146,7 +146,11 @@ impl<'a> Leaving<'a> {
         };
         let gone: Vec<_> = places.into_iter().filter(is_gone).collect();
         match waited.and_then(|()| wake::bring_back(self.site, &gone, &mut Report::default())) {
-            Ok(()) => error,
+            Ok(()) => {
+                // What is awake is written to; a later sleep must not take these for its contents.
+                self.site.state.extents.drop_backups(&self.gone);
+                error
+            }
             Err(second) => error.advice(format!(
                 "Some of it sleeps, and did not come back either ({second}): wake it when there is memory"
             )),

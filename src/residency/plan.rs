@@ -61,7 +61,12 @@ pub(super) fn items(site: &Site, choice: &Choice, dozing: Vec<Dozing>, dead: &De
         .collect();
     let item = |place: Place| {
         let live = match place.owner {
-            Owner::Pool => of_pool.remove(&place.address)?.live,
+            Owner::Pool => match of_pool.remove(&place.address) {
+                Some(dozing) => dozing.live,
+                // It stays in use, and is told of.
+                None if place.is_pinned => Vec::new(),
+                None => return None,
+            },
             Owner::Segment | Owner::Cell => without(place.address, place.bytes, dead),
             Owner::Block => vec![(place.address, place.bytes)],
         };

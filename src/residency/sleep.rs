@@ -67,8 +67,10 @@ pub fn sleep(
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Sleep before the capture begins or after it has ended"));
     }
+    // What was freed before need not be saved.
+    site.state.deferral.wait();
     let dozing = plan::doze(pools, site, choice)?;
-    // From here on nothing is unmapped under our copies.
+    // From here on nothing goes under our copies, nor comes to be where it was.
     let paused = site.state.deferral.pause();
     let items = plan::items(site, choice, dozing, dead);
     let outcome = put_to_sleep(site, stores, items, manner);

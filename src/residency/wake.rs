@@ -21,6 +21,8 @@ pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Re
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Wake before the capture begins or after it has ended"));
     }
+    // What was freed asleep need not come back.
+    site.state.deferral.drain();
     let numbers = choice.numbers();
     let dozing = (site.pool.as_ref()).map_or_else(Vec::new, |pool| pools.dozing(pool, &numbers));
     let mut report = Report::default();

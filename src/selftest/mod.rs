@@ -9,6 +9,7 @@ pub mod machine;
 pub mod pool;
 pub mod process;
 pub mod ranges;
+pub mod residency;
 pub mod simulator;
 pub mod sources;
 pub mod stress;
@@ -90,6 +91,7 @@ pub const SUITES: &[Suite] = &[
     sources::SUITE,
     process::SUITE,
     pool::SUITE,
+    residency::SUITE,
     faults::SUITE,
     stress::SUITE,
 ];

@@ -4,6 +4,7 @@
 
 pub mod process;
 pub mod ranges;
+mod residency;
 pub mod sources;
 
 use super::simulator::Simulator;
@@ -64,6 +65,10 @@ pub trait Stage {
     fn probes(&self) -> bool;
     /// Whether the operation is tried again when memory has run out.
     fn retries(&self) -> bool;
+    /// Whether a failure of this call may pass without a word, since what it was to undo is tried once more.
+    fn tries_again(&self, _call: &str) -> bool {
+        false
+    }
     /// What must hold after the operation, failed or not: the next one works, and at the end nothing
     /// is left. `refused` says that the driver said it lacks something.
     fn settle(self: Box<Self>, refused: bool) -> Outcome;
@@ -73,16 +78,25 @@ pub trait Stage {
 pub const SUITE: Suite = Suite {
     name: "faults",
     about: "every driver call of every operation fails once, at each of its positions",
-    cases: &[ranges::CASES, sources::CASES, process::CASES],
+    cases: &[
+        ranges::CASES,
+        sources::CASES,
+        process::CASES,
+        residency::CASES,
+    ],
 };
 
 /// Runs `scenario` once without a fault and then once for every call, position and code. The answer
 /// is the number of faults tried.
 pub fn exhaust(scenario: &impl Scenario) -> Result<u64, Stop> {
+    exhaust_with(scenario, &CODES)
+}
+
+fn exhaust_with(scenario: &impl Scenario, codes: &[i32]) -> Result<u64, Stop> {
     let (mut tried, mut wrong) = (0, Vec::new());
     for (call, count) in calls_of(scenario)? {
         for nth in 1..=count {
-            for code in CODES {
+            for &code in codes {
                 let place = format!("{call} number {nth} of {count} answers {code}");
                 match one_fault(scenario, &call, nth, code).map_err(|stop| stop.at(place)) {
                     Err(Stop::Failed(text)) => wrong.push(text),
@@ -144,7 +158,11 @@ fn one_fault(scenario: &impl Scenario, call: &str, nth: u64, code: i32) -> Outco
     let refused = stage.probes() && DEFINITE.contains(&code);
     let told = match &outcome {
         Err(error) => names(&error.to_string(), call),
-        Ok(()) => is_quiet(call)? || (stage.probes() && call == QUIET_IN_PROBES),
+        Ok(()) => {
+            is_quiet(call)?
+                || stage.tries_again(call)
+                || (stage.probes() && call == QUIET_IN_PROBES)
+        }
     };
     let retried = outcome.is_ok() && code == OUT_OF_MEMORY && stage.retries();
     if !(told || refused || retried || stage.warnings() > warned) {
