@@ -53,6 +53,7 @@ impl Extents {
                 alias,
                 backup: None,
                 pins: 0,
+                is_unfilled: false,
                 guard: None,
             };
             let bytes = extent.bytes;

@@ -257,6 +257,7 @@ impl Extents {
             alias: false,
             backup: None,
             pins: 0,
+            is_unfilled: false,
             guard: None,
         };
         Run {

@@ -202,7 +202,8 @@ impl Extents {
     }
 
     /// Puts chunks behind places that have none, at their addresses, by new chunks whose contents are
-    /// undefined. All or nothing: on failure those made are gone again.
+    /// undefined: to others they sleep until [`Extents::set_filled`]. All or nothing: on failure those made are
+    /// gone again.
     pub fn restore(&self, places: &[u64]) -> Result<()> {
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
@@ -245,7 +246,7 @@ impl Extents {
             }
             for place in &missing {
                 if let Some(extent) = run.extents.get_mut(place) {
-                    if let Some(chunk) = &extent.chunk {
+                    if let (Some(chunk), None) = (&extent.chunk, &extent.mapping) {
                         extent.mapping = Some(Mapping::new(&self.device, *place, chunk)?);
                     }
                 }
@@ -265,7 +266,7 @@ impl Extents {
         let Some(extent) = run.extents.get(&place) else {
             return Ok(false);
         };
-        if extent.mapping.is_some() {
+        if extent.mapping.is_some() && !extent.is_unfilled {
             return Ok(false);
         }
         self.strip(run, place)?;
@@ -274,6 +275,7 @@ impl Extents {
         };
         // From here on a failure takes it down again.
         made.push(place);
+        extent.is_unfilled = true;
         if extent.chunk.is_none() {
             let bytes = extent.bytes;
             let room = self.limit.hold(charged(run.spec, bytes))?;
@@ -297,6 +299,17 @@ impl Extents {
         };
         if let Err(error) = unmapped.and_then(|()| self.drop_chunk(run, place).map(|_| ())) {
             self.warn_of_leftovers(&error);
+        }
+    }
+
+    /// Places that were restored hold what they are to hold.
+    pub fn set_filled(&self, places: &[u64]) {
+        let mut table = lock(&self.table);
+        for place in places {
+            let extent = (table.run_at(*place)).and_then(|run| run.extents.get_mut(place));
+            if let Some(extent) = extent {
+                extent.is_unfilled = false;
+            }
         }
     }
 

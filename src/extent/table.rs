@@ -58,6 +58,8 @@ pub(super) struct Extent {
     pub(super) backup: Option<Backup>,
     /// How many have asked that its chunk stays where it is.
     pub(super) pins: u32,
+    /// It was woken, and what it held is not back yet: to everybody else it sleeps.
+    pub(super) is_unfilled: bool,
     /// Zeros that are mapped here while it sleeps, if any are.
     pub(super) guard: Option<Guard>,
 }
@@ -65,9 +67,9 @@ pub(super) struct Extent {
 impl Extent {
     pub(super) fn residency(&self) -> Residency {
         match (&self.mapping, &self.backup) {
-            (Some(_), _) => Residency::Mapped,
-            (None, Some(backup)) => backup.at,
-            (None, None) => Residency::Discarded,
+            (Some(_), _) if !self.is_unfilled => Residency::Mapped,
+            (_, Some(backup)) => backup.at,
+            (_, None) => Residency::Discarded,
         }
     }
 }

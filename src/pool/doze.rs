@@ -9,6 +9,8 @@ use super::word::Word;
 use crate::config::value::Location;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
+use crate::extent::table::Residency;
+use crate::gpu::Fence;
 use rustc_hash::FxHashSet;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -88,7 +90,7 @@ impl Pools {
         }
         let outcome = self.mark(pool, wanted, &arenas);
         if let Err(error) = outcome {
-            self.use_again(&arenas);
+            self.use_again(pool, &arenas, false);
             return Err(error);
         }
         Ok(arenas.iter().flat_map(|arena| dozing(arena)).collect())
@@ -153,30 +155,46 @@ impl Pools {
         arenas.iter().flat_map(|arena| dozing(arena)).collect()
     }
 
-    /// Memory of the tags is in use again, once there are chunks behind all of its places.
-    pub fn wake(&self, pool: &DevicePool, wanted: &dyn Fn(u16) -> bool) {
+    /// Memory of the tags that has chunks is in use again. `is_settled` says that no work can have used what was
+    /// freed meanwhile; else an order point is waited for, or it stays out of use until the next time.
+    pub fn wake(&self, pool: &DevicePool, wanted: &dyn Fn(u16) -> bool, is_settled: bool) {
         let _turn = lock(&pool.growth);
-        self.use_again(&pool.dozers(wanted));
+        self.use_again(pool, &pool.dozers(wanted), is_settled);
     }
 
-    fn use_again(&self, arenas: &[Arc<Arena>]) {
+    fn use_again(&self, pool: &DevicePool, arenas: &[Arc<Arena>], is_settled: bool) {
+        let places = pool.state.extents.places(|_| true).into_iter();
+        let asleep = places.filter(|place| place.residency != Residency::Mapped);
+        let asleep: FxHashSet<u64> = asleep.map(|place| place.address).collect();
         for arena in arenas {
-            let blocks = {
-                let mut space = lock(&arena.space);
-                let blocks = space.dozing_blocks();
-                space.wake();
-                blocks
+            let mut space = lock(&arena.space);
+            let blocks = space.dozing_blocks();
+            space.rouse(|address| asleep.contains(&address));
+            let still: FxHashSet<_> = space.dozing_blocks().into_iter().collect();
+            drop(space);
+            self.unmark(blocks.into_iter().filter(|block| !still.contains(block)));
+        }
+        let settled = match is_settled {
+            true => Ok(()),
+            false => Fence::order_point(pool.device()).and_then(|fence| fence.wait()),
+        };
+        if pool.or_later(settled.map(|()| true)) {
+            for arena in arenas {
+                lock(&arena.space).wake();
+            }
+        }
+    }
+
+    fn unmark(&self, blocks: impl Iterator<Item = (u64, u64)>) {
+        let _uses = lock(&self.uses);
+        for (address, _) in blocks {
+            let Some(entry) = self.radix.find(address) else {
+                continue;
             };
-            let _uses = lock(&self.uses);
-            for (address, _) in &blocks {
-                let Some(entry) = self.radix.find(*address) else {
-                    continue;
-                };
-                let word = Word(entry.state());
-                if word.is_live() && word.is_asleep() {
-                    // Who frees it meanwhile goes the long way, which is as good.
-                    let _ = entry.change(word.0, word.awake().0);
-                }
+            let word = Word(entry.state());
+            if word.is_live() && word.is_asleep() {
+                // Who frees it meanwhile goes the long way, which is as good.
+                let _ = entry.change(word.0, word.awake().0);
             }
         }
     }

@@ -266,6 +266,8 @@ impl Process {
     }
 
     fn trim_device(&self, device: &DeviceEntry, keep: u64) -> Result<u64> {
-        device.trim(keep)
+        let given_back = device.trim(keep)?;
+        self.forget_dead(device);
+        Ok(given_back)
     }
 }

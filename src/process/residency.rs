@@ -3,10 +3,11 @@
 
 use super::{DeviceEntry, Process, lifetime, tags};
 use crate::config::table::Opt;
-use crate::core::sync::lock;
+use crate::core::sync::{lock, try_lock};
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::table::Residency;
+use crate::gpu::Device;
 use crate::residency::{self, Choice, HostUse, Manner, Report, Site};
 use crate::sys::linux;
 use std::path::PathBuf;
@@ -140,6 +141,14 @@ impl Process {
         done.failed.map_or(Ok(done.report), Err)
     }
 
+    /// What pool memory was saved to in which no block is left goes, unless somebody is about to sleep or wake.
+    pub(super) fn forget_dead(&self, device: &DeviceEntry) {
+        let turn = try_lock(device.residency_turn());
+        if let (Some(_turn), Some(pool)) = (turn, device.pool_in_use()) {
+            self.pools.dozing(pool, &|_| true);
+        }
+    }
+
     /// Pins room on the host until `bytes` are free, for sleeps to come; needs a device in use.
     pub fn prepare_host(&self, bytes: u64) -> Result<()> {
         lifetime::check_not_forked()?;
@@ -266,6 +275,7 @@ impl Process {
             act(&Site {
                 state: device.state().clone(),
                 pool: device.pool_in_use().cloned(),
+                users: self.devices_in_use().map(gpu_of).collect(),
             })
         };
         let outcomes: Vec<Result<Report>> = match &devices[..] {
@@ -321,6 +331,10 @@ impl Done {
             failed: Some(error),
         }
     }
+}
+
+fn gpu_of(device: &Arc<DeviceEntry>) -> Arc<Device> {
+    device.state().device.clone()
 }
 
 fn choice(operation: &'static str, request: &Request) -> Result<Choice> {

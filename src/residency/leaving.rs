@@ -27,6 +27,8 @@ pub(super) struct Leaving<'a> {
     group_bytes: u64,
     copying: VecDeque<(Fence, Group)>,
     gone: Vec<u64>,
+    /// What copies under way save, until they stand behind an event.
+    saving: Saved,
 }
 
 impl<'a> Leaving<'a> {
@@ -41,22 +43,23 @@ impl<'a> Leaving<'a> {
             group_bytes: 0,
             copying: VecDeque::new(),
             gone: Vec::new(),
+            saving: Saved::default(),
         })
     }
 
     /// Copies what is live of a place.
     pub fn save(&mut self, item: &Item) -> Result<()> {
-        let mut saved = Saved::default();
         for (begin, bytes) in &item.live {
             let (mut at, end) = (*begin, begin + bytes);
             while at < end {
                 let span = self.span(end - at)?;
-                self.queue.save(at, &span.piece)?;
-                let offset = at - item.place.address;
-                at += span.piece.bytes;
-                saved.pieces.push((offset, Stored::Host(span)));
+                let (offset, piece) = (at - item.place.address, span.piece.clone());
+                self.saving.pieces.push((offset, Stored::Host(span)));
+                self.queue.save(at, &piece)?;
+                at += piece.bytes;
             }
         }
+        let saved = std::mem::take(&mut self.saving);
         let bytes = saved.bytes();
         self.let_go(item, saved.into_backup(), bytes)
     }

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::extent::DeviceState;
 use crate::extent::residency::Place;
 use crate::extent::table::{Owner, Residency};
+use crate::gpu::Device;
 use crate::pool::{DevicePool, Dozing, Pools};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub struct Site {
     pub state: Arc<DeviceState>,
     /// Its pool.
     pub pool: Option<Arc<DevicePool>>,
+    /// The devices whose work may use its memory, itself among them.
+    pub users: Vec<Arc<Device>>,
 }
 
 /// The tags that an operation is about, in the order asked for; everything where none is named.

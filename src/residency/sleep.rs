@@ -1,13 +1,13 @@
 //! To sleep: what is live is saved, and chunks go behind the copies. If anything fails, what has gone comes
 //! back.
 
+use super::Report;
 use super::file::{self, FileStore};
 use super::host::HostStore;
 use super::leaving::Leaving;
 use super::plan::{self, Choice, Dead, Item, Site};
 use super::room::{Room, Works};
 use super::saved::Saved;
-use super::{Report, wake};
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::gpu::Fence;
@@ -75,16 +75,20 @@ pub fn sleep(
     let items = plan::items(site, choice, dozing, dead);
     let outcome = put_to_sleep(site, stores, items, manner);
     drop(paused);
-    if outcome.is_err() {
-        wake::use_what_is_awake(pools, site, choice);
+    if let (Err(_), Some(pool)) = (&outcome, &site.pool) {
+        pools.wake(pool, &choice.numbers(), false);
     }
     outcome
 }
 
 fn put_to_sleep(site: &Site, stores: &Stores, items: Vec<Item>, manner: &Manner) -> Result<Report> {
     let mut report = Report::default();
-    // All work that anybody has given the device so far.
-    Fence::order_point(&site.state.device)?.wait()?;
+    // All work that anybody has given the device so far, and work of others that may use its memory.
+    let mut work = Fence::DONE;
+    for device in &site.users {
+        work.join(Fence::order_point(device)?);
+    }
+    work.wait()?;
     let is_pinned = |item: &Item| item.place.is_pinned && item.is_awake();
     let pinned = items.iter().filter(|item| is_pinned(item));
     report.pinned = pinned.map(|item| item.place.bytes).sum();

@@ -37,7 +37,7 @@ pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Re
         asleep
     };
     if let Some(pool) = &site.pool {
-        pools.wake(pool, &numbers);
+        pools.wake(pool, &numbers, true);
     }
     forget_backups(site, &asleep, keep);
     Ok(report)
@@ -68,8 +68,11 @@ pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> 
             bring_group(site, (&mut queue, &mut loader), group, &mut made, report)
         })
         .and_then(|()| queue.wait());
+    let extents = &site.state.extents;
+    if outcome.is_ok() {
+        extents.set_filled(&made);
+    }
     if let Err(error) = outcome {
-        let extents = &site.state.extents;
         // Whatever becomes of the copies: the host's are whole.
         let undone = (queue.wait())
             .and_then(|()| extents.evict(made.into_iter().map(|place| (place, None)).collect()));
@@ -134,17 +137,28 @@ fn bring_group(
     Ok(())
 }
 
-/// Gives up what awake places were saved to, but for `keep` bytes.
+fn is_awake(place: &Place) -> bool {
+    place.residency == Residency::Mapped
+}
+
+/// The bytes on the host that a place was saved to.
+fn kept_of(place: &Place) -> Option<u64> {
+    let backup = place.backup.as_ref();
+    let on_host = backup.filter(|backup| backup.at == Residency::Host);
+    on_host.and_then(Saved::of).map(|saved| saved.bytes())
+}
+
+/// Gives up what awake places were saved to, but for `keep` bytes in all.
 fn forget_backups(site: &Site, awake: &[Place], keep: u64) {
-    let mut kept = 0;
+    let is_here: FxHashSet<u64> = awake.iter().map(|place| place.address).collect();
+    let places = site.state.extents.places(|_| true).into_iter();
+    let others = places.filter(|place| !is_here.contains(&place.address) && is_awake(place));
+    let mut kept: u64 = others.filter_map(|place| kept_of(&place)).sum();
     let is_dropped = |place: &&Place| {
-        let backup = place.backup.as_ref();
-        let on_host = backup.filter(|backup| backup.at == Residency::Host);
-        let Some(saved) = on_host.and_then(Saved::of) else {
+        let Some(bytes) = kept_of(place) else {
             return true;
         };
-        let bytes = saved.bytes();
-        let is_kept = bytes <= keep - kept;
+        let is_kept = bytes <= keep.saturating_sub(kept);
         kept += if is_kept { bytes } else { 0 };
         !is_kept
     };
@@ -152,21 +166,4 @@ fn forget_backups(site: &Site, awake: &[Place], keep: u64) {
         .map(|place| place.address)
         .collect();
     site.state.extents.drop_backups(&dropped);
-}
-
-/// After a sleep that failed: pool memory is in use again where all of it is awake.
-pub(super) fn use_what_is_awake(pools: &Pools, site: &Site, choice: &Choice) {
-    let Some(pool) = &site.pool else {
-        return;
-    };
-    let places = site.state.extents.places(|tag| choice.has(tag));
-    let asleep: FxHashSet<_> = (places.iter())
-        .filter(|place| place.residency != Residency::Mapped)
-        .map(|place| place.tag)
-        .collect();
-    let is_awake = |number: u16| {
-        let tag = crate::core::tags::TagId::from_number(number);
-        choice.has(tag) && !asleep.contains(&tag)
-    };
-    pools.wake(pool, &is_awake);
 }

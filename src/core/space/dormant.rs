@@ -91,16 +91,26 @@ impl Space {
         dead
     }
 
-    /// All places are in use again: what is dormant is free memory that no work uses.
+    /// Places that doze and of which `is_asleep` does not hold are in use again: what is freed in them from
+    /// here on is free. What is dormant stays so until [`Space::wake`].
+    pub fn rouse(&mut self, is_asleep: impl Fn(u64) -> bool) {
+        self.dozing.retain(|address| is_asleep(*address));
+    }
+
+    /// What is dormant in places that doze no more is free memory that no work uses.
     pub fn wake(&mut self) {
-        self.dozing.clear();
         let free = State::Free {
             color: Color::NEUTRAL,
             epoch: 0,
         };
-        while let Some((_, number)) = self.dormant.pop_first() {
-            self.pieces.get_mut(number).set_state(free);
-            self.join(number);
+        let dormant: Vec<u32> = self.dormant.values().copied().collect();
+        for number in dormant {
+            let piece = *self.pieces.get(number);
+            if !self.touches_dozing(piece.address, piece.bytes) {
+                self.unlist(number);
+                self.pieces.get_mut(number).set_state(free);
+                self.join(number);
+            }
         }
     }
 }

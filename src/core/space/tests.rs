@@ -281,6 +281,9 @@ fn memory_freed_while_its_place_dozes_serves_after_it_only() {
     assert_eq!(space.take_dead_places(), [BASE + GRANULE]);
     space.audit().unwrap();
     space.wake();
+    assert_eq!(space.dozing_bytes(), GRANULE);
+    space.rouse(|_| false);
+    space.wake();
     space.audit().unwrap();
     assert_eq!((space.dozing_bytes(), space.backed()), (0, 2 * GRANULE));
     let again = space.allocate(GRANULE / 2, align(UNIT), Color(7)).unwrap();
