@@ -8,7 +8,7 @@ use hbmalloc::core::size::Align;
 use hbmalloc::core::tags::TagId;
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::extent::table::Owner;
-use hbmalloc::gpu::{Chunk, ChunkSpec, Findings, Mapping, Reservation, Stream};
+use hbmalloc::gpu::{Chunk, ChunkSpec, CopyQueue, Findings, Mapping, Reservation, Stream};
 use hbmalloc::process::{Demand, Process};
 use hbmalloc::selftest::machine::Machine;
 use hbmalloc::source::{Kind, LastUse};
@@ -323,7 +323,9 @@ fn new_memory_that_holds_what_it_held_before() {
     let look = |seen: &mut [u8]| device.copy_to_host(seen, new.2.address() + MIB, Stream::LEGACY);
     look(&mut seen).unwrap();
     assert_eq!(seen, [0xee; 64]);
-    device.wipe(new.2.address(), GRAIN).unwrap();
+    let mut queue = CopyQueue::create(device).unwrap();
+    queue.wipe(new.2.address(), GRAIN).unwrap();
+    queue.wait().unwrap();
     look(&mut seen).unwrap();
     assert_eq!(seen, [0; 64]);
     put_away(new);
@@ -381,5 +383,43 @@ impl Drop for Descriptors {
     fn drop(&mut self) {
         // SAFETY: the pointer is valid for the call.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &self.0) };
+    }
+}
+
+/// What sleeps leaves the device, also where memory goes with its addresses only, and comes back; what was
+/// discarded comes back as zeros, also where new memory holds what it held before.
+#[test]
+fn sleep_and_wake() {
+    use hbmalloc::process::residency::{Request, To};
+    for quirk in ["", ",hip_holds=1", ",hip_stale=1"] {
+        let scene = Scene::open(&format!("hip=6.4{quirk}"));
+        let (device, process) = (&scene.machine.device, &scene.process);
+        let bytes = 40 * MIB;
+        for kind in [Kind::Vmm, Kind::Pool] {
+            let block = scene.allocate(kind, bytes);
+            let held = device.memory_info().unwrap().0;
+            scene.holds_marks(&[(block, bytes)]);
+            process.sleep(&Request::default(), To::Host.into()).unwrap();
+            let gained = device.memory_info().unwrap().0 - held;
+            assert!(gained >= bytes, "{kind:?}{quirk}: {gained}");
+            process.wake(&Request::default()).unwrap();
+            let mut mark = [0; 8];
+            device
+                .copy_to_host(&mut mark, block, Stream::LEGACY)
+                .unwrap();
+            assert_eq!(u64::from_le_bytes(mark), block, "{kind:?}{quirk}");
+            process
+                .sleep(&Request::default(), To::Nothing.into())
+                .unwrap();
+            process.wake(&Request::default()).unwrap();
+            device
+                .copy_to_host(&mut mark, block, Stream::LEGACY)
+                .unwrap();
+            assert_eq!(mark, [0; 8], "{kind:?}{quirk}");
+            process.deallocate(block, None, None).unwrap();
+            process.trim(0, 0).unwrap();
+        }
+        process.trim_host(0).unwrap();
+        process.device(0).unwrap().state().extents.audit().unwrap();
     }
 }

@@ -4,6 +4,7 @@ import ctypes
 import sys
 
 from . import _library
+from ._errors import CapturingError
 from ._tags import _encoded
 
 #: Where contents go, with the numbers of the C interface.
@@ -77,7 +78,17 @@ def _request(tags, device, to=0, flags=0, dead=()):
     return request
 
 
+def _refuse_capture(name):
+    """Captures that torch makes with its own allocator are told to nobody, and this would break them."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    if getattr(torch.cuda, "is_current_stream_capturing", bool)():
+        raise CapturingError("%s: a CUDA graph is being captured on this thread's stream" % name)
+
+
 def _do(name, devices, make_request):
+    _refuse_capture(name)
     sums = {"moved": 0, "copied": 0, "pinned": 0}
     for device in _device_numbers(devices):
         report = _library.ResidencyReport(struct_size=ctypes.sizeof(_library.ResidencyReport))

@@ -73,6 +73,15 @@ impl CopyQueue {
             .map_err(|error| error.bytes(from.bytes))
     }
 
+    /// Fills memory that was made anew with zeros where it may hold what it held before, which CUDA's
+    /// never does. Does not wait.
+    pub fn wipe(&mut self, address: u64, bytes: u64) -> Result<()> {
+        match self.device.is_hip() {
+            true => self.device.fill(address, 0, bytes, self.stream.stream()),
+            false => Ok(()),
+        }
+    }
+
     /// What is done once the copies asked for so far are.
     pub fn mark(&self) -> Result<Fence> {
         Fence::behind_streams(&self.device, &[self.stream.stream()])

@@ -12,7 +12,6 @@ use super::reservation::Reservation;
 use crate::config::value::Location;
 use crate::core::size::Align;
 use crate::error::{Error, Result, Status};
-use crate::gpu::stream::Stream;
 use crate::sys::linux;
 use once_cell::sync::OnceCell;
 use std::sync::Arc;
@@ -175,17 +174,6 @@ impl Device {
                 outcome => return outcome,
             }
         }
-    }
-
-    /// Fills memory that was made anew with zeros where it may hold what it held before, which CUDA's
-    /// never does, and waits for that. No stream may use it yet.
-    pub fn wipe(&self, address: u64, bytes: u64) -> Result<()> {
-        if !self.is_hip() {
-            return Ok(());
-        }
-        let _guard = self.enter()?;
-        self.fill(address, 0, bytes, Stream::LEGACY)?;
-        Stream::LEGACY.synchronize(self)
     }
 
     /// Why a chunk could not be made, where it is not for lack of memory: HIP says so too when the process

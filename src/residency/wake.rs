@@ -117,7 +117,7 @@ fn bring_group(
         report.note(site.state.device.ordinal(), place.address, place.bytes);
         let saved = place.backup.as_ref().and_then(Saved::of);
         if saved.is_none() {
-            site.state.device.wipe(place.address, place.bytes)?;
+            queue.wipe(place.address, place.bytes)?;
         }
         for (offset, stored) in saved.iter().flat_map(|saved| &saved.pieces) {
             let to = place.address + offset;
