@@ -44,7 +44,7 @@ class Unfit(Exception):
 class Ours:
     """What sleeps by hbmalloc.sleep; `clean` sleeps too."""
 
-    has_clean = True
+    has_clean = has_devices = True
 
     def __init__(self, row):
         import hbmalloc
@@ -72,7 +72,7 @@ class Ours:
 class Class:
     """What has the interface of vLLM's CuMemAllocator."""
 
-    has_clean = False
+    has_clean = has_devices = False
 
     def __init__(self, row):
         if row == "compat":
@@ -101,7 +101,7 @@ class Class:
 class Saver:
     """torch_memory_saver, by its hook on torch's MemPool."""
 
-    has_clean = False
+    has_clean = has_devices = False
 
     def __init__(self, row):
         try:
@@ -130,25 +130,35 @@ def numbers(torch, index, count):
     return torch.arange(index, index + count, device="cuda", dtype=torch.int32)
 
 
+def wait(torch):
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(device)
+
+
 def timed(torch, act):
-    torch.cuda.synchronize()
+    wait(torch)
     begin = time.perf_counter()
     act()
-    torch.cuda.synchronize()
+    wait(torch)
     return time.perf_counter() - begin
 
 
-def measure(row, case, cycles):
-    """One row of one case, in this process."""
+def measure(row, case, cycles, devices):
+    """One row of one case, in this process; as much on each device, and all of them at once."""
     import torch
 
     total, size = CASES[case]
     under_test = MAKERS[row](row)
+    if devices > 1 and not under_test.has_devices:
+        raise Unfit("it sleeps one device at a time")
     torch.zeros(1, device="cuda")
     torch.cuda.synchronize()
     empty = torch.cuda.mem_get_info()[0]
-    with under_test.region():
-        tensors = [numbers(torch, index, size // 4) for index in range(total // size)]
+    tensors = []
+    for device in range(devices):
+        with torch.cuda.device(device), under_test.region():
+            tensors += [numbers(torch, index, size // 4) for index in range(total // size)]
+    total *= devices
     addresses = [tensor.data_ptr() for tensor in tensors]
     sleeps, wakes, left = [], [], 0
     for _ in range(cycles + 1):
@@ -162,10 +172,15 @@ def measure(row, case, cycles):
         under_test.sleep()
         under_test.wake()
         found["clean_ms"] = 1e3 * min(clean(torch, under_test) for _ in range(3))
-    whole = all(torch.equal(tensor, numbers(torch, index, size // 4)) for index, tensor in enumerate(tensors))
+    whole = all(is_whole(torch, tensor, index % (len(tensors) // devices)) for index, tensor in enumerate(tensors))
     if not whole or addresses != [tensor.data_ptr() for tensor in tensors]:
         raise Unfit("contents or addresses changed")
     return found
+
+
+def is_whole(torch, tensor, index):
+    with torch.cuda.device(tensor.device):
+        return torch.equal(tensor, numbers(torch, index, tensor.numel()))
 
 
 def clean(torch, under_test):
@@ -174,9 +189,10 @@ def clean(torch, under_test):
     return took
 
 
-def run(row, case, cycles):
+def run(row, case, cycles, devices):
     """One row of one case, in a process of its own."""
-    command = [sys.executable, "-m", "hbmalloc.bench_sleep", "--row", row, "--case", case, "--cycles", str(cycles)]
+    command = [sys.executable, "-m", "hbmalloc.bench_sleep", "--row", row, "--case", case, "--cycles", str(cycles),
+               "--devices", str(devices)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if lines:
@@ -185,9 +201,9 @@ def run(row, case, cycles):
     return {"skipped": text}
 
 
-def child(row, case, cycles):
+def child(row, case, cycles, devices):
     try:
-        found = measure(row, case, cycles)
+        found = measure(row, case, cycles, devices)
     except Exception as error:  # whatever a peer raises is the reason
         reason = str(error).splitlines()[0] if str(error) else ""
         found = {"skipped": "%s: %s" % (type(error).__name__, reason)}
@@ -203,12 +219,13 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m hbmalloc.bench_sleep")
     parser.add_argument("--only", default=",".join(ROWS), help="rows, of %s" % ", ".join(ROWS))
     parser.add_argument("--cycles", type=int, default=5, help="sleeps after the first one")
+    parser.add_argument("--devices", type=int, default=1, help="as much on each of so many devices, all at once")
     parser.add_argument("--json", action="store_true", help="a line of JSON a row and case")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.row:
-        return child(options.row, options.case, options.cycles)
+        return child(options.row, options.case, options.cycles, options.devices)
     rows = options.only.split(",")
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
@@ -219,13 +236,14 @@ def main(arguments=None):
         print("hbmalloc.bench_sleep: torch sees no GPU", file=sys.stderr)
         return 3
     if not options.json:
-        print("%s, torch %s; GB/s, medians of %d" % (torch.cuda.get_device_name(), torch.__version__, options.cycles))
+        print("%d x %s, torch %s; GB/s, medians of %d" % (
+            options.devices, torch.cuda.get_device_name(), torch.__version__, options.cycles))
         print("The first row shows what the first sleep takes where the host's memory was not touched before.\n")
         print("| %-18s | %-26s | %11s | %6s | %6s | %9s | %8s |" % (
             "tensors", "allocator", "first sleep", "sleep", "wake", "clean, ms", "left MiB"))
         print("| --- | --- | --- | --- | --- | --- | --- |")
     for case, row in [("16 GiB in 1 GiB", rows[0])] + [(case, row) for case in CASES for row in rows]:
-        found = run(row, case, options.cycles)
+        found = run(row, case, options.cycles, options.devices)
         if options.json:
             print(json.dumps(dict(found, row=row, case=case)), flush=True)
         elif "skipped" in found:

@@ -52,7 +52,7 @@ def test_a_row_that_was_measured_is_a_line_of_figures(tmp_path, monkeypatch, cap
     from hbmalloc import bench_sleep
 
     measured = {"first": 20.04, "sleep": 55.2, "wake": 55.3, "left_mib": 32.0}
-    monkeypatch.setattr(bench_sleep, "run", lambda row, case, cycles: measured)
+    monkeypatch.setattr(bench_sleep, "run", lambda *_: measured)
     assert bench_sleep.main(["--only", "vllm"]) == 0
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     last = capsys.readouterr().out.splitlines()[-1]
