@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 from conftest import ROOT, environment
 
@@ -45,16 +46,16 @@ def test_a_row_that_cannot_be_measured_is_named_with_the_reason(tmp_path):
     assert "a card" in table and "not measured: Unfit: it cannot be imported" in table
 
 
-def test_a_row_that_was_measured_is_a_line_of_figures(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "torch.py").write_text(TORCH % True)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
+def test_a_row_that_was_measured_is_a_line_of_figures(monkeypatch, capsys):
     from hbmalloc import bench_sleep
 
+    torch = types.ModuleType("torch")
+    exec(TORCH % True, torch.__dict__)
+    # Undone afterwards: other tests look whether torch is there.
+    monkeypatch.setitem(sys.modules, "torch", torch)
     measured = {"first": 20.04, "sleep": 55.2, "wake": 55.3, "left_mib": 32.0}
     monkeypatch.setattr(bench_sleep, "run", lambda *_: measured)
     assert bench_sleep.main(["--only", "vllm"]) == 0
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
     last = capsys.readouterr().out.splitlines()[-1]
     assert [cell.strip() for cell in last.strip("|").split("|")] == [
         "4 GiB in 4 MiB", "vLLM", "20.0", "55.2", "55.3", "-", "32"]
