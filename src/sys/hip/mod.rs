@@ -1,7 +1,7 @@
 //! HIP under the names of the CUDA driver's functions: [`Cuda`](super::cuda::Cuda) is one table of
 //! operations, and this file says which function of libamdhip64 does each. Nearly all have the same
 //! arguments, structs and codes under another name, from HIP 6 on; the rest are put together in
-//! [`adapters`]. What is not named here HIP does not have.
+//! `adapters`. What is not named here HIP does not have.
 
 mod adapters;
 pub mod attributes;
