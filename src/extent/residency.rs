@@ -171,7 +171,7 @@ impl Extents {
     /// whole are given back for a moment.
     fn let_go_of_held(&self, run: &mut Run) -> Result<()> {
         let is_asleep = |extent: &Extent| extent.chunk.is_none() && extent.guard.is_none();
-        if !run.extents.values().all(is_asleep) || !self.device.findings()?.holds_memory {
+        if !self.device.findings()?.holds_memory || !run.extents.values().all(is_asleep) {
             return Ok(());
         }
         run.reservation.cycle()

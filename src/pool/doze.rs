@@ -24,8 +24,6 @@ pub struct Dozing {
     pub bytes: u64,
     /// What of it is in blocks, by address: first address and length of each stretch.
     pub live: Vec<(u64, u64)>,
-    /// Whether it is a graph's, which replays write to whether or not blocks are there.
-    pub is_graphs: bool,
 }
 
 /// Stretches so close to each other are copied as one: what lies between costs less than another copy
@@ -51,10 +49,9 @@ impl DevicePool {
     /// goes with them.
     fn give_up_dead(&self, arenas: &[Arc<Arena>]) {
         for arena in arenas.iter().filter(|arena| arena.is_open()) {
-            let mut space = lock(&arena.space);
-            let dead = space.take_dead_places();
+            // Nobody plans these addresses anew meanwhile: the caller has the turn to grow.
+            let dead = lock(&arena.space).take_dead_places();
             if !dead.is_empty() {
-                // Nothing is behind them, so there is nothing to fail.
                 self.or_later(self.state.extents.unback(&dead).map(|_| ()));
             }
         }
@@ -123,28 +120,31 @@ impl Pools {
 
     /// Marks the blocks that doze; how many are on their way to or from a thread.
     fn mark_blocks(&self, arenas: &[Arc<Arena>]) -> usize {
-        let mut on_the_way = 0;
-        for arena in arenas {
-            let blocks = lock(&arena.space).dozing_blocks();
-            let _uses = lock(&self.uses);
-            // Freed blocks that wait for work of other streams come back to the arena, not to a thread.
-            let mut waiting = FxHashSet::default();
-            for heap in self.all_heaps() {
-                waiting.extend(lock(&heap.pending).addresses());
-            }
-            for (address, _) in blocks {
-                let Some(entry) = self.radix.find(address) else {
-                    continue;
-                };
-                let word = Word(entry.state());
-                let is_seen_to = match word.is_live() {
-                    true => word.is_asleep() || entry.change(word.0, word.asleep().0).is_ok(),
-                    false => waiting.contains(&address),
-                };
-                on_the_way += usize::from(!is_seen_to);
-            }
+        let blocks = |arena: &Arc<Arena>| lock(&arena.space).dozing_blocks();
+        let blocks: Vec<(u64, u64)> = arenas.iter().flat_map(blocks).collect();
+        let _uses = lock(&self.uses);
+        // Freed blocks that wait for work of other streams come back to the arena, not to a thread.
+        let mut waiting = FxHashSet::default();
+        for heap in self.all_heaps() {
+            waiting.extend(lock(&heap.pending).addresses());
         }
-        on_the_way
+        let is_seen_to = |(address, _): &&(u64, u64)| {
+            let Some(entry) = self.radix.find(*address) else {
+                return true;
+            };
+            let word = Word(entry.state());
+            match word.is_live() {
+                true => word.is_asleep() || entry.change(word.0, word.asleep().0).is_ok(),
+                false => waiting.contains(address),
+            }
+        };
+        blocks.iter().filter(|block| !is_seen_to(block)).count()
+    }
+
+    /// Gives up all that dozes and holds no block any more.
+    pub fn forget_dead(&self, pool: &DevicePool) {
+        let _turn = lock(&pool.growth);
+        pool.give_up_dead(&pool.dozers(&|_| true));
     }
 
     /// What dozes of the tags, at a later time.
@@ -246,13 +246,7 @@ fn dozing(arena: &Arena) -> Vec<Dozing> {
             address: *address,
             bytes: *bytes,
             live,
-            is_graphs: !arena.is_open(),
         }
     };
     places.iter().map(live).collect()
-}
-
-/// The bytes that blocks have of some stretches.
-pub fn live_bytes(live: &[(u64, u64)]) -> u64 {
-    live.iter().map(|(_, bytes)| bytes).sum()
 }

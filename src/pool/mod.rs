@@ -33,7 +33,7 @@ mod visit;
 mod word;
 
 pub use device::{DevicePool, Placing};
-pub use doze::{Dozing, live_bytes};
+pub use doze::Dozing;
 pub use heap::{GraphId, HeapKey};
 pub use pools::{Freed, Named, Pools, thread_number};
 pub use retired::Footprint;

@@ -98,8 +98,16 @@ impl Process {
             budget: self.host_budget(),
             folder: self.sleep_folder(),
         };
-        let done = self.on_each("sleep", request.device, |site| {
-            residency::sleep(&self.pools, site, &self.stores, &choice, &dead, &manner)
+        let done = self.on_each("sleep", request.device, |site, report| {
+            residency::sleep(
+                &self.pools,
+                site,
+                &self.stores,
+                &choice,
+                &dead,
+                &manner,
+                report,
+            )
         });
         self.tell(done, Change::Asleep)
     }
@@ -109,8 +117,8 @@ impl Process {
     pub fn wake(&self, request: &Request) -> Result<Report> {
         let choice = choice("wake", request)?;
         let keep = self.settings.size(Opt::KeepHost).of(linux::total_memory());
-        let done = self.on_each("wake", request.device, |site| {
-            let wake = || residency::wake(&self.pools, site, &choice, keep);
+        let done = self.on_each("wake", request.device, |site, report| {
+            let mut wake = || residency::wake(&self.pools, site, &choice, keep, report);
             wake().or_else(|error| {
                 let device = site.state.device.ordinal();
                 match error.status() {
@@ -137,6 +145,9 @@ impl Process {
             for (device, address, bytes) in &done.report.ranges {
                 listener(*device, *address, *bytes, change);
             }
+            for (device, address, bytes) in &done.remapped {
+                listener(*device, *address, *bytes, Change::Remapped);
+            }
         }
         done.failed.map_or(Ok(done.report), Err)
     }
@@ -145,7 +156,7 @@ impl Process {
     pub(super) fn forget_dead(&self, device: &DeviceEntry) {
         let turn = try_lock(device.residency_turn());
         if let (Some(_turn), Some(pool)) = (turn, device.pool_in_use()) {
-            self.pools.dozing(pool, &|_| true);
+            self.pools.forget_dead(pool);
         }
     }
 
@@ -264,7 +275,7 @@ impl Process {
         &self,
         operation: &'static str,
         device: Option<i32>,
-        act: impl Fn(&Site) -> Result<Report> + Sync,
+        act: impl Fn(&Site, &mut Report) -> Result<()> + Sync,
     ) -> Done {
         let devices = match self.chosen(device) {
             Ok(devices) => devices,
@@ -272,32 +283,40 @@ impl Process {
         };
         let on = |device: &DeviceEntry| {
             let _turn = lock(device.residency_turn());
-            act(&Site {
+            let site = Site {
                 state: device.state().clone(),
                 pool: device.pool_in_use().cloned(),
                 users: self.devices_in_use().map(gpu_of).collect(),
-            })
+            };
+            let mut report = Report::default();
+            let outcome = act(&site, &mut report);
+            (report, outcome)
         };
-        let outcomes: Vec<Result<Report>> = match &devices[..] {
+        let outcomes: Vec<(Report, Result<()>)> = match &devices[..] {
             [device] => vec![on(device)],
             devices => std::thread::scope(|scope| {
                 let on = &on;
                 let threads: Vec<_> = (devices.iter())
                     .map(|device| scope.spawn(move || on(device)))
                     .collect();
-                let panicked =
-                    |_| Err(Error::new(Status::Internal, operation).detail("a thread panicked"));
+                let panicked = |_| {
+                    let error = Error::new(Status::Internal, operation);
+                    (Report::default(), Err(error.detail("a thread panicked")))
+                };
                 (threads.into_iter())
                     .map(|thread| thread.join().unwrap_or_else(panicked))
                     .collect()
             }),
         };
-        let mut report = Report::default();
+        let (mut report, mut remapped) = (Report::default(), Vec::new());
         let mut failed = Vec::new();
-        for (device, outcome) in devices.iter().zip(outcomes) {
+        for (device, (done, outcome)) in devices.iter().zip(outcomes) {
             match outcome {
-                Ok(done) => report.add(done),
-                Err(error) => failed.push((device.state().device.ordinal(), error)),
+                Ok(()) => report.add(done),
+                Err(error) => {
+                    remapped.extend(done.ranges);
+                    failed.push((device.state().device.ordinal(), error));
+                }
             }
         }
         let failed = failed.pop().map(|(ordinal, error)| {
@@ -314,13 +333,19 @@ impl Process {
                 rest.join("; ")
             ))
         });
-        Done { report, failed }
+        Done {
+            report,
+            remapped,
+            failed,
+        }
     }
 }
 
 /// What was done, and what went wrong on one device or more.
 struct Done {
     report: Report,
+    /// Where that went wrong, what had lost its chunks and has others now.
+    remapped: Vec<(i32, u64, u64)>,
     failed: Option<Error>,
 }
 
@@ -328,6 +353,7 @@ impl Done {
     fn failed(error: Error) -> Done {
         Done {
             report: Report::default(),
+            remapped: Vec::new(),
             failed: Some(error),
         }
     }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::residency::{Backup, Place};
 use crate::extent::table::Residency;
 use crate::gpu::{CopyQueue, Fence};
+use rustc_hash::FxHashSet;
 use std::collections::VecDeque;
 
 /// Places whose copies stand behind one event.
@@ -137,18 +138,21 @@ impl<'a> Leaving<'a> {
         self.queue.wait()
     }
 
-    /// Brings back what has gone; the error to return.
-    pub fn come_back(&mut self, error: Error) -> Error {
+    /// Brings back what has gone, and reports it; the error to return.
+    pub fn come_back(&mut self, error: Error, report: &mut Report) -> Error {
         // Nobody names the host's room any more once the copies are done.
         let waited = self.queue.wait();
         self.copying.clear();
         self.group.clear();
+        // Nobody need populate pages any more.
+        self.room = None;
+        let was_let_go: FxHashSet<u64> = self.gone.iter().copied().collect();
         let places = self.site.state.extents.places(|_| true);
         let is_gone = |place: &Place| {
-            place.residency != Residency::Mapped && self.gone.contains(&place.address)
+            place.residency != Residency::Mapped && was_let_go.contains(&place.address)
         };
         let gone: Vec<_> = places.into_iter().filter(is_gone).collect();
-        match waited.and_then(|()| wake::bring_back(self.site, &gone, &mut Report::default())) {
+        match waited.and_then(|()| wake::bring_back(self.site, &gone, report)) {
             Ok(()) => {
                 // What is awake is written to; a later sleep must not take these for its contents.
                 self.site.state.extents.drop_backups(&self.gone);

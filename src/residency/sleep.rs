@@ -10,6 +10,7 @@ use super::room::{Room, Works};
 use super::saved::Saved;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
+use crate::extent::table::Residency;
 use crate::gpu::Fence;
 use crate::pool::Pools;
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ pub struct Stores {
 }
 
 /// Sleeps what of a device is chosen. What sleeps already sleeps on, but that with [`To::Nothing`] its
-/// contents are given up.
+/// contents are given up. The report is of what sleeps, and after an error of what has other chunks than before.
 pub fn sleep(
     pools: &Pools,
     site: &Site,
@@ -60,7 +61,8 @@ pub fn sleep(
     choice: &Choice,
     dead: &Dead,
     manner: &Manner,
-) -> Result<Report> {
+    report: &mut Report,
+) -> Result<()> {
     let device = &site.state.device;
     if device.capture_open() {
         return Err(Error::new(Status::Capturing, "sleep")
@@ -73,7 +75,7 @@ pub fn sleep(
     // From here on nothing goes under our copies, nor comes to be where it was.
     let paused = site.state.deferral.pause();
     let items = plan::items(site, choice, dozing, dead);
-    let outcome = put_to_sleep(site, stores, items, manner);
+    let outcome = put_to_sleep(site, stores, items, manner, report);
     drop(paused);
     if let (Err(_), Some(pool)) = (&outcome, &site.pool) {
         pools.wake(pool, &choice.numbers(), false);
@@ -81,8 +83,13 @@ pub fn sleep(
     outcome
 }
 
-fn put_to_sleep(site: &Site, stores: &Stores, items: Vec<Item>, manner: &Manner) -> Result<Report> {
-    let mut report = Report::default();
+fn put_to_sleep(
+    site: &Site,
+    stores: &Stores,
+    items: Vec<Item>,
+    manner: &Manner,
+    report: &mut Report,
+) -> Result<()> {
     // All work that anybody has given the device so far, and work of others that may use its memory.
     let mut work = Fence::DONE;
     for device in &site.users {
@@ -100,16 +107,17 @@ fn put_to_sleep(site: &Site, stores: &Stores, items: Vec<Item>, manner: &Manner)
         site.state.extents.drop_backups(&places);
     }
     forget_stale(site, &mut going, manner);
+    let copied = match manner.to {
+        To::Nothing => let_go(site, &going, manner, report)?,
+        To::Host => save_on_host(site, &stores.host, &going, manner, report)?,
+        To::File => save_in_files(site, stores, &going, manner, report)?,
+    };
+    report.copied = copied;
     for item in &going {
         let device = site.state.device.ordinal();
         report.note(device, item.place.address, item.place.bytes);
     }
-    report.copied = match manner.to {
-        To::Nothing => let_go(site, &going, manner)?,
-        To::Host => save_on_host(site, &stores.host, &going, manner)?,
-        To::File => save_in_files(site, stores, &going, manner)?,
-    };
-    Ok(report)
+    Ok(())
 }
 
 /// What was kept of earlier sleeps and is saved anew, or not at all, makes room first. What is left of it
@@ -129,14 +137,14 @@ fn forget_stale(site: &Site, going: &mut [Item], manner: &Manner) {
     site.state.extents.drop_backups(&stale);
 }
 
-fn let_go(site: &Site, going: &[Item], manner: &Manner) -> Result<u64> {
+fn let_go(site: &Site, going: &[Item], manner: &Manner, report: &mut Report) -> Result<u64> {
     let mut leaving = Leaving::begin(site, None, manner.is_guarded)?;
     let outcome = (going.iter())
         .try_for_each(|item| leaving.let_go(item, None, 0))
         .and_then(|()| leaving.finish());
     outcome
         .map(|()| 0)
-        .map_err(|error| leaving.come_back(error))
+        .map_err(|error| leaving.come_back(error, report))
 }
 
 fn save_on_host(
@@ -144,6 +152,7 @@ fn save_on_host(
     store: &Arc<HostStore>,
     going: &[Item],
     manner: &Manner,
+    report: &mut Report,
 ) -> Result<u64> {
     let unsaved = going.iter().filter(|item| item.place.backup.is_none());
     let bytes = unsaved.map(Item::live_bytes).sum();
@@ -152,7 +161,7 @@ fn save_on_host(
         let awake = site.state.extents.places(|_| true).into_iter();
         let is_kept = |address: &u64| going.iter().any(|item| item.place.address == *address);
         let others: Vec<u64> = (awake.filter(|place| place.backup.is_some()))
-            .filter(|place| place.residency == crate::extent::table::Residency::Mapped)
+            .filter(|place| place.residency == Residency::Mapped)
             .map(|place| place.address)
             .filter(|address| !is_kept(address))
             .collect();
@@ -175,12 +184,18 @@ fn save_on_host(
             .and_then(|()| leaving.finish());
         outcome
             .map(|()| bytes)
-            .map_err(|error| leaving.come_back(error))
+            .map_err(|error| leaving.come_back(error, report))
     })
 }
 
 /// All is written before anything goes: a full disk changes nothing.
-fn save_in_files(site: &Site, stores: &Stores, going: &[Item], manner: &Manner) -> Result<u64> {
+fn save_in_files(
+    site: &Site,
+    stores: &Stores,
+    going: &[Item],
+    manner: &Manner,
+    report: &mut Report,
+) -> Result<u64> {
     let unsaved: Vec<&Item> = (going.iter())
         .filter(|item| item.place.backup.is_none())
         .collect();
@@ -211,5 +226,5 @@ fn save_in_files(site: &Site, stores: &Stores, going: &[Item], manner: &Manner) 
         .and_then(|()| leaving.finish());
     outcome
         .map(|()| bytes)
-        .map_err(|error| leaving.come_back(error))
+        .map_err(|error| leaving.come_back(error, report))
 }

@@ -14,7 +14,13 @@ use rustc_hash::FxHashSet;
 
 /// Wakes what of a device is chosen. What was saved to the host is kept there up to `keep` bytes, for a sleep
 /// that says that nothing was written since.
-pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Report> {
+pub fn wake(
+    pools: &Pools,
+    site: &Site,
+    choice: &Choice,
+    keep: u64,
+    report: &mut Report,
+) -> Result<()> {
     let device = &site.state.device;
     if device.capture_open() {
         return Err(Error::new(Status::Capturing, "wake")
@@ -25,7 +31,6 @@ pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Re
     site.state.deferral.drain();
     let numbers = choice.numbers();
     let dozing = (site.pool.as_ref()).map_or_else(Vec::new, |pool| pools.dozing(pool, &numbers));
-    let mut report = Report::default();
     let asleep = {
         // What is freed meanwhile stays until all is done.
         let _paused = site.state.deferral.pause();
@@ -33,14 +38,14 @@ pub fn wake(pools: &Pools, site: &Site, choice: &Choice, keep: u64) -> Result<Re
         let asleep = items.filter(|item| !item.is_awake());
         let asleep: Vec<Place> = asleep.map(|item| item.place).collect();
         make_room(site, &asleep)?;
-        bring_back(site, &asleep, &mut report)?;
+        bring_back(site, &asleep, report)?;
         asleep
     };
     if let Some(pool) = &site.pool {
         pools.wake(pool, &numbers, true);
     }
     forget_backups(site, &asleep, keep);
-    Ok(report)
+    Ok(())
 }
 
 /// Refuses at once what there is no memory for.
@@ -74,11 +79,14 @@ pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> 
     }
     if let Err(error) = outcome {
         // Whatever becomes of the copies: the host's are whole.
+        let guarded = asleep.iter().filter(|place| place.is_guarded);
+        let guarded: Vec<u64> = guarded.map(|place| place.address).collect();
         let undone = (queue.wait())
-            .and_then(|()| extents.evict(made.into_iter().map(|place| (place, None)).collect()));
+            .and_then(|()| extents.evict(made.into_iter().map(|place| (place, None)).collect()))
+            .and_then(|_| extents.guard(&guarded));
         *report = Report::default();
         return Err(match undone {
-            Ok(_) => error,
+            Ok(()) => error,
             Err(second) => {
                 error.advice(format!("Not all of it sleeps on ({second}): wake it again"))
             }

@@ -456,6 +456,11 @@ static void zeros_are_read_meanwhile(void) {
     request.flags = HBM_SLEEP_GUARD_ZERO;
     EXPECT(HBM_OK, hbm_sleep(&request, NULL));
     CHECK(holds(block, 0, 70 * MIB) && where(0, "guarded").host == 70 * MIB);
+    /* After a wake that failed too. */
+    EXPECT(HBM_OK, hbm_set_limit(0, MIB));
+    EXPECT(HBM_OUT_OF_MEMORY, hbm_wake(&request, NULL));
+    EXPECT(HBM_OK, hbm_set_limit(0, 0));
+    CHECK(holds(block, 0, 70 * MIB) && where(0, "guarded").host == 70 * MIB);
     EXPECT(HBM_OK, hbm_wake(&request, NULL));
     CHECK(holds(block, 6, 70 * MIB));
     EXPECT(HBM_OK, hbm_discard(&request, NULL));

@@ -10,6 +10,7 @@ mod meanwhile;
 mod memory;
 mod random;
 mod threads;
+mod told;
 mod work;
 
 use super::process::House;
@@ -91,6 +92,7 @@ pub const SUITE: Suite = Suite {
         devices::joined_meanwhile,
         random::cycles,
         random::cycles_without_a_pool,
+        told::of_every_change,
         threads::beside_sleep,
         threads::of_sources_beside_sleep,
     ]],
