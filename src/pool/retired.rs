@@ -100,9 +100,9 @@ impl DevicePool {
         Some(seat)
     }
 
-    fn has_seat(&self, key: &HeapKey, ground: &Ground) -> bool {
+    fn seats_for(&self, key: &HeapKey, ground: &Ground) -> usize {
         let class = class_of(key, ground.location);
-        lock(&self.retired).seats.contains_key(&class)
+        lock(&self.retired).seats.get(&class).map_or(0, Vec::len)
     }
 
     /// Makes what a retired heap has freed everybody's, as far as all work is seen done. Never waits, and
@@ -277,18 +277,24 @@ impl Pools {
         }
     }
 
-    /// Looks at retired heaps of a device for the sake of a new one, where no seat is to be had. It would
-    /// need memory next, so it may as well wait for its turn: who did not would add to those who wait.
+    /// Looks at retired heaps of a device for the sake of a new one. Where no seat is to be had it would
+    /// need memory next, so it may as well wait for its turn: who did not would add to those who wait. Where
+    /// there are fewer seats than heaps that wait for one order point, that is asked for already: if the
+    /// device were late when the last seat is taken, each such time would add a heap.
     pub(super) fn look_at_retired_for(&self, pool: &DevicePool, key: &HeapKey, ground: &Ground) {
-        let has_work = || {
+        let (waiting, left) = {
             let retired = lock(&pool.retired);
-            !retired.waiting.is_empty() || retired.left.len() > LEFT
+            (retired.waiting.len(), retired.left.len())
         };
-        if !pool.has_seat(key, ground) && has_work() {
-            let _turn = lock(&pool.growth);
-            if !pool.has_seat(key, ground) {
-                self.look_at_retired(pool);
+        match pool.seats_for(key, ground) {
+            0 if waiting > 0 || left > LEFT => {
+                let _turn = lock(&pool.growth);
+                if pool.seats_for(key, ground) == 0 {
+                    self.look_at_retired(pool);
+                }
             }
+            seats if waiting > seats => self.try_to_look_at_retired(pool),
+            _ => {}
         }
     }
 

@@ -50,6 +50,10 @@ pub const SUITE: Suite = Suite {
             run: |_| passing::streams(),
         },
         Case {
+            name: "late streams for ever",
+            run: |_| passing::late_streams(),
+        },
+        Case {
             name: "threads for ever",
             run: |_| passing::threads(),
         },

@@ -11,6 +11,7 @@ use crate::process::Process;
 use crate::registry::GraphPool;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::machine::{CAPTURE_GLOBAL, Machine};
+use crate::selftest::stress::random::Random;
 use crate::selftest::{Outcome, Stop};
 use crate::source::Kind;
 use std::cell::RefCell;
@@ -203,8 +204,11 @@ pub(super) fn streams() -> Outcome {
         for block in blocks {
             process.deallocate(block, None, None)?;
         }
-        if number % 8 != 0 {
-            stream.synchronize(&machine.device)?;
+        match number % 8 {
+            0 => {}
+            // What is late is late by so few streams, or nothing could be said of how many are kept.
+            4 => machine.synchronize()?,
+            _ => stream.synchronize(&machine.device)?,
         }
         process.forget_stream(0, stream)?;
         if machine.sim.is_some() && undestroyed.len() < HANDLES {
@@ -223,6 +227,47 @@ pub(super) fn streams() -> Outcome {
         let is_few = told.len() <= 4200 && told.contains(&Stream::GONE);
         ensure!(is_few, "{} streams have statistics", told.len());
     }
+    account.closes(&process)
+}
+
+/// The device is late now and then, also just when the last heap there is has been taken: as many heaps as
+/// that asks for serve for ever.
+pub(super) fn late_streams() -> Outcome {
+    const STREAMS: u32 = 2000;
+    const MOST: usize = 8;
+    let (machine, process) = open()?;
+    machine.needs_context_events()?;
+    let account = Account::default();
+    let gate = Gate::create(&machine.device)?;
+    let mut random = Random::new(1);
+    let mut last: Option<OwnedStream> = None;
+    for number in 1..=STREAMS {
+        let owned: OwnedStream = machine.stream()?;
+        let block = account.allocate(&process, owned.stream(), 200 * KIB)?;
+        gate.reach(number);
+        if let Some(last) = last.replace(owned) {
+            last.stream().synchronize(&machine.device)?;
+        }
+        let stream = last.as_ref().map_or(Stream::LEGACY, OwnedStream::stream);
+        let is_late = random.once_in(5);
+        if is_late {
+            gate.hold(stream, number + 1)?;
+        }
+        machine.device.fill(block, number as u8, 512, stream)?;
+        if !is_late {
+            stream.synchronize(&machine.device)?;
+        }
+        process.deallocate(block, None, None)?;
+        process.forget_stream(0, stream)?;
+    }
+    gate.reach(STREAMS + 1);
+    machine.synchronize()?;
+    let heaps = process.pool_footprint(0)?.heaps;
+    println!("pool: {heaps} heaps for {STREAMS} streams, some of them late");
+    ensure!(
+        heaps <= MOST,
+        "{heaps} heaps for {STREAMS} streams one after another, {MOST} at most"
+    );
     account.closes(&process)
 }
 
