@@ -335,8 +335,9 @@ typedef struct hbm_cell_t {
     uint64_t address;
     // Its length.
     uint64_t bytes;
-    // The address of 8 bytes that hold the driver's handle of its memory, 0 while it has none. They
-    // are readable until hbm_cell_free. 0 for addresses that the caller reserved.
+    // The address of 8 bytes that hold the driver's handle of its memory, 0 while it has none; with
+    // HIP as many times 8 bytes as it has chunks. They are readable until hbm_cell_free. 0 for
+    // addresses that the caller reserved.
     uint64_t handle_address;
     // The device.
     int32_t device;
@@ -347,6 +348,9 @@ typedef struct hbm_cell_t {
     // 1 while the library has taken its memory, by sleep, and brings it back by wake; 0 while it has
     // memory, and where the caller took that by himself.
     int32_t is_asleep;
+    // With HIP the length in bytes of the chunks behind it, of which the last may be shorter
+    // (HBMALLOC_ROCM_CHUNK_SIZE). 0 with CUDA, where it is always one chunk.
+    uint64_t chunk_bytes;
 } hbm_cell_t;
 
 // What was done with cells in the process. Fill in `struct_size` before the call.
@@ -756,7 +760,8 @@ int32_t hbm_ensure_context(unsigned long long device);
 // which stays the library's to release. The device and its active peers may read and write it.
 // `size` and `d_mem` must be multiples of the granularity, which the error names where they are not.
 // HBM_INVALID_ARGUMENT where something is mapped there already. On failure everything is as before.
-// Memory of a cell begins with no particular contents.
+// Memory of a cell begins with no particular contents. With HIP there may be several chunks behind it;
+// `*handle` is the first one's.
 //
 // Required: `handle` must be valid for a write of 8 bytes.
 int32_t hbm_create_and_map(unsigned long long device,
@@ -797,7 +802,7 @@ int32_t hbm_cells_discard(const uint64_t *addresses, size_t count, uint64_t *rel
 
 // Puts new memory behind all of `count` cells that have none; the bytes to `*mapped`, which may be NULL.
 // All or nothing: on failure, as when memory has run out, every cell is as before, and it can be tried
-// again.
+// again. With HIP, which may give out memory that holds what it held before, it is filled with zeros.
 //
 // Required: `addresses` must be valid for reads of `count` numbers, `mapped` NULL or valid for a write.
 int32_t hbm_cells_map(const uint64_t *addresses,

@@ -75,7 +75,7 @@ class Cell(ctypes.Structure):
 
     _fields_ = _counts("serial", "address", "bytes", "handle_address") + [
         (name, c_int32) for name in ("device", "is_mapped", "is_callers", "is_asleep")
-    ]
+    ] + [("chunk_bytes", c_uint64)]
 
 
 class CellStats(ctypes.Structure):

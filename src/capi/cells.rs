@@ -24,8 +24,9 @@ pub struct hbm_cell_t {
     pub address: u64,
     /// Its length.
     pub bytes: u64,
-    /// The address of 8 bytes that hold the driver's handle of its memory, 0 while it has none. They
-    /// are readable until hbm_cell_free. 0 for addresses that the caller reserved.
+    /// The address of 8 bytes that hold the driver's handle of its memory, 0 while it has none; with
+    /// HIP as many times 8 bytes as it has chunks. They are readable until hbm_cell_free. 0 for
+    /// addresses that the caller reserved.
     pub handle_address: u64,
     /// The device.
     pub device: i32,
@@ -36,6 +37,9 @@ pub struct hbm_cell_t {
     /// 1 while the library has taken its memory, by sleep, and brings it back by wake; 0 while it has
     /// memory, and where the caller took that by himself.
     pub is_asleep: i32,
+    /// With HIP the length in bytes of the chunks behind it, of which the last may be shorter
+    /// (HBMALLOC_ROCM_CHUNK_SIZE). 0 with CUDA, where it is always one chunk.
+    pub chunk_bytes: u64,
 }
 
 /// What was done with cells in the process. Fill in `struct_size` before the call.
@@ -91,7 +95,8 @@ pub extern "C" fn hbm_ensure_context(device: c_ulonglong) -> i32 {
 /// which stays the library's to release. The device and its active peers may read and write it.
 /// `size` and `d_mem` must be multiples of the granularity, which the error names where they are not.
 /// HBM_INVALID_ARGUMENT where something is mapped there already. On failure everything is as before.
-/// Memory of a cell begins with no particular contents.
+/// Memory of a cell begins with no particular contents. With HIP there may be several chunks behind it;
+/// `*handle` is the first one's.
 ///
 /// # Safety
 /// `handle` must be valid for a write of 8 bytes.
@@ -108,7 +113,7 @@ pub unsafe extern "C" fn hbm_create_and_map(
         check_handle(OPERATION, handle)?;
         let cell = observe::process().cell_map(device, size, d_mem, tags::current())?;
         // SAFETY: passed on to the caller.
-        unsafe { show(&cell, handle, cell.handle.get()) };
+        unsafe { show(&cell, handle, cell.handles.first()) };
         Ok(())
     })
 }
@@ -163,7 +168,7 @@ pub unsafe extern "C" fn hbm_cell_reserve(
         let stream = Stream::from_raw(stream);
         let made = process.cell_reserve(device, size, stream, tags::current())?;
         // SAFETY: passed on to the caller.
-        let written = unsafe { write_struct(OPERATION, cell, &described(&made, Behind::NOTHING)) };
+        let written = unsafe { write_struct(OPERATION, cell, &described(&made, Behind::NOTHING)?) };
         if written.is_err() {
             process.cell_free(made.address)?;
         }
@@ -206,7 +211,7 @@ pub unsafe extern "C" fn hbm_cells_discard(
 
 /// Puts new memory behind all of `count` cells that have none; the bytes to `*mapped`, which may be NULL.
 /// All or nothing: on failure, as when memory has run out, every cell is as before, and it can be tried
-/// again.
+/// again. With HIP, which may give out memory that holds what it held before, it is filled with zeros.
 ///
 /// # Safety
 /// `addresses` must be valid for reads of `count` numbers, `mapped` NULL or valid for a write.
@@ -241,7 +246,7 @@ pub unsafe extern "C" fn hbm_cell_describe(address: u64, cell: *mut hbm_cell_t) 
         let found = process.cell(address)?;
         let behind = process.behind_cell(&found)?;
         // SAFETY: passed on to the caller.
-        unsafe { write_struct("hbm_cell_describe", cell, &described(&found, behind)) }
+        unsafe { write_struct("hbm_cell_describe", cell, &described(&found, behind)?) }
     })
 }
 
@@ -289,7 +294,7 @@ pub unsafe extern "C" fn hbm_cell_stats(out: *mut hbm_cell_stats_t) -> i32 {
 /// # Safety
 /// `handle` must be valid for a write of 8 bytes.
 unsafe fn show(cell: &CellInfo, handle: *mut u64, value: u64) {
-    if handle as u64 != cell.handle.address() {
+    if handle as u64 != cell.handles.address() {
         // SAFETY: passed on to the caller.
         unsafe { AtomicU64::from_ptr(handle) }.store(value, Ordering::Release);
     }
@@ -310,21 +315,23 @@ unsafe fn list<'a>(
     }
 }
 
-fn described(cell: &CellInfo, behind: Behind) -> hbm_cell_t {
-    hbm_cell_t {
+fn described(cell: &CellInfo, behind: Behind) -> Result<hbm_cell_t> {
+    let chunk_bytes = observe::process().cell_chunk_bytes(cell)?;
+    Ok(hbm_cell_t {
         struct_size: size_of::<hbm_cell_t>(),
         serial: cell.serial,
         address: cell.address,
         bytes: cell.bytes,
         handle_address: match cell.is_lent {
             true => 0,
-            false => cell.handle.address(),
+            false => cell.handles.address(),
         },
         device: cell.device,
         is_mapped: behind.is_mapped.into(),
         is_callers: cell.is_lent.into(),
         is_asleep: behind.is_asleep.into(),
-    }
+        chunk_bytes: chunk_bytes.unwrap_or(0),
+    })
 }
 
 fn ordinal(operation: &'static str, device: c_ulonglong) -> Result<i32> {

@@ -75,7 +75,7 @@ fn audit_cover(begin: u64, end: u64, run: &Run) -> std::result::Result<(), Strin
             Some(chunk) if chunk.bytes() != extent.bytes => {
                 return Err(format!("the chunk at {address:#x} has another size"));
             }
-            _ if !run.shows_handle(extent) => {
+            _ if !run.shows_handle(*address, extent) => {
                 return Err(format!(
                     "the handle of the cell at {address:#x} is not shown"
                 ));

@@ -1,6 +1,5 @@
 //! What backs an address is changed here and nowhere else: places are given chunks, and lose them.
 
-use super::cell::CellState;
 use super::table::{Extent, Extents, Owner, Run, Table};
 use crate::config::value::Location;
 use crate::error::{Error, Result};
@@ -66,7 +65,7 @@ impl Extents {
             }
         }
         self.grant(run, address, end, peers)?;
-        run.show_handle(address);
+        (run.extents.range(address..end)).for_each(|(place, _)| run.show_handle(*place));
         Ok(())
     }
 
@@ -120,7 +119,6 @@ impl Extents {
         if extent.mapping.is_some() || extent.guard.is_some() {
             return Ok(0);
         }
-        run.cell.iter().for_each(CellState::hide_handle);
         let mut freed = 0;
         // Under the table's lock: nobody else can come to name it meanwhile.
         if let Some(chunk) = extent.chunk.as_mut().and_then(Arc::get_mut) {
@@ -138,6 +136,7 @@ impl Extents {
         if run.owner == Owner::Pool {
             run.extents.remove(&place);
         }
+        run.show_handle(place);
         Ok(freed)
     }
 

@@ -1,6 +1,6 @@
 //! Cells: places whose memory a caller takes away and brings back by himself, at addresses that he
-//! reserved or that we did. One chunk backs one cell. Its handle can be read at an address, since
-//! programs that do this keep that address in place of the handle.
+//! reserved or that we did. One chunk backs a cell, or with HIP one behind the other. Their handles can be
+//! read at an address, since programs that do this keep that address in place of the handle.
 
 use super::backing::Backing;
 use super::table::{Extent, Extents, Owner, Run, Table};
@@ -8,31 +8,62 @@ use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::gpu::{ChunkSpec, Reservation};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Eight bytes at an address that stays: the driver's handle of what backs a cell, or 0.
-#[derive(Clone, Debug, Default)]
-pub struct HandleCell(Arc<AtomicU64>);
+/// Eight bytes a chunk at an address that stays: the driver's handles of what backs a cell, or 0.
+#[derive(Clone, Debug)]
+pub struct Handles {
+    shown: Arc<[AtomicU64]>,
+    chunk_bytes: u64,
+}
 
-impl HandleCell {
-    /// Where the bytes are.
+impl Handles {
+    /// None yet, of a cell of `bytes` behind which chunks of `chunk_bytes` are to be, the last of them maybe
+    /// shorter. Neither is zero.
+    pub fn new(bytes: u64, chunk_bytes: u64) -> Handles {
+        let count = bytes.div_ceil(chunk_bytes);
+        Handles {
+            shown: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            chunk_bytes,
+        }
+    }
+
+    /// Where the first one's bytes are.
     pub fn address(&self) -> u64 {
-        Arc::as_ptr(&self.0) as u64
+        self.shown.as_ptr() as u64
     }
 
-    /// The handle.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+    /// The first one.
+    pub fn first(&self) -> u64 {
+        self.shown[0].load(Ordering::Acquire)
     }
 
-    fn show(&self, handle: u64) {
-        self.0.store(handle, Ordering::Release);
+    /// Whether there is no chunk.
+    pub fn are_none(&self) -> bool {
+        let is_none = |shown: &AtomicU64| shown.load(Ordering::Acquire) == 0;
+        self.shown.iter().all(is_none)
     }
 
-    fn is(&self, other: &HandleCell) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    /// The length of all chunks but the last.
+    pub fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes
+    }
+
+    /// The chunks' offsets and lengths.
+    fn chunks(&self, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+        let each = self.chunk_bytes;
+        let offsets = (0..self.shown.len() as u64).map(move |index| index * each);
+        offsets.map(move |offset| (offset, each.min(bytes - offset)))
+    }
+
+    /// The one of the chunk at an offset.
+    fn at(&self, offset: u64) -> &AtomicU64 {
+        &self.shown[(offset / self.chunk_bytes) as usize]
+    }
+
+    fn are(&self, other: &Handles) -> bool {
+        Arc::ptr_eq(&self.shown, &other.shown)
     }
 }
 
@@ -62,45 +93,39 @@ pub struct CellSpec {
     pub chunk: ChunkSpec,
     /// The tag of what lives in it.
     pub tag: TagId,
-    /// Where its handle is shown.
-    pub handle: HandleCell,
+    /// Where the handles of its chunks are shown, and how long these are.
+    pub handles: Handles,
 }
 
 /// What more there is to a run that is a cell.
 pub(super) struct CellState {
-    handle: HandleCell,
+    handles: Handles,
     /// The caller took its memory by himself, and by himself he brings it back.
     is_taken: bool,
 }
 
-impl CellState {
-    /// Shows that there is no chunk.
-    pub(super) fn hide_handle(&self) {
-        self.handle.show(0);
-    }
-}
-
 impl Run {
-    /// Shows the handle of the chunk at a place to whoever looks for it.
+    /// Shows the handle of the chunk at a place, or that there is none, to whoever looks for it.
     pub(super) fn show_handle(&self, place: u64) {
-        let extent = self.extents.get(&place);
-        let chunk = extent.and_then(|extent| extent.chunk.as_ref());
-        if let (Some(cell), Some(chunk)) = (&self.cell, chunk) {
-            cell.handle.show(chunk.handle());
+        if let Some(cell) = &self.cell {
+            let chunk = self.extents.get(&place).and_then(|e| e.chunk.as_ref());
+            let handle = chunk.map_or(0, |chunk| chunk.handle());
+            let offset = place - self.reservation.address();
+            cell.handles.at(offset).store(handle, Ordering::Release);
         }
     }
 
-    /// Whether what is shown is true of its only extent.
-    pub(super) fn shows_handle(&self, extent: &Extent) -> bool {
+    /// Whether what is shown is true of the extent at a place.
+    pub(super) fn shows_handle(&self, place: u64, extent: &Extent) -> bool {
         let handle = match (&extent.chunk, &extent.mapping) {
             (None, _) => 0,
             (Some(chunk), Some(_)) => chunk.handle(),
             // Being made, or about to go.
             (Some(_), None) => return true,
         };
-        self.cell
-            .as_ref()
-            .is_none_or(|cell| cell.handle.get() == handle)
+        let offset = place - self.reservation.address();
+        let shown = |cell: &CellState| cell.handles.at(offset).load(Ordering::Acquire);
+        self.cell.as_ref().is_none_or(|cell| shown(cell) == handle)
     }
 
     /// Whether its chunk comes and goes by calls of the caller alone, at this time or always.
@@ -129,15 +154,15 @@ impl Extents {
         Ok(address)
     }
 
-    /// Puts a new chunk behind a cell that has none. All or nothing.
-    pub fn back_cell(&self, address: u64, handle: &HandleCell) -> Result<()> {
+    /// Puts new chunks behind a cell that has none. All or nothing.
+    pub fn back_cell(&self, address: u64, handles: &Handles) -> Result<()> {
         const OPERATION: &str = "create and map";
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
         self.sweep_table(&mut table);
-        let run = table.cell(OPERATION, address, handle)?;
+        let run = table.cell(OPERATION, address, handles)?;
         let bytes = run.reservation.bytes();
-        if let Some(extent) = run.extents.get(&address) {
+        for extent in run.extents.values() {
             if extent.mapping.is_some() {
                 return Err(refused(
                     OPERATION,
@@ -162,7 +187,8 @@ impl Extents {
                     .advice("Wake its tag instead"));
             }
         }
-        self.fill(&mut table, address, bytes, vec![Backing::New(bytes)])?;
+        run.reservation.regain()?;
+        self.fill(&mut table, address, bytes, backings(handles, bytes))?;
         if let Some(run) = table.runs.get_mut(&address) {
             run.take(false);
         }
@@ -170,42 +196,43 @@ impl Extents {
         Ok(())
     }
 
-    /// Takes the chunk from behind a cell that no work uses any more; the address stays. After a
+    /// Takes the chunks from behind a cell that no work uses any more; the address stays. After a
     /// failure it can be called again and carries on.
-    pub fn unback_cell(&self, address: u64, handle: &HandleCell) -> Result<()> {
+    pub fn unback_cell(&self, address: u64, handles: &Handles) -> Result<()> {
         const OPERATION: &str = "unmap and release";
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
         self.sweep_table(&mut table);
-        let run = table.cell(OPERATION, address, handle)?;
-        let extent = run.extents.get(&address);
-        if extent.is_none_or(|extent| extent.chunk.is_none()) {
+        let run = table.cell(OPERATION, address, handles)?;
+        if run.extents.values().all(|extent| extent.chunk.is_none()) {
             return Err(refused(OPERATION, format!("{address:#x} is not mapped")));
         }
-        if extent.is_some_and(|extent| extent.pins > 0) {
+        if run.extents.values().any(|extent| extent.pins > 0) {
             let detail = format!("{address:#x} is pinned");
             return Err(Error::new(Status::Busy, OPERATION)
                 .detail(detail)
                 .advice("Unpin it first"));
         }
-        let outcome = self.unbind(run, &[address]);
+        let places: Vec<u64> = run.extents.keys().copied().collect();
+        let outcome = (self.unbind(run, &places)).and_then(|_| self.let_go_of_held(run));
         match outcome {
             Ok(_) => {
                 run.take(true);
                 // What it was saved to once is not what it will hold.
-                let stale = (run.extents.get_mut(&address)).and_then(|extent| extent.backup.take());
+                let stale = run.extents.values_mut().map(|extent| extent.backup.take());
+                let stale: Vec<_> = stale.collect();
                 // Given up once nobody has to wait for the table.
                 drop(table);
                 drop(stale);
             }
-            Err(_) => table.leave_unmapped(&[address]),
+            Err(_) => table.leave_unmapped(&places),
         }
         outcome?;
         tracing::debug!("{address:#x}: a cell unmapped");
         Ok(())
     }
 
-    /// Backs addresses that the caller reserved by a new chunk. All or nothing.
+    /// Backs addresses that the caller reserved by new chunks. All or nothing.
     pub fn map_lent(&self, address: u64, spec: &CellSpec) -> Result<()> {
         const OPERATION: &str = "create and map";
         let _guard = self.device.enter()?;
@@ -218,8 +245,8 @@ impl Extents {
         let reservation = Reservation::lent(&self.device, address, spec.bytes);
         let run = self.cell_run(spec, reservation);
         table.runs.insert(address, run);
-        let backing = vec![Backing::New(spec.bytes)];
-        let outcome = self.fill(&mut table, address, spec.bytes, backing);
+        let backings = backings(&spec.handles, spec.bytes);
+        let outcome = self.fill(&mut table, address, spec.bytes, backings);
         match outcome {
             Ok(()) => tracing::debug!("{address:#x}: {} bytes mapped", spec.bytes),
             Err(_) => table.forget_if_empty(address),
@@ -229,8 +256,8 @@ impl Extents {
 
     /// Undoes [`Extents::map_lent`] where no work uses the memory any more. After a failure it can be
     /// called again and carries on.
-    pub fn unmap_lent(&self, address: u64, handle: &HandleCell) -> Result<()> {
-        self.unback_cell(address, handle)?;
+    pub fn unmap_lent(&self, address: u64, handles: &Handles) -> Result<()> {
+        self.unback_cell(address, handles)?;
         lock(&self.table).forget_if_empty(address);
         Ok(())
     }
@@ -250,8 +277,8 @@ impl Extents {
     }
 
     fn cell_run(&self, spec: &CellSpec, reservation: Reservation) -> Run {
-        let empty = Extent {
-            bytes: spec.bytes,
+        let empty = |bytes| Extent {
+            bytes,
             chunk: None,
             mapping: None,
             alias: false,
@@ -260,8 +287,10 @@ impl Extents {
             is_unfilled: false,
             guard: None,
         };
+        let chunks = spec.handles.chunks(spec.bytes);
+        let places = chunks.map(|(offset, bytes)| (reservation.address() + offset, empty(bytes)));
         Run {
-            extents: BTreeMap::from([(reservation.address(), empty)]),
+            extents: places.collect(),
             reservation,
             spec: spec.chunk,
             owner: Owner::Cell,
@@ -270,7 +299,7 @@ impl Extents {
             is_leaving: false,
             // Until it has memory for the first time.
             cell: Some(CellState {
-                handle: spec.handle.clone(),
+                handles: spec.handles.clone(),
                 is_taken: true,
             }),
         }
@@ -278,17 +307,17 @@ impl Extents {
 }
 
 impl Table {
-    /// The cell at an address, if it still is the one that `handle` belongs to.
+    /// The cell at an address, if it still is the one that `handles` belong to.
     fn cell(
         &mut self,
         operation: &'static str,
         address: u64,
-        handle: &HandleCell,
+        handles: &Handles,
     ) -> Result<&mut Run> {
         let run = self.runs.get_mut(&address);
         let run = run.filter(|run| {
             let cell = run.cell.as_ref();
-            cell.is_some_and(|cell| cell.handle.is(handle))
+            cell.is_some_and(|cell| cell.handles.are(handles))
         });
         run.ok_or_else(|| {
             Error::new(Status::NotOwned, operation)
@@ -319,6 +348,11 @@ impl Table {
             self.runs.remove(&address);
         }
     }
+}
+
+fn backings(handles: &Handles, bytes: u64) -> Vec<Backing> {
+    let chunks = handles.chunks(bytes);
+    chunks.map(|(_, bytes)| Backing::New(bytes)).collect()
 }
 
 fn refused(operation: &'static str, detail: String) -> Error {

@@ -154,7 +154,8 @@ impl Extents {
             return Ok(());
         }
         let made: Vec<u64> = made.map(|(place, _)| *place).collect();
-        if let Err(error) = self.unbind(run, &made) {
+        let undone = (self.unbind(run, &made)).and_then(|_| self.let_go_of_held(run));
+        if let Err(error) = undone {
             self.warn_of_leftovers(&error);
             let stuck = made
                 .into_iter()

@@ -3,7 +3,6 @@
 //! saved to.
 
 use super::backing::{Neighbours, charged, unmap};
-use super::cell::CellState;
 use super::table::{Extent, Extents, Owner, Residency, Run, Table};
 use crate::config::value::Location;
 use crate::core::sync::lock;
@@ -169,7 +168,7 @@ impl Extents {
 
     /// Where a device holds released memory as long as its addresses are held, those of a range that sleeps as a
     /// whole are given back for a moment.
-    fn let_go_of_held(&self, run: &mut Run) -> Result<()> {
+    pub(super) fn let_go_of_held(&self, run: &mut Run) -> Result<()> {
         let is_asleep = |extent: &Extent| extent.chunk.is_none() && extent.guard.is_none();
         if !self.device.findings()?.holds_memory || !run.extents.values().all(is_asleep) {
             return Ok(());
@@ -193,7 +192,7 @@ impl Extents {
         }
         extent.chunk = None;
         run.of_tag.sub(extent.bytes);
-        run.cell.iter().for_each(CellState::hide_handle);
+        run.show_handle(place);
         if freed > 0 {
             self.count_gone(run, freed);
             self.limit.give(charged(run.spec, freed));
@@ -297,7 +296,10 @@ impl Extents {
             true => unmap(run, &[place]),
             false => Ok(()),
         };
-        if let Err(error) = unmapped.and_then(|()| self.drop_chunk(run, place).map(|_| ())) {
+        let undone = unmapped
+            .and_then(|()| self.drop_chunk(run, place))
+            .and_then(|_| self.let_go_of_held(run));
+        if let Err(error) = undone {
             self.warn_of_leftovers(&error);
         }
     }

@@ -9,9 +9,9 @@ use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
-use crate::extent::cell::{self, CellSpec, HandleCell};
+use crate::extent::cell::{self, CellSpec, Handles};
 use crate::extent::deferral::Behind;
-use crate::gpu::{ChunkSpec, Fence, Stream, Uses};
+use crate::gpu::{ChunkSpec, CopyQueue, Fence, Stream, Uses};
 use crate::source::{Block, Kind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,8 +32,8 @@ pub struct CellInfo {
     pub tag: TagId,
     /// Whether the caller reserved the addresses.
     pub is_lent: bool,
-    /// Where the driver's handle of its memory is shown.
-    pub handle: HandleCell,
+    /// Where the driver's handles of its memory are shown.
+    pub handles: Handles,
     /// Whether it has had memory: before that, whoever reserved it is about to map it.
     is_born: bool,
     /// Whether statistics count it as a block given out: while a caller has it mapped.
@@ -152,16 +152,16 @@ impl Process {
         if !device.is_capturing(stream)? {
             self.outside_captures(device)?;
         }
-        let (chunk, grain) = self.cell_grain(device)?;
+        let (chunk, grain) = device.state().grain(Location::Device)?;
         let bytes = (grain.round_up(bytes))
             .filter(|rounded| *rounded > 0 && *rounded <= 1 << 56)
             .ok_or_else(|| Error::invalid(OPERATION, "no such size").bytes(bytes))?;
-        let handle = HandleCell::default();
+        let handles = handles_for(device, bytes, grain);
         let spec = CellSpec {
             bytes,
             chunk,
             tag,
-            handle: handle.clone(),
+            handles: handles.clone(),
         };
         let address = device.state().extents.reserve_cell(&spec, grain.get())?;
         let cell = CellInfo {
@@ -171,7 +171,7 @@ impl Process {
             device: ordinal,
             tag,
             is_lent: false,
-            handle,
+            handles,
             is_born: false,
             counted: false,
         };
@@ -188,7 +188,7 @@ impl Process {
     fn map_cell(&self, ordinal: i32, bytes: u64, address: u64, tag: TagId) -> Result<CellInfo> {
         const OPERATION: &str = "create and map";
         let device = self.device(ordinal)?;
-        let (chunk, grain) = self.cell_grain(device)?;
+        let (chunk, grain) = device.state().grain(Location::Device)?;
         let known = self.cells.at(address);
         if let Some(cell) = &known {
             check_same(OPERATION, cell, ordinal, bytes)?;
@@ -211,7 +211,7 @@ impl Process {
             device: ordinal,
             tag,
             is_lent: true,
-            handle: HandleCell::default(),
+            handles: handles_for(device, bytes, grain),
             is_born: false,
             counted: false,
         });
@@ -226,23 +226,40 @@ impl Process {
     /// [`Process::cell_map`] of those of `addresses`, all of them cells, that have no memory. All or
     /// nothing: on failure the memory of those that got some is taken again. The answer is the bytes.
     pub fn cells_map(&self, addresses: &[u64]) -> Result<u64> {
-        let (mut made, mut bytes) = (Vec::new(), 0);
-        for address in addresses {
-            let cell = self.cell(*address)?;
-            if self.behind_cell(&cell)?.is_mapped {
-                continue;
-            }
-            if let Err(error) = self.cell_map(cell.device, cell.bytes, cell.address, cell.tag) {
-                // Nothing is lost by taking it: nobody has been told of it yet.
-                return Err(match self.cells_discard(&made) {
-                    Ok(_) => error,
-                    Err(second) => error.also(&format!("and what was mapped stays: {second}")),
-                });
-            }
-            made.push(cell.address);
-            bytes += cell.bytes;
+        let mut made = Vec::new();
+        let outcome = (addresses.iter())
+            .try_for_each(|address| {
+                let cell = self.cell(*address)?;
+                if !self.behind_cell(&cell)?.is_mapped {
+                    self.cell_map(cell.device, cell.bytes, cell.address, cell.tag)?;
+                    made.push(cell);
+                }
+                Ok(())
+            })
+            .and_then(|()| self.wipe(&made));
+        if let Err(error) = outcome {
+            // Nothing is lost by taking it: nobody has been told of it yet.
+            let made: Vec<u64> = made.iter().map(|cell| cell.address).collect();
+            return Err(match self.cells_discard(&made) {
+                Ok(_) => error,
+                Err(second) => error.also(&format!("and what was mapped stays: {second}")),
+            });
         }
-        Ok(bytes)
+        Ok(made.iter().map(|cell| cell.bytes).sum())
+    }
+
+    /// New memory holds nothing of what it held before, which with HIP has to be seen to.
+    fn wipe(&self, made: &[CellInfo]) -> Result<()> {
+        if !self.driver()?.is_hip() {
+            return Ok(());
+        }
+        for of_device in made.chunk_by(|one, other| one.device == other.device) {
+            let device = self.device(of_device[0].device)?;
+            let mut queue = CopyQueue::create(&device.state().device)?;
+            (of_device.iter()).try_for_each(|cell| queue.wipe(cell.address, cell.bytes))?;
+            queue.wait()?;
+        }
+        Ok(())
     }
 
     fn count_mapped(&self, device: &DeviceEntry, cell: &CellInfo) {
@@ -268,10 +285,10 @@ impl Process {
                     bytes: cell.bytes,
                     chunk,
                     tag: cell.tag,
-                    handle: cell.handle.clone(),
+                    handles: cell.handles.clone(),
                 },
             ),
-            false => state.extents.back_cell(cell.address, &cell.handle),
+            false => state.extents.back_cell(cell.address, &cell.handles),
         };
         state.deferral.drain();
         let outcome = match attempt() {
@@ -324,7 +341,7 @@ impl Process {
             }
         }
         let outcome = self.unmap_cells(&mapped);
-        let done = mapped.iter().filter(|cell| cell.handle.get() == 0);
+        let done = mapped.iter().filter(|cell| cell.handles.are_none());
         let (count, bytes) = done.fold((0, 0), |(n, sum), cell| (n + 1, sum + cell.bytes));
         self.cells.unmaps.fetch_add(count, Ordering::Relaxed);
         if outcome.is_err() {
@@ -360,8 +377,8 @@ impl Process {
         let device = self.device(cell.device)?;
         let extents = &device.state().extents;
         match cell.is_lent {
-            true => extents.unmap_lent(cell.address, &cell.handle)?,
-            false => extents.unback_cell(cell.address, &cell.handle)?,
+            true => extents.unmap_lent(cell.address, &cell.handles)?,
+            false => extents.unback_cell(cell.address, &cell.handles)?,
         }
         if self.cells.note(cell, false) {
             self.count_unmapped(device, cell);
@@ -419,6 +436,13 @@ impl Process {
         cell.ok_or_else(|| not_owned("cell", address))
     }
 
+    /// The length of the chunks behind a cell, the last of which may be shorter; none where a cell is one
+    /// chunk always.
+    pub fn cell_chunk_bytes(&self, cell: &CellInfo) -> Result<Option<u64>> {
+        let limits = self.driver()?.limits_chunks();
+        Ok(limits.then(|| cell.handles.chunk_bytes()))
+    }
+
     /// What is behind a cell.
     pub fn behind_cell(&self, cell: &CellInfo) -> Result<cell::Behind> {
         let device = self.device(cell.device)?;
@@ -450,15 +474,11 @@ impl Process {
             failures: read(&cells.failures),
         })
     }
+}
 
-    fn cell_grain(&self, device: &DeviceEntry) -> Result<(ChunkSpec, Align)> {
-        if self.driver()?.limits_chunks() {
-            return Err(Error::new(Status::Unsupported, "cells")
-                .detail("on ROCm a cell would have to be several chunks")
-                .advice("Use a MemPool of the vmm source and hbmalloc's sleep there"));
-        }
-        device.state().grain(Location::Device)
-    }
+/// Places for the handles of the chunks behind a cell.
+fn handles_for(device: &DeviceEntry, bytes: u64, grain: Align) -> Handles {
+    Handles::new(bytes, device.state().device.fit_chunk(bytes, grain))
 }
 
 fn check_same(operation: &'static str, cell: &CellInfo, device: i32, bytes: u64) -> Result<()> {

@@ -31,7 +31,6 @@ pub struct DeviceEntry {
     stream_ordered: Arc<AsyncSource>,
     vmm: Arc<VmmSource>,
     pinned: Arc<PinnedSource>,
-    chunk_limit: Option<u64>,
     placed: Mutex<FxHashMap<Location, Arc<VmmSource>>>,
     counters: [Counters; Kind::ALL.len()],
     by_owner: ByOwner,
@@ -62,10 +61,10 @@ impl DeviceEntry {
         ] {
             settings.fix(opt);
         }
-        let chunk_limit = driver
-            .limits_chunks()
-            .then(|| settings.size(Opt::RocmChunkSize).of(gpu.total_memory()));
-        gpu.limit_chunks(chunk_limit.unwrap_or(0));
+        gpu.limit_chunks(match driver.limits_chunks() {
+            true => settings.size(Opt::RocmChunkSize).of(gpu.total_memory()),
+            false => 0,
+        });
         let state = Arc::new(DeviceState::new(gpu));
         let pool = match settings.text(Opt::AsyncPool).as_str() {
             "own" => PoolChoice::Own(settings.size(Opt::AsyncReleaseThreshold)),
@@ -75,9 +74,8 @@ impl DeviceEntry {
         DeviceEntry {
             device: Arc::new(DeviceSource::new(state.clone())),
             stream_ordered: Arc::new(AsyncSource::new(state.clone(), pool)),
-            vmm: Arc::new(VmmSource::new(state.clone(), location, chunk_limit)),
+            vmm: Arc::new(VmmSource::new(state.clone(), location)),
             pinned: Arc::new(PinnedSource::new(state.clone())),
-            chunk_limit,
             managed: Arc::new(ManagedSource::new(state.clone(), move |tag| Policy {
                 placement: placement::of(&settings, tag),
                 prefetch: settings.threshold(Opt::PrefetchThreshold),
@@ -200,9 +198,7 @@ impl DeviceEntry {
         match location {
             Some(place) if kind == Kind::Vmm && place != self.vmm.location() => lock(&self.placed)
                 .entry(place)
-                .or_insert_with(|| {
-                    Arc::new(VmmSource::new(self.state.clone(), place, self.chunk_limit))
-                })
+                .or_insert_with(|| Arc::new(VmmSource::new(self.state.clone(), place)))
                 .clone(),
             _ => self.source(kind),
         }

@@ -15,19 +15,13 @@ use std::sync::Arc;
 pub struct VmmSource {
     state: Arc<DeviceState>,
     location: Location,
-    /// The most bytes of one chunk: on ROCm large handles misbehave.
-    chunk_limit: Option<u64>,
 }
 
 impl VmmSource {
-    /// A source over `state`'s device with its memory at `location`, each block in chunks of at most
-    /// `chunk_limit` bytes, where there is a limit.
-    pub fn new(state: Arc<DeviceState>, location: Location, chunk_limit: Option<u64>) -> VmmSource {
-        VmmSource {
-            state,
-            location,
-            chunk_limit,
-        }
+    /// A source over `state`'s device with its memory at `location`, each block in chunks as long as the
+    /// device may have them.
+    pub fn new(state: Arc<DeviceState>, location: Location) -> VmmSource {
+        VmmSource { state, location }
     }
 
     /// What no device could hold is not tried chunk by chunk until memory runs out. One chunk is the
@@ -44,9 +38,7 @@ impl VmmSource {
 
     /// The length of the chunks behind a block.
     fn chunk_bytes(&self, bytes: u64, granularity: Align) -> u64 {
-        let limit = |limit| granularity.round_up(limit).unwrap_or(bytes);
-        let chunk = self.chunk_limit.map_or(bytes, limit);
-        self.state.device.fit_chunk(chunk, granularity)
+        self.state.device.fit_chunk(bytes, granularity)
     }
 
     fn build(&self, spec: &RunSpec) -> Result<u64> {

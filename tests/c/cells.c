@@ -25,7 +25,7 @@ static hbm_cell_t reserved(int device, size_t size) {
     cell.struct_size = sizeof cell;
     EXPECT(HBM_OK, hbm_cell_reserve(device, (ptrdiff_t)size, NULL, &cell));
     CHECK(cell.device == device && cell.bytes >= size && cell.bytes % (2 * MIB) == 0);
-    CHECK(cell.is_mapped == 0 && cell.is_asleep == 0 && cell.is_callers == 0);
+    CHECK(cell.is_mapped == 0 && cell.is_asleep == 0 && cell.is_callers == 0 && cell.chunk_bytes == 0);
     CHECK(*(uint64_t *)(uintptr_t)cell.handle_address == 0);
     return cell;
 }

@@ -60,8 +60,16 @@ def test_wrong_arguments(sim):
             for arguments in ((), (1, 2, 3), (1, 2, 3, 4, 5), (handle,)):
                 with refused(TypeError, "Expected a tuple of size 4"):
                     function(*arguments)
+            for chunks in ([1, 2], [(1, 2, 3)], [[1, 2]]):
+                with refused(TypeError, "Expected a list of (cell, size)"):
+                    function(*handle[:3], chunks)
             with refused(TypeError):
-                function(0, 2 * MIB, handle[2], [(1, 2)])      # a list of chunks is ROCm's
+                function(*handle[:3], [(1, None)])
+            with refused(OverflowError):
+                function(*handle[:3], [(-1, 2 * MIB)])
+            for chunks in ([], [(handle[3], MIB)], [(handle[3], MIB)] * 3, [(handle[3], (1 << 64) - 1)] * 2):
+                with refused(RuntimeError, "CUDA Error: ", "do not come to 2097152 bytes"):
+                    function(*handle[:3], chunks)
             with refused(OverflowError):
                 function(-1, 2 * MIB, handle[2], handle[3])
             with refused(RuntimeError, "CUDA Error: ", "cell of 2097152 bytes"):
@@ -337,3 +345,91 @@ def test_plain_import_finds_the_librarys_package(sim):
         import hbmalloc
         assert "hbmalloc._library" in sys.modules and module.__version__ == hbmalloc.__version__
     """ % path)
+
+
+ROCM = MODULE + """
+        MIB = 1 << 20
+        hbmalloc.set_option("rocm_chunk_size", "8MiB")
+        handles = lambda handle: [ctypes.c_uint64.from_address(cell).value for cell, _ in handle[3]]
+"""
+
+
+@pytest.mark.parametrize("quirk", ["", ",hip_holds=1", ",hip_stale=1", ",hip_whole=1", ",hip_access_fails=1"])
+def test_a_list_of_chunks_on_rocm(sim, quirk):
+    sim(ROCM + """
+        module.init_module(on_malloc, on_free)
+        address = malloc(19 * MIB)
+        handle = known[address]
+        assert handle[:3] == (0, 20 * MIB, address), handle
+        assert [size for _, size in handle[3]] == [8 * MIB, 8 * MIB, 4 * MIB], handle
+        assert len(set(handles(handle))) == 3 and 0 not in handles(handle)
+        assert vllm.counters()["mapped"] == physical() == 20 * MIB
+        write(address, 7, 20 * MIB)
+        assert holds(address, 7, 20 * MIB)
+        for _ in range(3):
+            assert module.python_unmap_and_release(*handle) == handle
+            assert physical() == 0 and handles(handle) == [0, 0, 0]
+            with refused(RuntimeError, "not mapped"):
+                module.python_unmap_and_release(*handle)
+            assert module.python_create_and_map(*handle) == handle
+            assert physical() == 20 * MIB and 0 not in handles(handle)
+            write(address, 9, 20 * MIB)
+            assert holds(address, 9, 20 * MIB)
+        # Freed as it sleeps, when vLLM's class answers with an empty list.
+        module.python_unmap_and_release(*handle)
+        module.init_module(on_malloc, lambda address: known.pop(address)[:3] + ([],))
+        free(address)
+        assert known == {} and physical() == 0 and faults()[0] == 0, faults()
+    """, HBMALLOC_SIM="hip=6.4,devices=2,memory=4GiB" + quirk)
+
+
+def test_a_chunk_that_cannot_be_had_on_rocm(sim):
+    sim(ROCM + """
+        module.init_module(on_malloc, on_free)
+        free(malloc(2 * MIB))                       # what the device can do is known then
+        fail(b"cuMemCreate", nth=2)
+        address = malloc(20 * MIB)                  # had at the second attempt, once all is trimmed
+        handle = known[address]
+        healthy()
+        module.python_unmap_and_release(*handle)
+        fail(b"cuMemMap", nth=3, code=999)
+        with refused(RuntimeError, "CUDA Error: ", "hipMemMap"):
+            module.python_create_and_map(*handle)
+        healthy()
+        assert physical() == 0 and handles(handle) == [0, 0, 0]
+        fail(b"cuMemUnmap", nth=2, code=999)
+        module.python_create_and_map(*handle)
+        with refused(RuntimeError, "CUDA Error: ", "hipMemUnmap"):
+            module.python_unmap_and_release(*handle)
+        healthy()
+        module.python_unmap_and_release(*handle)
+        assert physical() == 0 and handles(handle) == [0, 0, 0]
+        free(address)
+        assert physical() == 0 and faults()[0] == 0, faults()
+    """, HBMALLOC_SIM="hip=6.4,devices=2,memory=4GiB")
+
+
+def test_addresses_of_the_callers_own_on_rocm(sim):
+    sim(ROCM + """
+        library = driver()
+        base = ctypes.c_uint64()
+        assert so.ensure_context(ctypes.c_ulonglong(0)) == 0
+        assert library.cuMemAddressReserve(ctypes.byref(base), ctypes.c_size_t(16 * MIB), ctypes.c_size_t(0),
+                                           ctypes.c_uint64(0), ctypes.c_uint64(0)) == 0
+        cells = (ctypes.c_uint64 * 3)()
+        at = ctypes.addressof(cells)
+        handle = (0, 14 * MIB, base.value, [(at, 4 * MIB), (at + 8, 4 * MIB), (at + 16, 6 * MIB)])
+        assert module.python_create_and_map(*handle) == handle
+        assert physical() == 14 * MIB and 0 not in list(cells)
+        write(base.value, 3, 14 * MIB)
+        assert module.python_unmap_and_release(*handle) == handle
+        assert physical() == 0 and list(cells) == [0, 0, 0]
+        fail(b"cuMemCreate", nth=3, code=999)
+        with refused(RuntimeError, "CUDA Error: ", "hipMemCreate"):
+            module.python_create_and_map(*handle)
+        healthy()
+        assert physical() == 0 and list(cells) == [0, 0, 0]
+        assert module.python_create_and_map(*handle) == handle
+        module.python_unmap_and_release(*handle)
+        assert faults()[0] == 0, faults()
+    """, HBMALLOC_SIM="hip=6.4,devices=2,memory=4GiB")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from conftest import FAKE_TORCH, PYTHON, ROOT, built_library
-from vllm_code import CLASS_OF, COMMON
+from vllm_code import CLASS_OF, COMMON, MACHINES
 
 FILE = os.environ.get("HBMALLOC_VLLM_CUMEM_PY")
 pytestmark = [
@@ -23,11 +23,12 @@ OWN = COMMON + "        vllm.install(native_only=True)\n" + CLASS_OF + """
 """
 
 
-@pytest.fixture
-def own(sim):
+@pytest.fixture(params=MACHINES)
+def own(request, sim):
     def with_theirs(code, **variables):
         path = os.pathsep.join([PYTHON, FAKE_TORCH, os.path.join(ROOT, "tests", "vllm_stand_in")])
-        return sim(code, PYTHONPATH=path, HBMALLOC_VLLM_CUMEM_PY=FILE, **variables)
+        return sim(code, PYTHONPATH=path, HBMALLOC_VLLM_CUMEM_PY=FILE,
+                   **{**MACHINES[request.param], **variables})
 
     return with_theirs
 

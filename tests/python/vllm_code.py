@@ -1,6 +1,13 @@
 """What the tests of vLLM's modules run first, in an interpreter of their own on the simulated driver,
 whose device memory can be read and written like any other."""
 
+#: The machines that vLLM's class is tested on.
+MACHINES = {
+    "cuda": {},
+    "rocm": {"HBMALLOC_SIM": "hip=6.4,devices=2,memory=4GiB,hip_stale=1,hip_holds=1",
+             "HBMALLOC_ROCM_CHUNK_SIZE": "2MiB"},
+}
+
 COMMON = """
         import contextlib, ctypes, os, sys, threading
         import hbmalloc
@@ -31,6 +38,10 @@ COMMON = """
         def moved(before):
             now = vllm.counters()
             return {name: now[name] - before[name] for name in now if now[name] != before[name]}
+
+        def shown(handle):                       # of several chunks the first one's
+            place = handle[3] if isinstance(handle[3], int) else handle[3][0][0]
+            return ctypes.c_uint64.from_address(place).value
 
         def write(address, byte, size):
             ctypes.memset(address, byte, size)
@@ -65,7 +76,6 @@ MODULE = COMMON + """
             known[handle[2]] = handle
         def on_free(address):
             return known.pop(address)
-        shown = lambda handle: ctypes.c_uint64.from_address(handle[3]).value
 """
 
 #: Behind what says whose class it is.

@@ -2,6 +2,7 @@
 //! them alone, and not where there are none. An exception of theirs ends here: the allocator's caller
 //! is C++ that knows nothing of Python.
 
+use crate::handle::Handle;
 use pyo3_ffi::{
     Py_DecRef, Py_IncRef, Py_IsInitialized, Py_IsNone, PyCallable_Check, PyErr_Clear,
     PyErr_ExceptionMatches, PyErr_Occurred, PyErr_SetString, PyErr_WriteUnraisable, PyExc_KeyError,
@@ -11,9 +12,6 @@ use pyo3_ffi::{
 };
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
-
-/// Device, size, address, and the address of the handle.
-pub type Handle = [u64; 4];
 
 /// A function of Python, or none. Changed and taken with Python's lock held.
 struct Callback(AtomicPtr<PyObject>);
@@ -128,38 +126,15 @@ pub unsafe fn clear() {
     }
 }
 
-/// A tuple of the four numbers; NULL with an exception set.
-///
-/// # Safety
-/// Python's lock must be held.
-pub unsafe fn tuple(handle: Handle) -> *mut PyObject {
-    // SAFETY: passed on to the caller; the tuple takes over the numbers, of which a NULL shows as such.
-    unsafe {
-        let tuple = PyTuple_New(4);
-        if tuple.is_null() {
-            return tuple;
-        }
-        for (index, number) in handle.into_iter().enumerate() {
-            let number = PyLong_FromUnsignedLongLong(number);
-            if number.is_null() {
-                Py_DecRef(tuple);
-                return null_mut();
-            }
-            PyTuple_SetItem(tuple, index as isize, number);
-        }
-        tuple
-    }
-}
-
 /// Tells of a cell that is about to get memory; false where the function raised, which is reported.
-pub fn tell_of(handle: Handle) -> bool {
+pub fn tell_of(handle: &Handle) -> bool {
     if !MALLOC.is_set() {
         return true;
     }
     let _gil = Gil::take();
     // SAFETY: the lock is held.
     unsafe {
-        let result = MALLOC.call(tuple(handle));
+        let result = MALLOC.call(handle.tuple());
         let raised = !PyErr_Occurred().is_null();
         MALLOC.report();
         Py_DecRef(result);

@@ -2,19 +2,21 @@
 //! torch calls [`my_malloc`] and [`my_free`]; Python takes memory away and brings it back at the same
 //! addresses. The record of what is there is the library's: what Python's callbacks keep is theirs.
 
+mod behind;
 mod callbacks;
+mod handle;
 mod library;
 
-use callbacks::Handle;
+use behind::Direction;
+use handle::Handle;
 use library::{Cell, Library};
 use pyo3_ffi::{
     METH_NOARGS, METH_VARARGS, Py_DecRef, Py_IncRef, Py_None, PyBytes_AsString, PyCFunction,
-    PyErr_Occurred, PyErr_SetString, PyEval_RestoreThread, PyEval_SaveThread, PyExc_ImportError,
-    PyExc_RuntimeError, PyExc_TypeError, PyImport_ImportModule, PyLong_AsUnsignedLongLong,
-    PyMethodDef, PyMethodDefPointer, PyModule_AddStringConstant, PyModule_Create, PyModuleDef,
-    PyModuleDef_HEAD_INIT, PyNumber_Index, PyObject, PyObject_CallMethodObjArgs,
-    PyObject_GetAttrString, PyTuple_GetItem, PyTuple_Size, PyUnicode_EncodeFSDefault,
-    PyUnicode_FromString,
+    PyErr_SetString, PyEval_RestoreThread, PyEval_SaveThread, PyExc_ImportError,
+    PyExc_RuntimeError, PyExc_TypeError, PyImport_ImportModule, PyMethodDef, PyMethodDefPointer,
+    PyModule_AddStringConstant, PyModule_Create, PyModuleDef, PyModuleDef_HEAD_INIT, PyObject,
+    PyObject_CallMethodObjArgs, PyObject_GetAttrString, PyTuple_GetItem, PyTuple_Size,
+    PyUnicode_EncodeFSDefault, PyUnicode_FromString,
 };
 use std::ffi::{CStr, CString, c_int, c_ulonglong, c_void};
 use std::ptr::null_mut;
@@ -38,7 +40,7 @@ pub unsafe extern "C" fn my_malloc(size: isize, device: c_int, stream: *mut c_vo
     if unsafe { (library.cell_reserve)(device, size, stream, &mut cell) } != 0 {
         return null_mut();
     }
-    let told = callbacks::tell_of(handle_of(&cell));
+    let told = callbacks::tell_of(&Handle::of(&cell));
     if told && map(library, &cell) == 0 {
         return cell.address as *mut c_void;
     }
@@ -116,15 +118,6 @@ pub unsafe extern "C" fn unmap_and_release(
     })
 }
 
-fn handle_of(cell: &Cell) -> Handle {
-    [
-        cell.device as u64,
-        cell.bytes,
-        cell.address,
-        cell.handle_address,
-    ]
-}
-
 fn map(library: &Library, cell: &Cell) -> c_int {
     let handle = cell.handle_address as *mut u64;
     // SAFETY: the library keeps the 8 bytes until the cell is freed.
@@ -170,77 +163,40 @@ unsafe fn none() -> *mut PyObject {
     }
 }
 
-/// The four numbers of a handle; none with an exception set.
-///
-/// # Safety
-/// Python's lock must be held and `arguments` be a tuple.
-unsafe fn four(arguments: *mut PyObject) -> Option<Handle> {
-    let mut handle = Handle::default();
-    // SAFETY: passed on to the caller; items are borrowed from the tuple.
-    unsafe {
-        if PyTuple_Size(arguments) != 4 {
-            PyErr_SetString(PyExc_TypeError, c"Expected a tuple of size 4".as_ptr());
-            return None;
-        }
-        for (index, number) in handle.iter_mut().enumerate() {
-            let whole = PyNumber_Index(PyTuple_GetItem(arguments, index as isize));
-            if whole.is_null() {
-                return None;
-            }
-            *number = PyLong_AsUnsignedLongLong(whole);
-            Py_DecRef(whole);
-            if !PyErr_Occurred().is_null() {
-                return None;
-            }
-        }
-    }
-    Some(handle)
-}
-
 /// Changes what is behind an address, without Python's lock, and answers the handle.
 ///
 /// # Safety
 /// Python's lock must be held and `arguments` be a tuple.
-unsafe fn change(
-    arguments: *mut PyObject,
-    act: unsafe extern "C" fn(c_ulonglong, isize, u64, *mut u64) -> c_int,
-) -> *mut PyObject {
-    // SAFETY: passed on to the caller. That the last number is the address of a handle is the
-    // promise of whoever calls the Python function.
+unsafe fn change(arguments: *mut PyObject, direction: Direction) -> *mut PyObject {
+    // SAFETY: passed on to the caller. That the last item names places of handles is the promise of
+    // whoever calls the Python function.
     unsafe {
-        let Some(handle) = four(arguments) else {
-            return null_mut();
-        };
-        let [device, size, address, cell] = handle;
-        let Ok(size) = isize::try_from(size) else {
-            PyErr_SetString(PyExc_RuntimeError, c"CUDA Error: no such size".as_ptr());
+        let Some(handle) = Handle::parse(arguments) else {
             return null_mut();
         };
         let thread = PyEval_SaveThread();
-        let status = act(device, size, address, cell as *mut u64);
+        let outcome = behind::change(&handle, direction);
         PyEval_RestoreThread(thread);
-        if status == 0 {
-            return callbacks::tuple(handle);
+        match outcome {
+            Ok(()) => handle.tuple(),
+            Err(text) => {
+                let text = [b"CUDA Error: ", text.as_bytes()].concat();
+                let text = CString::new(text).unwrap_or_default();
+                PyErr_SetString(PyExc_RuntimeError, text.as_ptr());
+                null_mut()
+            }
         }
-        let mut text = b"CUDA Error: ".to_vec();
-        match Library::get() {
-            Some(library) => text.extend(library.last_error().into_bytes()),
-            None => text.extend(b"libhbmalloc is not loaded"),
-        }
-        let text = CString::new(text).unwrap_or_default();
-        PyErr_SetString(PyExc_RuntimeError, text.as_ptr());
-        null_mut()
     }
 }
 
 extern "C" fn py_create_and_map(_: *mut PyObject, arguments: *mut PyObject) -> *mut PyObject {
     // SAFETY: Python calls us with its lock held and a tuple.
-    unsafe { change(arguments, create_and_map) }
+    unsafe { change(arguments, Direction::Map) }
 }
 
 extern "C" fn py_unmap_and_release(_: *mut PyObject, arguments: *mut PyObject) -> *mut PyObject {
     // SAFETY: Python calls us with its lock held and a tuple.
-    unsafe { change(arguments, unmap_and_release) }
+    unsafe { change(arguments, Direction::Unmap) }
 }
 
 extern "C" fn py_forget_callbacks(_: *mut PyObject, _: *mut PyObject) -> *mut PyObject {

@@ -17,6 +17,7 @@ pub struct Cell {
     pub is_mapped: i32,
     pub is_callers: i32,
     pub is_asleep: i32,
+    pub chunk_bytes: u64,
 }
 
 impl Cell {

@@ -95,16 +95,16 @@ fn own_pool(state: &Arc<DeviceState>) -> Arc<dyn Source> {
 }
 
 fn vmm(state: &Arc<DeviceState>) -> Arc<dyn Source> {
-    Arc::new(VmmSource::new(state.clone(), Location::Device, None))
+    Arc::new(VmmSource::new(state.clone(), Location::Device))
 }
 
 fn vmm_chunks(state: &Arc<DeviceState>) -> Arc<dyn Source> {
-    let limit = Some(SMALL_CHUNK);
-    Arc::new(VmmSource::new(state.clone(), Location::Device, limit))
+    state.device.limit_chunks(SMALL_CHUNK);
+    vmm(state)
 }
 
 fn vmm_host(state: &Arc<DeviceState>) -> Arc<dyn Source> {
-    Arc::new(VmmSource::new(state.clone(), Location::HostNuma(0), None))
+    Arc::new(VmmSource::new(state.clone(), Location::HostNuma(0)))
 }
 
 fn pinned(state: &Arc<DeviceState>) -> Arc<dyn Source> {

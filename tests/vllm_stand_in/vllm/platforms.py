@@ -1,4 +1,7 @@
+import os
+
+
 class current_platform:
     @staticmethod
     def is_rocm():
-        return False
+        return os.environ.get("HBMALLOC_SIM", "").startswith("hip")

@@ -29,8 +29,17 @@ def _describe(address):
     _library.check(handle.hbm_tag_of(address, name, _NAME), "cells")
     if cell.is_callers:
         return None
-    return Cell(cell.serial, (cell.device, cell.bytes, cell.address, cell.handle_address),
+    return Cell(cell.serial, (cell.device, cell.bytes, cell.address, _shown(cell)),
                 name.value.decode(), bool(cell.is_mapped), bool(cell.is_asleep))
+
+
+def _shown(cell):
+    # As the native module says it: with ROCm a list, a place for each chunk.
+    at, each = cell.handle_address, cell.chunk_bytes
+    if not each:
+        return at
+    return [(at + 8 * index, min(each, cell.bytes - offset))
+            for index, offset in enumerate(range(0, cell.bytes, each))]
 
 
 def known():

@@ -16,3 +16,6 @@ class CudaRTLibrary:
         if self._runtime is not None:
             return self._runtime.cudaMemcpy(to, source, count)
         ctypes.memmove(to, source, count)
+
+    def cudaMemset(self, to, byte, count):
+        ctypes.memset(to, byte, count)
