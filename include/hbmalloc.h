@@ -30,6 +30,9 @@
 // 24 us each) at the sleep and at the wake, and 34 MiB of the device.
 #define HBM_SLEEP_GUARD_ZERO 2
 
+// The most bytes of a tag's name, its end included.
+#define HBM_TAG_NAME_BYTES 256
+
 // What a call returns: 0 for success, else the kind of failure.
 typedef enum hbm_status {
     HBM_OK = 0,
@@ -383,6 +386,18 @@ typedef struct hbm_range_t {
     uint64_t bytes;
 } hbm_range_t;
 
+// What hbm_sleep, hbm_wake or hbm_discard did with memory of one tag, in bytes, over all devices.
+typedef struct hbm_residency_of_tag_t {
+    // The tag's name, empty for memory without a tag.
+    char tag[HBM_TAG_NAME_BYTES];
+    // The devices' memory given back, or had again.
+    uint64_t moved;
+    // Copied over the link.
+    uint64_t copied;
+    // Awake as before, since it is pinned (hbm_pin) or exported.
+    uint64_t pinned;
+} hbm_residency_of_tag_t;
+
 // What is to sleep or to wake. Zeros, with `struct_size` filled in, are everything of device 0.
 typedef struct hbm_residency_request_t {
     // sizeof(hbm_residency_request_t) as the program was compiled.
@@ -405,6 +420,11 @@ typedef struct hbm_residency_request_t {
     const struct hbm_range_t *dead;
     // How many.
     size_t dead_count;
+    // Where to write what was done tag by tag, NULL for nowhere: the tags asked for in their order, or for
+    // everything those that have memory.
+    struct hbm_residency_of_tag_t *by_tag;
+    // For so many there is room; report's `tag_count` says how many there were.
+    size_t by_tag_capacity;
 } hbm_residency_request_t;
 
 // What hbm_sleep, hbm_wake or hbm_discard did, in bytes, over all devices.
@@ -417,6 +437,8 @@ typedef struct hbm_residency_report_t {
     uint64_t copied;
     // Awake as before, since it is pinned (hbm_pin) or exported.
     uint64_t pinned;
+    // How many tags there were for the request's `by_tag`.
+    uint64_t tag_count;
 } hbm_residency_report_t;
 
 // Where memory is, in bytes of whole chunks.
@@ -898,8 +920,9 @@ int32_t hbm_captures_told(int32_t told);
 // answers HBM_IO where the file does not hold what was written.
 //
 // HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
-// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names. Any thread;
-// calls on one device take turns. `report` may be NULL.
+// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names; of several devices
+// each stands for itself, and the report is of those where all went well. Any thread; calls on one device take
+// turns. `report` may be NULL.
 //
 // Required: `request` must point to a filled-in struct whose pointers are valid; `report` must be NULL or point to a
 // struct whose `struct_size` is filled in.

@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 from ctypes import (
-    POINTER, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
+    POINTER, c_char, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
 )
 
 from ._errors import BY_STATUS, HbmallocError
@@ -92,6 +92,12 @@ class Range(ctypes.Structure):
     _fields_ = [("address", c_void_p), ("bytes", c_uint64)]
 
 
+class ResidencyOfTag(ctypes.Structure):
+    """hbm_residency_of_tag_t."""
+
+    _fields_ = [("tag", c_char * 256)] + [(name, c_uint64) for name in ("moved", "copied", "pinned")]
+
+
 class ResidencyRequest(ctypes.Structure):
     """hbm_residency_request_t."""
 
@@ -99,13 +105,14 @@ class ResidencyRequest(ctypes.Structure):
         ("struct_size", c_size_t), ("tags", POINTER(c_char_p)), ("tag_count", c_size_t),
         ("device", c_int32), ("to", c_int32), ("flags", c_uint32), ("reserved", c_uint32),
         ("dead", POINTER(Range)), ("dead_count", c_size_t),
+        ("by_tag", POINTER(ResidencyOfTag)), ("by_tag_capacity", c_size_t),
     ]
 
 
 class ResidencyReport(ctypes.Structure):
     """hbm_residency_report_t."""
 
-    _fields_ = _counts("moved", "copied", "pinned")
+    _fields_ = _counts("moved", "copied", "pinned", "tag_count")
 
 
 class Residency(ctypes.Structure):

@@ -4,11 +4,13 @@ import ctypes
 import sys
 
 from . import _library
-from ._errors import CapturingError
+from ._errors import CapturingError, HbmallocError
 from ._tags import _encoded
 
 #: Where contents go, with the numbers of the C interface.
 PLACES = {"host": 0, "file": 1, "discard": 2}
+
+_AMOUNTS = ("moved", "copied", "pinned")
 
 _CLEAN = 1
 _GUARD_ZERO = 2
@@ -64,8 +66,7 @@ def _unused_ranges():
     return ranges
 
 
-def _request(tags, device, to=0, flags=0, dead=()):
-    names = _names(tags)
+def _request(names, device, to=0, flags=0, dead=()):
     request = _library.ResidencyRequest(
         struct_size=ctypes.sizeof(_library.ResidencyRequest), device=device, to=to, flags=flags)
     if names is not None:
@@ -75,6 +76,11 @@ def _request(tags, device, to=0, flags=0, dead=()):
     if dead:
         request.dead = (_library.Range * len(dead))(*dead)
         request.dead_count = len(dead)
+    # One more than there are tags, for memory without one.
+    room = _library.library().hbm_tag_count() + 1 if names is None else len(names)
+    if room:
+        request.by_tag = (_library.ResidencyOfTag * room)()
+        request.by_tag_capacity = room
     return request
 
 
@@ -87,17 +93,26 @@ def _refuse_capture(name):
         raise CapturingError("%s: a CUDA graph is being captured on this thread's stream" % name)
 
 
-def _do(name, devices, make_request):
+def _do(name, tags, devices, **manner):
     _refuse_capture(name)
-    sums = {"moved": 0, "copied": 0, "pinned": 0}
+    names = _names(tags)
+    done = dict.fromkeys(_AMOUNTS, 0)
+    done["tags"] = {}
     for device in _device_numbers(devices):
         report = _library.ResidencyReport(struct_size=ctypes.sizeof(_library.ResidencyReport))
-        request = make_request(device)
+        request = _request(names, device, **manner)
         status = getattr(_library.library(), "hbm_" + name)(ctypes.byref(request), ctypes.byref(report))
-        _library.check(status, name)
-        for field in sums:
-            sums[field] += getattr(report, field)
-    return sums
+        for of_tag in request.by_tag[:min(report.tag_count, request.by_tag_capacity)]:
+            of_all = done["tags"].setdefault(of_tag.tag.decode(), dict.fromkeys(_AMOUNTS, 0))
+            for field in _AMOUNTS:
+                of_all[field] += getattr(of_tag, field)
+                done[field] += getattr(of_tag, field)
+        try:
+            _library.check(status, name)
+        except HbmallocError as error:
+            error.report = done
+            raise
+    return done
 
 
 def sleep(tags=None, to="host", devices=None, clean=False, guard=None):
@@ -114,8 +129,9 @@ def sleep(tags=None, to="host", devices=None, clean=False, guard=None):
     What can sleep: memory of the pool and the vmm kind, and segments of `memory_pool`. Work
     given to the device before is waited for; touching sleeping memory afterwards is a fault.
     Raises OutOfMemoryError where the host has no room, FileError where the disk has none, CapturingError while a CUDA graph is
-    being captured; nothing has changed then. Returns a dict of bytes: `moved`, `copied`, and
-    `pinned`, which had to stay.
+    being captured; nothing has changed then on that device, and the exception's `report` says what was
+    done on others. Returns a dict of bytes: `moved`, `copied`, and `pinned`, which had to stay; `tags`
+    has the same for each tag, in the order of `tags`.
     """
     if to not in PLACES:
         raise ValueError("unknown place %r: one of %s" % (to, ", ".join(PLACES)))
@@ -123,7 +139,7 @@ def sleep(tags=None, to="host", devices=None, clean=False, guard=None):
         raise ValueError("unknown guard %r: None or 'zero'" % (guard,))
     flags = (_CLEAN if clean else 0) | (_GUARD_ZERO if guard else 0)
     dead = _unused_ranges() if to != "discard" else ()
-    return _do("sleep", devices, lambda device: _request(tags, device, PLACES[to], flags, dead))
+    return _do("sleep", tags, devices, to=PLACES[to], flags=flags, dead=dead)
 
 
 def wake(tags=None, devices=None):
@@ -132,12 +148,12 @@ def wake(tags=None, devices=None):
     All or nothing on each device: after an OutOfMemoryError everything sleeps on and can be
     woken later. What was discarded holds anything. Returns a dict of bytes as `sleep` does.
     """
-    return _do("wake", devices, lambda device: _request(tags, device))
+    return _do("wake", tags, devices)
 
 
 def discard(tags=None, devices=None):
     """`sleep(tags, to="discard")`: the contents are gone, of what sleeps already too."""
-    return _do("discard", devices, lambda device: _request(tags, device, PLACES["discard"]))
+    return _do("discard", tags, devices, to=PLACES["discard"])
 
 
 def residency(tag=None, device=None):

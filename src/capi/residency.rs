@@ -1,11 +1,14 @@
 //! Sleep and wake: what backs memory changes, its address does not.
 
 use super::{export, read_struct, text_argument, write_out, write_struct};
+use crate::core::tags::TagId;
 use crate::error::{Error, Result};
 use crate::observe;
 use crate::process::residency::{How, Listener, Request, To};
-use crate::residency::Report;
+use crate::process::tags;
+use crate::residency::{Amounts, Report};
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 
 /// Where contents of memory that sleeps go.
 #[allow(non_camel_case_types, missing_docs)]
@@ -38,6 +41,24 @@ pub struct hbm_range_t {
     pub bytes: u64,
 }
 
+/// The most bytes of a tag's name, its end included.
+pub const HBM_TAG_NAME_BYTES: usize = 256;
+
+/// What hbm_sleep, hbm_wake or hbm_discard did with memory of one tag, in bytes, over all devices.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_residency_of_tag_t {
+    /// The tag's name, empty for memory without a tag.
+    pub tag: [c_char; HBM_TAG_NAME_BYTES],
+    /// The devices' memory given back, or had again.
+    pub moved: u64,
+    /// Copied over the link.
+    pub copied: u64,
+    /// Awake as before, since it is pinned (hbm_pin) or exported.
+    pub pinned: u64,
+}
+
 /// What is to sleep or to wake. Zeros, with `struct_size` filled in, are everything of device 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -63,6 +84,11 @@ pub struct hbm_residency_request_t {
     pub dead: *const hbm_range_t,
     /// How many.
     pub dead_count: usize,
+    /// Where to write what was done tag by tag, NULL for nowhere: the tags asked for in their order, or for
+    /// everything those that have memory.
+    pub by_tag: *mut hbm_residency_of_tag_t,
+    /// For so many there is room; report's `tag_count` says how many there were.
+    pub by_tag_capacity: usize,
 }
 
 /// What hbm_sleep, hbm_wake or hbm_discard did, in bytes, over all devices.
@@ -78,6 +104,8 @@ pub struct hbm_residency_report_t {
     pub copied: u64,
     /// Awake as before, since it is pinned (hbm_pin) or exported.
     pub pinned: u64,
+    /// How many tags there were for the request's `by_tag`.
+    pub tag_count: u64,
 }
 
 /// Where memory is, in bytes of whole chunks.
@@ -112,13 +140,32 @@ pub struct hbm_host_buffer_t {
     pub used: u64,
 }
 
-impl From<Report> for hbm_residency_report_t {
-    fn from(report: Report) -> hbm_residency_report_t {
+impl From<&Report> for hbm_residency_report_t {
+    fn from(report: &Report) -> hbm_residency_report_t {
+        let total = report.total();
         hbm_residency_report_t {
             struct_size: size_of::<hbm_residency_report_t>(),
-            moved: report.moved,
-            copied: report.copied,
-            pinned: report.pinned,
+            moved: total.moved,
+            copied: total.copied,
+            pinned: total.pinned,
+            tag_count: report.by_tag.len() as u64,
+        }
+    }
+}
+
+impl From<&(TagId, Amounts)> for hbm_residency_of_tag_t {
+    fn from((tag, amounts): &(TagId, Amounts)) -> hbm_residency_of_tag_t {
+        let mut written = [0; HBM_TAG_NAME_BYTES];
+        if *tag != TagId::NONE {
+            let name = tags::name_of(*tag);
+            let bytes = name.bytes().take(HBM_TAG_NAME_BYTES - 1);
+            (written.iter_mut().zip(bytes)).for_each(|(to, byte)| *to = byte as c_char);
+        }
+        hbm_residency_of_tag_t {
+            tag: written,
+            moved: amounts.moved,
+            copied: amounts.copied,
+            pinned: amounts.pinned,
         }
     }
 }
@@ -141,8 +188,9 @@ impl From<Report> for hbm_residency_report_t {
 /// answers HBM_IO where the file does not hold what was written.
 ///
 /// HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
-/// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names. Any thread;
-/// calls on one device take turns. `report` may be NULL.
+/// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names; of several devices
+/// each stands for itself, and the report is of those where all went well. Any thread; calls on one device take
+/// turns. `report` may be NULL.
 ///
 /// # Safety
 /// `request` must point to a filled-in struct whose pointers are valid; `report` must be NULL or point to a
@@ -152,27 +200,25 @@ pub unsafe extern "C" fn hbm_sleep(
     request: *const hbm_residency_request_t,
     report: *mut hbm_residency_report_t,
 ) -> i32 {
+    const OPERATION: &str = "hbm_sleep";
     export(|| {
         // SAFETY: passed on to the caller.
-        let raw = unsafe { read_struct("hbm_sleep", request, &[])? };
-        // SAFETY: passed on to the caller.
-        let request = unsafe { request_of("hbm_sleep", &raw)? };
-        // SAFETY: passed on to the caller. One that cannot be written is refused before anything is done.
-        unsafe { write_report("hbm_sleep", report, Report::default())? };
-        let to = match raw.to {
+        let asked = unsafe { Asked::read(OPERATION, request, report)? };
+        let to = match asked.raw.to {
             0 => To::Host,
             1 => To::File,
             2 => To::Nothing,
             other => {
-                return Err(
-                    Error::invalid("hbm_sleep", format!("to {other} is no place"))
-                        .advice("Places: 0 host, 1 file, 2 nothing"),
-                );
+                return Err(Error::invalid(OPERATION, format!("to {other} is no place"))
+                    .advice("Places: 0 host, 1 file, 2 nothing"));
             }
         };
-        let done = observe::process().sleep(&request, how("hbm_sleep", to, raw.flags)?)?;
+        let how = how(OPERATION, to, asked.raw.flags)?;
+        let mut done = Report::default();
+        let outcome = observe::process().sleep_reporting(&asked.request, how, &mut done);
         // SAFETY: passed on to the caller.
-        unsafe { write_report("hbm_sleep", report, done) }
+        unsafe { asked.answer(&done)? };
+        outcome
     })
 }
 
@@ -192,14 +238,12 @@ pub unsafe extern "C" fn hbm_wake(
 ) -> i32 {
     export(|| {
         // SAFETY: passed on to the caller.
-        let raw = unsafe { read_struct("hbm_wake", request, &[])? };
+        let asked = unsafe { Asked::read("hbm_wake", request, report)? };
+        let mut done = Report::default();
+        let outcome = observe::process().wake_reporting(&asked.request, &mut done);
         // SAFETY: passed on to the caller.
-        let request = unsafe { request_of("hbm_wake", &raw)? };
-        // SAFETY: passed on to the caller. One that cannot be written is refused before anything is done.
-        unsafe { write_report("hbm_wake", report, Report::default())? };
-        let done = observe::process().wake(&request)?;
-        // SAFETY: passed on to the caller.
-        unsafe { write_report("hbm_wake", report, done) }
+        unsafe { asked.answer(&done)? };
+        outcome
     })
 }
 
@@ -212,17 +256,16 @@ pub unsafe extern "C" fn hbm_discard(
     request: *const hbm_residency_request_t,
     report: *mut hbm_residency_report_t,
 ) -> i32 {
+    const OPERATION: &str = "hbm_discard";
     export(|| {
         // SAFETY: passed on to the caller.
-        let raw = unsafe { read_struct("hbm_discard", request, &[])? };
+        let asked = unsafe { Asked::read(OPERATION, request, report)? };
+        let how = how(OPERATION, To::Nothing, asked.raw.flags)?;
+        let mut done = Report::default();
+        let outcome = observe::process().sleep_reporting(&asked.request, how, &mut done);
         // SAFETY: passed on to the caller.
-        let request = unsafe { request_of("hbm_discard", &raw)? };
-        // SAFETY: passed on to the caller. One that cannot be written is refused before anything is done.
-        unsafe { write_report("hbm_discard", report, Report::default())? };
-        let how = how("hbm_discard", To::Nothing, raw.flags)?;
-        let done = observe::process().sleep(&request, how)?;
-        // SAFETY: passed on to the caller.
-        unsafe { write_report("hbm_discard", report, done) }
+        unsafe { asked.answer(&done)? };
+        outcome
     })
 }
 
@@ -390,7 +433,12 @@ fn device_of(device: i32) -> Option<i32> {
 /// The pointers in `raw` must be valid as its fields say.
 unsafe fn request_of(operation: &'static str, raw: &hbm_residency_request_t) -> Result<Request> {
     let (is_listed, is_dead) = (!raw.tags.is_null(), !raw.dead.is_null());
-    if (!is_listed && raw.tag_count > 0) || (!is_dead && raw.dead_count > 0) || raw.reserved != 0 {
+    let is_short = raw.by_tag.is_null() && raw.by_tag_capacity > 0;
+    if (!is_listed && raw.tag_count > 0)
+        || (!is_dead && raw.dead_count > 0)
+        || is_short
+        || raw.reserved != 0
+    {
         return Err(Error::invalid(
             operation,
             "a pointer is NULL, or a reserved field not 0",
@@ -426,16 +474,54 @@ unsafe fn request_of(operation: &'static str, raw: &hbm_residency_request_t) -> 
     })
 }
 
-/// # Safety
-/// `out` must be null or point to a struct whose first field is its size.
-unsafe fn write_report(
+/// What a caller asks for, and where he wants to read what was done.
+struct Asked {
     operation: &'static str,
-    out: *mut hbm_residency_report_t,
-    report: Report,
-) -> Result<()> {
-    match out.is_null() {
-        true => Ok(()),
+    raw: hbm_residency_request_t,
+    request: Request,
+    report: *mut hbm_residency_report_t,
+}
+
+impl Asked {
+    /// What cannot be written is refused before anything is done.
+    ///
+    /// # Safety
+    /// As for hbm_sleep; what is pointed to must stay valid until [`Asked::answer`].
+    unsafe fn read(
+        operation: &'static str,
+        request: *const hbm_residency_request_t,
+        report: *mut hbm_residency_report_t,
+    ) -> Result<Asked> {
+        const OLDER: [usize; 1] = [offset_of!(hbm_residency_request_t, by_tag)];
         // SAFETY: passed on to the caller.
-        false => unsafe { write_struct(operation, out, &report.into()) },
+        let raw = unsafe { read_struct(operation, request, &OLDER)? };
+        let asked = Asked {
+            operation,
+            raw,
+            // SAFETY: passed on to the caller.
+            request: unsafe { request_of(operation, &raw)? },
+            report,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { asked.answer(&Report::default())? };
+        Ok(asked)
+    }
+
+    /// # Safety
+    /// As for [`Asked::read`].
+    unsafe fn answer(&self, done: &Report) -> Result<()> {
+        let room = match self.raw.by_tag.is_null() {
+            true => 0,
+            false => self.raw.by_tag_capacity,
+        };
+        for (at, of_tag) in done.by_tag.iter().take(room).enumerate() {
+            // SAFETY: passed on to the caller: there is room for so many.
+            unsafe { self.raw.by_tag.add(at).write(of_tag.into()) };
+        }
+        match self.report.is_null() {
+            true => Ok(()),
+            // SAFETY: passed on to the caller.
+            false => unsafe { write_struct(self.operation, self.report, &done.into()) },
+        }
     }
 }

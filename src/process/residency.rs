@@ -83,7 +83,15 @@ impl Process {
     /// Takes the chunks from memory of the tags, after all work that its devices were given so far; what
     /// is in it goes where `how` says. On failure everything is awake as before, but what the error says.
     pub fn sleep(&self, request: &Request, how: How) -> Result<Report> {
+        let mut report = Report::default();
+        self.sleep_reporting(request, how, &mut report)?;
+        Ok(report)
+    }
+
+    /// [`Process::sleep`]; after an error the report is of the devices where all went well.
+    pub fn sleep_reporting(&self, request: &Request, how: How, report: &mut Report) -> Result<()> {
         let choice = choice("sleep", request)?;
+        *report = Report::of_tags(choice.tags.as_deref().unwrap_or_default());
         let mut dead = request.dead.clone();
         let is_endless = |(begin, bytes): &&(u64, u64)| begin.checked_add(*bytes).is_none();
         if let Some((begin, bytes)) = dead.iter().find(is_endless) {
@@ -98,7 +106,7 @@ impl Process {
             budget: self.host_budget(),
             folder: self.sleep_folder(),
         };
-        let done = self.on_each("sleep", request.device, |site, report| {
+        let done = self.on_each("sleep", request.device, report, |site, report| {
             residency::sleep(
                 &self.pools,
                 site,
@@ -109,15 +117,23 @@ impl Process {
                 report,
             )
         });
-        self.tell(done, Change::Asleep)
+        self.tell(done, &report.ranges, Change::Asleep)
     }
 
     /// Puts chunks behind memory of the tags again and fills them, in the order of the tags. On failure all
     /// that slept on the device sleeps on.
     pub fn wake(&self, request: &Request) -> Result<Report> {
+        let mut report = Report::default();
+        self.wake_reporting(request, &mut report)?;
+        Ok(report)
+    }
+
+    /// [`Process::wake`]; after an error the report is of the devices where all went well.
+    pub fn wake_reporting(&self, request: &Request, report: &mut Report) -> Result<()> {
         let choice = choice("wake", request)?;
+        *report = Report::of_tags(choice.tags.as_deref().unwrap_or_default());
         let keep = self.settings.size(Opt::KeepHost).of(linux::total_memory());
-        let done = self.on_each("wake", request.device, |site, report| {
+        let done = self.on_each("wake", request.device, report, |site, report| {
             let mut wake = || residency::wake(&self.pools, site, &choice, keep, report);
             wake().or_else(|error| {
                 let device = site.state.device.ordinal();
@@ -130,7 +146,7 @@ impl Process {
                 }
             })
         });
-        self.tell(done, Change::Remapped)
+        self.tell(done, &report.ranges, Change::Remapped)
     }
 
     /// Has `listener` told of every stretch that falls asleep or is mapped anew, on the thread that asked for
@@ -139,17 +155,17 @@ impl Process {
         *lock(&self.listening.0) = listener.map(Arc::new);
     }
 
-    fn tell(&self, done: Done, change: Change) -> Result<Report> {
+    fn tell(&self, done: Done, ranges: &[(i32, u64, u64)], change: Change) -> Result<()> {
         let listener = lock(&self.listening.0).clone();
         if let Some(listener) = listener {
-            for (device, address, bytes) in &done.report.ranges {
+            for (device, address, bytes) in ranges {
                 listener(*device, *address, *bytes, change);
             }
             for (device, address, bytes) in &done.remapped {
                 listener(*device, *address, *bytes, Change::Remapped);
             }
         }
-        done.failed.map_or(Ok(done.report), Err)
+        done.failed.map_or(Ok(()), Err)
     }
 
     /// What pool memory was saved to in which no block is left goes, unless somebody is about to sleep or wake.
@@ -275,6 +291,7 @@ impl Process {
         &self,
         operation: &'static str,
         device: Option<i32>,
+        report: &mut Report,
         act: impl Fn(&Site, &mut Report) -> Result<()> + Sync,
     ) -> Done {
         let devices = match self.chosen(device) {
@@ -308,8 +325,7 @@ impl Process {
                     .collect()
             }),
         };
-        let (mut report, mut remapped) = (Report::default(), Vec::new());
-        let mut failed = Vec::new();
+        let (mut remapped, mut failed) = (Vec::new(), Vec::new());
         for (device, (done, outcome)) in devices.iter().zip(outcomes) {
             match outcome {
                 Ok(()) => report.add(done),
@@ -333,17 +349,12 @@ impl Process {
                 rest.join("; ")
             ))
         });
-        Done {
-            report,
-            remapped,
-            failed,
-        }
+        Done { remapped, failed }
     }
 }
 
-/// What was done, and what went wrong on one device or more.
+/// What went wrong on one device or more.
 struct Done {
-    report: Report,
     /// Where that went wrong, what had lost its chunks and has others now.
     remapped: Vec<(i32, u64, u64)>,
     failed: Option<Error>,
@@ -352,7 +363,6 @@ struct Done {
 impl Done {
     fn failed(error: Error) -> Done {
         Done {
-            report: Report::default(),
             remapped: Vec::new(),
             failed: Some(error),
         }

@@ -97,8 +97,9 @@ fn put_to_sleep(
     }
     work.wait()?;
     let is_pinned = |item: &Item| item.place.is_pinned && item.is_awake();
-    let pinned = items.iter().filter(|item| is_pinned(item));
-    report.pinned = pinned.map(|item| item.place.bytes).sum();
+    for item in items.iter().filter(|item| is_pinned(item)) {
+        report.of(item.place.tag).pinned += item.place.bytes;
+    }
     let (mut going, asleep): (Vec<Item>, Vec<Item>) = (items.into_iter())
         .filter(|item| !is_pinned(item))
         .partition(|item| item.is_awake());
@@ -107,15 +108,17 @@ fn put_to_sleep(
         site.state.extents.drop_backups(&places);
     }
     forget_stale(site, &mut going, manner);
-    let copied = match manner.to {
+    match manner.to {
         To::Nothing => let_go(site, &going, manner, report)?,
         To::Host => save_on_host(site, &stores.host, &going, manner, report)?,
         To::File => save_in_files(site, stores, &going, manner, report)?,
-    };
-    report.copied = copied;
+    }
     for item in &going {
-        let device = site.state.device.ordinal();
-        report.note(device, item.place.address, item.place.bytes);
+        let (device, place) = (site.state.device.ordinal(), &item.place);
+        report.note(place.tag, device, place.address, place.bytes);
+        if manner.to != To::Nothing && place.backup.is_none() {
+            report.of(place.tag).copied += item.live_bytes();
+        }
     }
     Ok(())
 }
@@ -137,14 +140,12 @@ fn forget_stale(site: &Site, going: &mut [Item], manner: &Manner) {
     site.state.extents.drop_backups(&stale);
 }
 
-fn let_go(site: &Site, going: &[Item], manner: &Manner, report: &mut Report) -> Result<u64> {
+fn let_go(site: &Site, going: &[Item], manner: &Manner, report: &mut Report) -> Result<()> {
     let mut leaving = Leaving::begin(site, None, manner.is_guarded)?;
     let outcome = (going.iter())
         .try_for_each(|item| leaving.let_go(item, None, 0))
         .and_then(|()| leaving.finish());
-    outcome
-        .map(|()| 0)
-        .map_err(|error| leaving.come_back(error, report))
+    outcome.map_err(|error| leaving.come_back(error, report))
 }
 
 fn save_on_host(
@@ -153,7 +154,7 @@ fn save_on_host(
     going: &[Item],
     manner: &Manner,
     report: &mut Report,
-) -> Result<u64> {
+) -> Result<()> {
     let unsaved = going.iter().filter(|item| item.place.backup.is_none());
     let bytes = unsaved.map(Item::live_bytes).sum();
     let promise = store.promise(bytes, manner.budget).or_else(|error| {
@@ -182,9 +183,7 @@ fn save_on_host(
                 None => leaving.save(item),
             })
             .and_then(|()| leaving.finish());
-        outcome
-            .map(|()| bytes)
-            .map_err(|error| leaving.come_back(error, report))
+        outcome.map_err(|error| leaving.come_back(error, report))
     })
 }
 
@@ -195,7 +194,7 @@ fn save_in_files(
     going: &[Item],
     manner: &Manner,
     report: &mut Report,
-) -> Result<u64> {
+) -> Result<()> {
     let unsaved: Vec<&Item> = (going.iter())
         .filter(|item| item.place.backup.is_none())
         .collect();
@@ -212,7 +211,6 @@ fn save_in_files(
             of_tag,
         )?);
     }
-    let bytes = saved.iter().map(Saved::bytes).sum();
     let mut saved = saved.into_iter();
     let mut leaving = Leaving::begin(site, None, manner.is_guarded)?;
     let outcome = (going.iter())
@@ -224,7 +222,5 @@ fn save_in_files(
             }
         })
         .and_then(|()| leaving.finish());
-    outcome
-        .map(|()| bytes)
-        .map_err(|error| leaving.come_back(error, report))
+    outcome.map_err(|error| leaving.come_back(error, report))
 }

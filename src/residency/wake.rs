@@ -84,7 +84,7 @@ pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> 
         let undone = (queue.wait())
             .and_then(|()| extents.evict(made.into_iter().map(|place| (place, None)).collect()))
             .and_then(|_| extents.guard(&guarded));
-        *report = Report::default();
+        report.take_back();
         return Err(match undone {
             Ok(()) => error,
             Err(second) => {
@@ -122,7 +122,12 @@ fn bring_group(
     site.state.extents.restore(&addresses)?;
     made.extend(&addresses);
     for place in group {
-        report.note(site.state.device.ordinal(), place.address, place.bytes);
+        report.note(
+            place.tag,
+            site.state.device.ordinal(),
+            place.address,
+            place.bytes,
+        );
         let saved = place.backup.as_ref().and_then(Saved::of);
         if saved.is_none() {
             queue.wipe(place.address, place.bytes)?;
@@ -139,7 +144,7 @@ fn bring_group(
                     loader.load(queue, span, to)?;
                 }
             }
-            report.copied += stored.bytes();
+            report.of(place.tag).copied += stored.bytes();
         }
     }
     Ok(())

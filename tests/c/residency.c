@@ -119,8 +119,26 @@ static void contents_come_back_to_their_addresses(void) {
     EXPECT(HBM_OK, hbm_sleep(&some, &report));
     CHECK(report.moved == 0 && report.copied == 0);
 
+    /* Tag by tag, in their order, as far as there is room. */
+    hbm_residency_of_tag_t of_tags[3];
+    memset(of_tags, 0xEE, sizeof of_tags);
+    order.by_tag = of_tags;
+    order.by_tag_capacity = 2;
     EXPECT(HBM_OK, hbm_wake(&order, &report));
-    CHECK(report.moved == at.host);
+    CHECK(report.moved == at.host && report.tag_count == 2);
+    CHECK(strcmp(of_tags[0].tag, "cache") == 0 && of_tags[0].moved == 0 && of_tags[0].copied == 0);
+    CHECK(strcmp(of_tags[1].tag, "weights") == 0 && of_tags[1].moved == report.moved);
+    CHECK(of_tags[1].copied == report.copied && of_tags[1].pinned == 0);
+    CHECK((unsigned char)of_tags[2].tag[0] == 0xEE);
+    order.by_tag_capacity = 1;
+    of_tags[1].moved = 7;
+    EXPECT(HBM_OK, hbm_sleep(&order, &report));
+    CHECK(report.tag_count == 2 && of_tags[1].moved == 7 && of_tags[0].moved > 0);
+    order.by_tag = NULL;
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_wake(&order, &report));
+    CHECK(report.moved > 0); /* as it was */
+    order.by_tag_capacity = 0;
+    EXPECT(HBM_OK, hbm_wake(&order, &report));
     EXPECT(HBM_OK, hbm_wake(&order, &report));
     CHECK(report.moved == 0 && report.copied == 0);
     CHECK(physical_bytes(0) == before && where(0, NULL).host == 0);

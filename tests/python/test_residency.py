@@ -52,16 +52,19 @@ def test_contents_and_figures(sim):
         assert set(there) == {"device", "host", "file", "discarded", "pinned"}
         assert there["device"] >= 7 * MIB and sum(there.values()) == there["device"]
         done = hbmalloc.sleep("weights")
-        assert set(done) == {"moved", "copied", "pinned"} and all(type(value) is int for value in done.values())
+        assert set(done) == {"moved", "copied", "pinned", "tags"}
+        assert done["tags"] == {"weights": {name: done[name] for name in ("moved", "copied", "pinned")}}
+        assert all(type(value) is int for value in done["tags"]["weights"].values())
         assert done["moved"] == there["device"] and 7 * MIB < done["copied"] <= done["moved"] and done["pinned"] == 0
         assert hbmalloc.residency("weights") == dict(there, device=0, host=done["moved"])
         assert hbmalloc.residency("cache", 0)["host"] == 0 == hbmalloc.residency(device=1)["host"]
         assert hbmalloc.host_buffer()["used"] == done["copied"]
         assert all(block.holds(number) for number, block in enumerate(rest, 4))
-        assert hbmalloc.sleep(["weights"]) == {"moved": 0, "copied": 0, "pinned": 0}
+        nothing = {"moved": 0, "copied": 0, "pinned": 0}
+        assert hbmalloc.sleep(["weights"]) == dict(nothing, tags={"weights": nothing})
         back = hbmalloc.wake(("cache", "weights"))
         assert back["moved"] == done["moved"] and back["copied"] == done["copied"]
-        assert hbmalloc.wake("weights") == {"moved": 0, "copied": 0, "pinned": 0}
+        assert hbmalloc.wake("weights") == dict(nothing, tags={"weights": nothing})
         assert hbmalloc.residency("weights") == there and hbmalloc.host_buffer()["used"] == 0
         assert all(block.holds(number) for number, block in enumerate(weights + rest, 1))
 
@@ -105,7 +108,7 @@ def test_devices(sim):
         assert blocks[0].holds(1)
         assert hbmalloc.sleep("tag", devices=[0, 1])["moved"] == 4 * MIB
         assert hbmalloc.residency("tag")["host"] == 8 * MIB
-        assert hbmalloc.wake("tag", devices=(1, 0))["moved"] == 8 * MIB
+        assert hbmalloc.wake((tag for tag in ["tag"]), devices=(1, 0))["moved"] == 8 * MIB
         assert hbmalloc.sleep("tag")["moved"] == 8 * MIB == hbmalloc.wake("tag")["moved"]
         assert blocks[0].holds(1) and blocks[1].holds(2)
         for block in blocks:
@@ -284,10 +287,42 @@ def test_in_a_forked_child(sim):
     """)
 
 
+def test_a_report_by_tag(sim):
+    sim(MEMORY + """
+        blocks = {tag: Block("vmm", size * MIB, tag) for tag, size in (("first", 2), ("second", 4), ("third", 6), (None, 8))}
+        elsewhere = Block("vmm", 10 * MIB, "second", 1)
+        amounts = lambda moved, copied, pinned=0: {"moved": moved * MIB, "copied": copied * MIB, "pinned": pinned * MIB}
+        done = hbmalloc.sleep(["third", "first", "third"])
+        assert done == dict(amounts(8, 8), tags={"third": amounts(6, 6), "first": amounts(2, 2)})
+        assert list(done["tags"]) == ["third", "first"]
+        hbmalloc.pin(elsewhere.address, 10 * MIB)
+        done = hbmalloc.sleep(to="discard")
+        assert done["tags"] == {"": amounts(8, 0), "second": amounts(4, 0, 10)}, done
+        hbmalloc.unpin(elsewhere.address, 10 * MIB)
+        assert hbmalloc.sleep("second")["tags"] == {"second": amounts(10, 10)}
+        # One device can, the other cannot.
+        path = hbmalloc.get_library_path().replace("libhbmalloc.so", "libhbmalloc_sim.so")
+        simulator = ctypes.CDLL(path)
+        third = ctypes.c_uint64(3), ctypes.c_int(999), ctypes.c_uint64(1)
+        assert simulator.hbmsim_fail(b"cuMemCreate", *third) == 0
+        try:
+            hbmalloc.wake(["", "second"], devices=(1, 0))
+        except hbmalloc.DriverError as error:
+            assert error.report == dict(amounts(10, 10), tags={"": amounts(0, 0), "second": amounts(10, 10)})
+        else:
+            raise SystemExit("nothing was raised")
+        simulator.hbmsim_fail_clear()
+        done = hbmalloc.wake(["", "second"], devices=(1, 0))
+        assert done["tags"] == {"": amounts(8, 0), "second": amounts(4, 0)}, done
+        assert hbmalloc.wake()["tags"].keys() == {"first", "third"}
+    """)
+
+
 def test_nothing_is_in_use_yet(sim):
     sim("""
         import hbmalloc
-        assert hbmalloc.sleep() == hbmalloc.wake() == hbmalloc.discard() == {"moved": 0, "copied": 0, "pinned": 0}
+        assert hbmalloc.sleep() == hbmalloc.wake() == hbmalloc.discard() == {
+            "moved": 0, "copied": 0, "pinned": 0, "tags": {}}
         assert set(hbmalloc.residency().values()) == {0} and hbmalloc.host_buffer()["pinned"] == 0
         assert hbmalloc._library.library().hbm_driver_used() == 0
     """, HBMALLOC_DRIVER="/no/such/driver.so")

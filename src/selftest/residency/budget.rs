@@ -111,7 +111,7 @@ pub fn clean() -> Outcome {
         let mut egg = nest.lay(holder, "weights", 6 * MIB, 1)?;
         // Nothing has been saved yet.
         ensure!(
-            sleep_clean(&nest, &["weights"])?.copied >= 6 * MIB,
+            sleep_clean(&nest, &["weights"])?.total().copied >= 6 * MIB,
             "copied"
         );
         for _ in 0..3 {
@@ -119,12 +119,19 @@ pub fn clean() -> Outcome {
             ensure!(nest.host_used() >= 6 * MIB, "nothing is kept");
             nest.verify(&egg)?;
             let again = sleep_clean(&nest, &["weights"])?;
-            ensure_eq!((again.copied, again.moved > 0), (0, true), "copied, moved");
+            ensure_eq!(
+                (again.total().copied, again.total().moved > 0),
+                (0, true),
+                "copied, moved"
+            );
         }
         nest.wake(&["weights"])?;
         egg.seed = 2;
         nest.write(&egg)?;
-        ensure!(nest.sleep(&["weights"])?.copied >= 6 * MIB, "not copied");
+        ensure!(
+            nest.sleep(&["weights"])?.total().copied >= 6 * MIB,
+            "not copied"
+        );
         ensure!(nest.host_used() <= 8 * MIB, "the old copy is kept too");
         nest.wake(&["weights"])?;
         nest.verify(&egg)?;
@@ -160,7 +167,7 @@ pub fn kept_as_far_as_it_goes() -> Outcome {
         nest.host_used()
     );
     ensure_eq!(
-        sleep_clean(&nest, &["weights"])?.copied,
+        sleep_clean(&nest, &["weights"])?.total().copied,
         12 * MIB,
         "bytes copied of what was not kept"
     );

@@ -3,6 +3,7 @@
 use super::{Egg, HOLDERS, KIB, MIB, Nest, request};
 use crate::extent::table::Owner;
 use crate::process::residency::To;
+use crate::residency::Amounts;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Outcome, Stop};
 use crate::source::Kind;
@@ -52,19 +53,22 @@ fn every_size_of(nest: &Nest, holder: (Kind, Owner)) -> Outcome {
     for _ in 0..3 {
         let report = nest.sleep(&["weights"])?;
         let there = nest.places(Some("weights"))?;
-        ensure!(report.moved >= requested, "{report:?} of {requested}");
         ensure!(
-            there.device == 0 && there.host == report.moved,
+            report.total().moved >= requested,
+            "{report:?} of {requested}"
+        );
+        ensure!(
+            there.device == 0 && there.host == report.total().moved,
             "asleep: {there:?}, {report:?}"
         );
-        ensure_eq!(nest.host_used(), report.copied, "bytes on the host");
+        ensure_eq!(nest.host_used(), report.total().copied, "bytes on the host");
         if let Some(sim) = nest.house.machine.sim {
             ensure_eq!(sim.counters().chunk_bytes, 0, "bytes of the device");
         }
         let back = nest.wake(&["weights"])?;
         ensure_eq!(
-            (back.moved, back.copied),
-            (report.moved, report.copied),
+            (back.total().moved, back.total().copied),
+            (report.total().moved, report.total().copied),
             "had again and copied"
         );
         ensure_eq!(nest.host_used(), 0, "bytes on the host");
@@ -105,15 +109,19 @@ pub fn packed() -> Outcome {
     let (kept, gone): (Vec<Egg>, Vec<Egg>) = eggs.into_iter().partition(|egg| egg.seed % 2 == 0);
     nest.free_all(gone)?;
     let report = nest.sleep(&["holes"])?;
-    ensure_eq!(report.copied, 32 * MIB, "bytes copied");
+    ensure_eq!(report.total().copied, 32 * MIB, "bytes copied");
     ensure_eq!(nest.host_used(), 32 * MIB, "bytes in use on the host");
     nest.wake(&["holes"])?;
     nest.verify_all(&kept)?;
     nest.free_all(kept)?;
     // Nothing lives: nothing is copied, and nothing need come back.
     let report = nest.sleep(&["holes"])?;
-    ensure_eq!(report.copied, 0, "bytes copied of nothing");
-    ensure_eq!(nest.wake(&["holes"])?.moved, 0, "chunks for nothing");
+    ensure_eq!(report.total().copied, 0, "bytes copied of nothing");
+    ensure_eq!(
+        nest.wake(&["holes"])?.total().moved,
+        0,
+        "chunks for nothing"
+    );
     nest.finish()
 }
 
@@ -135,7 +143,7 @@ pub fn of_segments_in_part() -> Outcome {
     let report = nest.house.process.sleep(&wanted, To::Host.into())?;
     nest.audit()?;
     ensure_eq!(
-        (report.moved, report.copied),
+        (report.total().moved, report.total().copied),
         (46 * MIB, 27 * MIB),
         "moved and copied"
     );
@@ -163,29 +171,29 @@ pub fn of_segments_in_part() -> Outcome {
 /// What sleeps sleeps on, what is awake stays so, and nothing is nothing.
 pub fn told_twice() -> Outcome {
     let nest = Nest::plain()?;
-    let nothing = crate::residency::Report::default();
+    let nothing = Amounts::default();
     nest.house.process.device(0)?;
-    ensure_eq!(nest.sleep(&[])?, nothing, "a sleep of nothing");
-    ensure_eq!(nest.wake(&[])?, nothing, "a wake of nothing");
+    ensure_eq!(nest.sleep(&[])?.total(), nothing, "a sleep of nothing");
+    ensure_eq!(nest.wake(&[])?.total(), nothing, "a wake of nothing");
     let mut eggs = one_of_every_size(&nest, POOL, "twice")?;
     eggs.push(nest.lay(VMM, "twice", 5 * MIB, 77)?);
     ensure_eq!(
-        nest.wake(&["twice"])?,
+        nest.wake(&["twice"])?.total(),
         nothing,
         "a wake of what never slept"
     );
     let first = nest.sleep(&["twice", "twice"])?;
     for tags in [&["twice"][..], &[]] {
-        ensure_eq!(nest.sleep(tags)?, nothing, "a second sleep");
-        ensure_eq!(nest.host_used(), first.copied, "bytes on the host");
+        ensure_eq!(nest.sleep(tags)?.total(), nothing, "a second sleep");
+        ensure_eq!(nest.host_used(), first.total().copied, "bytes on the host");
     }
     ensure_eq!(
-        nest.wake(&["twice", "twice"])?.moved,
-        first.moved,
+        nest.wake(&["twice", "twice"])?.total().moved,
+        first.total().moved,
         "had again"
     );
     for tags in [&["twice"][..], &[]] {
-        ensure_eq!(nest.wake(tags)?, nothing, "a second wake");
+        ensure_eq!(nest.wake(tags)?.total(), nothing, "a second wake");
     }
     nest.verify_all(&eggs)?;
     nest.free_all(eggs)?;
@@ -202,11 +210,11 @@ pub fn untagged() -> Outcome {
         }
     }
     let all = nest.places(None)?.device;
-    let named = nest.sleep(&["named"])?.moved;
+    let named = nest.sleep(&["named"])?.total().moved;
     ensure_eq!(nest.places(Some("other"))?.host, 0, "asleep of another tag");
     ensure_eq!(nest.places(None)?.host, named, "asleep in all");
     nest.verify_all(eggs.iter().filter(|egg| egg.seed / 10 != 2))?;
-    let rest = nest.sleep(&[])?.moved;
+    let rest = nest.sleep(&[])?.total().moved;
     ensure!(
         named > 0 && named + rest <= all,
         "{named} + {rest} of {all}"
@@ -229,23 +237,38 @@ pub fn discarded() -> Outcome {
         let egg = nest.lay(holder, "scratch", 6 * MIB, 1)?;
         let kept = nest.lay(holder, "kept", 6 * MIB, 2)?;
         let gone = nest.discard(&["scratch"])?;
-        ensure!(gone.moved >= 6 * MIB && gone.copied == 0, "{gone:?}");
+        ensure!(
+            gone.total().moved >= 6 * MIB && gone.total().copied == 0,
+            "{gone:?}"
+        );
         let there = nest.places(Some("scratch"))?;
         ensure_eq!(
             (there.device, there.discarded),
-            (0, gone.moved),
+            (0, gone.total().moved),
             "awake and discarded"
         );
         ensure_eq!(nest.host_used(), 0, "bytes on the host");
         // Asleep with nothing saved, it cannot be saved any more.
-        ensure_eq!(nest.sleep(&["scratch"])?.copied, 0, "copied of nothing");
+        ensure_eq!(
+            nest.sleep(&["scratch"])?.total().copied,
+            0,
+            "copied of nothing"
+        );
         let back = nest.wake(&["scratch"])?;
-        ensure_eq!((back.moved, back.copied), (gone.moved, 0), "had, copied");
+        ensure_eq!(
+            (back.total().moved, back.total().copied),
+            (gone.total().moved, 0),
+            "had, copied"
+        );
         nest.write(&egg)?;
         nest.verify(&egg)?;
         nest.sleep(&[])?;
         ensure!(nest.host_used() >= 12 * MIB, "not all was saved");
-        ensure_eq!(nest.discard(&["scratch"])?.moved, 0, "given back twice");
+        ensure_eq!(
+            nest.discard(&["scratch"])?.total().moved,
+            0,
+            "given back twice"
+        );
         ensure_eq!(nest.host_used(), 6 * MIB, "bytes on the host");
         nest.wake(&[])?;
         nest.verify(&kept)?;

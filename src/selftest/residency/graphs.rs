@@ -252,12 +252,16 @@ pub fn with_nothing_live() -> Outcome {
         for tags in [&["graph"][..], &[]] {
             nest.write(&out)?;
             let asleep = nest.sleep(tags)?;
-            ensure!(asleep.moved >= 20 * MIB, "{asleep:?}");
+            ensure!(asleep.total().moved >= 20 * MIB, "{asleep:?}");
             if kind == Kind::Pool && !tags.is_empty() {
-                ensure_eq!(asleep.copied, 0, "bytes copied of nothing");
+                ensure_eq!(asleep.total().copied, 0, "bytes copied of nothing");
             }
             let back = nest.wake(tags)?;
-            ensure_eq!(back.moved, asleep.moved, "bytes had again by {kind:?}");
+            ensure_eq!(
+                back.total().moved,
+                asleep.total().moved,
+                "bytes had again by {kind:?}"
+            );
             for address in temporaries {
                 ensure!(nest.house.is_mapped(address)?, "a temporary is not mapped");
             }

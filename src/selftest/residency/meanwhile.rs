@@ -20,7 +20,7 @@ pub fn allocated() -> Outcome {
         }
         // Free memory of the tag, which nobody may be given while it sleeps.
         nest.free_all(eggs.drain(2..4))?;
-        let first = nest.sleep(&["tag"])?.moved;
+        let first = nest.sleep(&["tag"])?.total().moved;
         for seed in 20..24 {
             let new = nest.lay(holder, "tag", 3 * MIB + seed, seed)?;
             let small = nest.lay(holder, "tag", 700, 10 + seed)?;
@@ -31,10 +31,14 @@ pub fn allocated() -> Outcome {
         ensure!(there.host == first && there.device >= 12 * MIB, "{there:?}");
         nest.verify_all(&eggs[6..]).map_err(|stop| stop.at("new"))?;
         let second = nest.sleep(&["tag"])?;
-        ensure!(second.moved >= 12 * MIB, "{second:?}");
+        ensure!(second.total().moved >= 12 * MIB, "{second:?}");
         ensure_eq!(nest.places(Some("tag"))?.device, 0, "awake");
         let back = nest.wake(&["tag"])?;
-        ensure_eq!(back.moved, first + second.moved, "had again by {holder:?}");
+        ensure_eq!(
+            back.total().moved,
+            first + second.total().moved,
+            "had again by {holder:?}"
+        );
         nest.verify_all(&eggs)?;
         nest.free_all(eggs)?;
         nest.finish()?;
@@ -74,7 +78,7 @@ fn freed_of(nest: &Nest, holder: (Kind, Owner)) -> Outcome {
     }
     let back = nest.wake(&["tag"])?;
     ensure!(
-        back.moved <= before.moved / 2 && back.copied == 4 * 16 * MIB,
+        back.total().moved <= before.total().moved / 2 && back.total().copied == 4 * 16 * MIB,
         "8 of 12 were freed asleep: {before:?}, {back:?}"
     );
     ensure_eq!(nest.host_used(), 0, "bytes on the host");
@@ -219,7 +223,7 @@ pub fn held() -> Outcome {
         let process = &nest.house.process;
         let egg = nest.lay(holder, "tag", 8 * MIB, 1)?;
         let before = process.stats(0, None)?.reserved;
-        let moved = nest.sleep(&["tag"])?.moved;
+        let moved = nest.sleep(&["tag"])?.total().moved;
         let held = process.stats(0, None)?.reserved;
         ensure_eq!((held, moved), (0, before), "held by {holder:?}, and moved");
         nest.wake(&["tag"])?;

@@ -124,10 +124,10 @@ fn pinned_of(nest: &Nest, holder: (Kind, Owner)) -> Outcome {
         let report = process.sleep(&request(&["tag"]), to.into())?;
         nest.audit()?;
         let there = nest.places(Some("tag"))?;
-        ensure!(report.pinned >= 8 * MIB, "{report:?}");
+        ensure!(report.total().pinned >= 8 * MIB, "{report:?}");
         ensure_eq!(
             (there.device, there.pinned),
-            (report.pinned, report.pinned),
+            (report.total().pinned, report.total().pinned),
             "awake, and pinned"
         );
         nest.verify(&stays)?;
@@ -147,12 +147,12 @@ fn pinned_of(nest: &Nest, holder: (Kind, Owner)) -> Outcome {
     nest.write(&goes)?;
     process.unpin(stays.address + 5, 1)?;
     let report = process.sleep(&request(&["tag"]), To::Host.into())?;
-    ensure!(report.pinned > 0, "one pin is left: {report:?}");
+    ensure!(report.total().pinned > 0, "one pin is left: {report:?}");
     nest.wake(&["tag"])?;
     process.unpin(stays.address, stays.bytes)?;
     let once_more = process.unpin(stays.address, stays.bytes);
     fails_with("one unpin too many", once_more, Status::InvalidArgument)?;
-    ensure_eq!(nest.sleep(&["tag"])?.pinned, 0, "pinned");
+    ensure_eq!(nest.sleep(&["tag"])?.total().pinned, 0, "pinned");
     ensure_eq!(nest.places(None)?.device, 0, "awake");
     nest.wake(&["tag"])?;
     nest.verify_all([&stays, &goes])?;

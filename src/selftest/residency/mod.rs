@@ -92,6 +92,7 @@ pub const SUITE: Suite = Suite {
         devices::joined_meanwhile,
         random::cycles,
         random::cycles_without_a_pool,
+        told::in_the_order_of_tags,
         told::of_every_change,
         threads::beside_sleep,
         threads::of_sources_beside_sleep,

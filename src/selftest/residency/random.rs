@@ -173,7 +173,10 @@ impl Model<'_> {
             known.is_asleep = true;
             known.is_gone |= to == To::Nothing;
         }
-        ensure!(report.moved >= live, "{live} bytes lay down: {report:?}");
+        ensure!(
+            report.total().moved >= live,
+            "{live} bytes lay down: {report:?}"
+        );
         let left = self.nest.house.process.whereabouts(None, None)?;
         ensure!(!tags.is_empty() || left.device == 0, "awake: {left:?}");
         Ok(())

@@ -1,7 +1,8 @@
 //! Whoever registered memory, and must register it again once other chunks are behind it.
 
-use super::{HOLDERS, MIB, Nest, request};
+use super::{Egg, HOLDERS, MIB, Nest, request};
 use crate::process::residency::{Change, To};
+use crate::process::tags;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Outcome, Stop};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,6 +64,47 @@ pub fn of_every_change() -> Outcome {
         }
         nest.house.process.set_residency_listener(None);
         nest.free_all(all)?;
+        nest.finish()?;
+    }
+    Ok(())
+}
+
+/// Memory wakes in the order of the tags asked for, whatever its addresses, and the report has that order.
+pub fn in_the_order_of_tags() -> Outcome {
+    for holder in HOLDERS {
+        let nest = Nest::plain()?;
+        let lay = |(seed, tag)| nest.lay(holder, tag, 6 * MIB, seed);
+        let eggs = [(1, "one"), (2, "two"), (3, "three")].map(lay);
+        let [Ok(one), Ok(two), Ok(three)] = eggs else {
+            return Err(Stop::Failed("no memory".into()));
+        };
+        let orders: [[(&str, &Egg); 3]; 2] = [
+            [("three", &three), ("one", &one), ("two", &two)],
+            [("two", &two), ("three", &three), ("one", &one)],
+        ];
+        for order in orders {
+            let names = order.map(|(tag, _)| tag);
+            nest.sleep(&[])?;
+            let woken = nest.wake(&names)?;
+            let at = |egg: &Egg| {
+                let has = |(_, begin, bytes): &(i32, u64, u64)| {
+                    (*begin..begin + bytes).contains(&egg.address)
+                };
+                woken.ranges.iter().position(has)
+            };
+            let places = order.map(|(_, egg)| at(egg));
+            ensure!(
+                places.is_sorted() && places[0].is_some(),
+                "{names:?} woke at {places:?} of {:?}",
+                woken.ranges
+            );
+            let told = woken.by_tag.iter().map(|(tag, _)| tags::name_of(*tag));
+            ensure_eq!(told.collect::<Vec<_>>(), names, "the tags reported");
+            let least = woken.by_tag.iter().map(|(_, amounts)| amounts.moved).min();
+            ensure!(least >= Some(6 * MIB), "{:?}", woken.by_tag);
+        }
+        nest.verify_all([&one, &two, &three])?;
+        nest.free_all([one, two, three])?;
         nest.finish()?;
     }
     Ok(())
