@@ -59,6 +59,12 @@ fn residency() {
     run_shared("residency");
 }
 
+/// Alone: its definitions of system calls are not for others.
+#[test]
+fn files() {
+    run_shared("files");
+}
+
 #[test]
 fn graphs() {
     run_shared("graphs");
