@@ -5,6 +5,7 @@ mod allocator;
 mod block_stats;
 mod cells;
 mod graphs;
+mod host_buffer;
 mod limits;
 mod options;
 mod residency;

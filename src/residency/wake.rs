@@ -11,6 +11,7 @@ use crate::extent::table::Residency;
 use crate::gpu::CopyQueue;
 use crate::pool::Pools;
 use rustc_hash::FxHashSet;
+use std::time::Instant;
 
 /// Wakes what of a device is chosen. What was saved to the host is kept there up to `keep` bytes, for a sleep
 /// that says that nothing was written since.
@@ -68,11 +69,18 @@ fn make_room(site: &Site, asleep: &[Place]) -> Result<()> {
 pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> Result<()> {
     let mut queue = CopyQueue::create(&site.state.device)?;
     let (mut made, mut loader) = (Vec::new(), None);
-    let outcome = (groups(asleep))
-        .try_for_each(|group| {
-            bring_group(site, (&mut queue, &mut loader), group, &mut made, report)
-        })
-        .and_then(|()| queue.wait());
+    let begin = Instant::now();
+    let asked = (groups(asleep)).try_for_each(|group| {
+        bring_group(site, (&mut queue, &mut loader), group, &mut made, report)
+    });
+    let mapped = begin.elapsed();
+    let outcome = asked.and_then(|()| queue.wait());
+    tracing::debug!(
+        "device {}: {} places mapped in {mapped:?}, filled {:?} later",
+        site.state.device.ordinal(),
+        made.len(),
+        begin.elapsed() - mapped
+    );
     let extents = &site.state.extents;
     if outcome.is_ok() {
         extents.set_filled(&made);
