@@ -421,7 +421,7 @@ typedef struct hbm_residency_request_t {
     // How many.
     size_t dead_count;
     // Where to write what was done tag by tag, NULL for nowhere: the tags asked for in their order, or for
-    // everything those that have memory.
+    // everything those with which something was done. Needs a report, for their number.
     struct hbm_residency_of_tag_t *by_tag;
     // For so many there is room; report's `tag_count` says how many there were.
     size_t by_tag_capacity;
@@ -921,7 +921,7 @@ int32_t hbm_captures_told(int32_t told);
 //
 // HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
 // hbm_host_buffer_prepare). After an error everything is awake, but for what its text names; of several devices
-// each stands for itself, and the report is of those where all went well. Any thread; calls on one device take
+// each stands for itself. The report says what was done all the same. Any thread; calls on one device take
 // turns. `report` may be NULL.
 //
 // Required: `request` must point to a filled-in struct whose pointers are valid; `report` must be NULL or point to a
@@ -957,8 +957,9 @@ int32_t hbm_residency(int32_t device,
 // Has `function` called for every stretch that fell asleep or was mapped anew, with `data`, by the thread that
 // called hbm_sleep, hbm_wake or hbm_discard and before that returns: network cards and libraries such as NCCL
 // that registered the memory must register it again, since other memory is behind its addresses after a wake.
-// NULL for nobody. It may allocate and free, and must not change what sleeps. One callback a process; calls
-// that have begun may still call the one before.
+// NULL for nobody. It may allocate and free, and must not change what sleeps. One callback a process; calls of
+// hbm_sleep, hbm_wake and hbm_discard that have begun may still call the one before, so that its `data` must
+// stay until they have returned.
 //
 // Required: `function` must be callable with `data` on any thread for as long as it is set.
 int32_t hbm_residency_callback(hbm_residency_function function,

@@ -27,7 +27,7 @@ def _names(tags):
 def _one_device(device):
     if isinstance(device, bool) or not isinstance(device, int):
         raise TypeError("a device is an int, not %r" % (device,))
-    if device < 0:
+    if not 0 <= device < 1 << 31:
         raise ValueError("there is no device %d" % device)
     return device
 
@@ -106,7 +106,8 @@ def _do(name, tags, devices, **manner):
             of_all = done["tags"].setdefault(of_tag.tag.decode(), dict.fromkeys(_AMOUNTS, 0))
             for field in _AMOUNTS:
                 of_all[field] += getattr(of_tag, field)
-                done[field] += getattr(of_tag, field)
+        for field in _AMOUNTS:
+            done[field] += getattr(report, field)
         try:
             _library.check(status, name)
         except HbmallocError as error:
@@ -128,9 +129,9 @@ def sleep(tags=None, to="host", devices=None, clean=False, guard=None):
 
     What can sleep: memory of the pool and the vmm kind, and segments of `memory_pool`. Work
     given to the device before is waited for; touching sleeping memory afterwards is a fault.
-    Raises OutOfMemoryError where the host has no room, FileError where the disk has none, CapturingError while a CUDA graph is
-    being captured; nothing has changed then on that device, and the exception's `report` says what was
-    done on others. Returns a dict of bytes: `moved`, `copied`, and `pinned`, which had to stay; `tags`
+    Raises OutOfMemoryError where the host has no room, FileError where the disk has none, CapturingError
+    while a CUDA graph is being captured; nothing has changed then on that device, unless the text says
+    that some of it sleeps. The exception's `report` says what was done all the same. Returns a dict of bytes: `moved`, `copied`, and `pinned`, which had to stay; `tags`
     has the same for each tag, in the order of `tags`.
     """
     if to not in PLACES:
@@ -169,7 +170,8 @@ def residency(tag=None, device=None):
     return {field: getattr(found, field) for field, _ in found._fields_ if field != "struct_size"}
 
 
-_callback = None  # the C side keeps a raw pointer to it
+# Raw pointers that the C side keeps, or that a sleep still running may have taken before: these stay.
+_callbacks = []
 
 
 def set_residency_callback(function):
@@ -179,7 +181,6 @@ def set_residency_callback(function):
     whoever registered it (RDMA, NCCL) has to register again. It runs on the thread that called
     `sleep`, `wake` or `discard`, before that returns; what it raises is printed and ignored.
     """
-    global _callback
     made = None
     if function is not None:
         if not callable(function):
@@ -191,7 +192,8 @@ def set_residency_callback(function):
         made = _library.RESIDENCY_CALLBACK(told)
     address = ctypes.cast(made, ctypes.c_void_p) if made else None
     _library.check(_library.library().hbm_residency_callback(address, None), "set_residency_callback")
-    _callback = made
+    if made:
+        _callbacks.append(made)
 
 
 def pin(address, nbytes):

@@ -168,7 +168,7 @@ pub unsafe extern "C" fn hbm_cell_reserve(
         let stream = Stream::from_raw(stream);
         let made = process.cell_reserve(device, size, stream, tags::current())?;
         // SAFETY: passed on to the caller.
-        let written = unsafe { write_struct(OPERATION, cell, &described(&made, Behind::NOTHING)?) };
+        let written = unsafe { write_struct(OPERATION, cell, &described(&made, Behind::NOTHING)) };
         if written.is_err() {
             process.cell_free(made.address)?;
         }
@@ -246,7 +246,7 @@ pub unsafe extern "C" fn hbm_cell_describe(address: u64, cell: *mut hbm_cell_t) 
         let found = process.cell(address)?;
         let behind = process.behind_cell(&found)?;
         // SAFETY: passed on to the caller.
-        unsafe { write_struct("hbm_cell_describe", cell, &described(&found, behind)?) }
+        unsafe { write_struct("hbm_cell_describe", cell, &described(&found, behind)) }
     })
 }
 
@@ -315,9 +315,8 @@ unsafe fn list<'a>(
     }
 }
 
-fn described(cell: &CellInfo, behind: Behind) -> Result<hbm_cell_t> {
-    let chunk_bytes = observe::process().cell_chunk_bytes(cell)?;
-    Ok(hbm_cell_t {
+fn described(cell: &CellInfo, behind: Behind) -> hbm_cell_t {
+    hbm_cell_t {
         struct_size: size_of::<hbm_cell_t>(),
         serial: cell.serial,
         address: cell.address,
@@ -330,8 +329,11 @@ fn described(cell: &CellInfo, behind: Behind) -> Result<hbm_cell_t> {
         is_mapped: behind.is_mapped.into(),
         is_callers: cell.is_lent.into(),
         is_asleep: behind.is_asleep.into(),
-        chunk_bytes: chunk_bytes.unwrap_or(0),
-    })
+        chunk_bytes: match cell.is_chunked {
+            true => cell.handles.chunk_bytes(),
+            false => 0,
+        },
+    }
 }
 
 fn ordinal(operation: &'static str, device: c_ulonglong) -> Result<i32> {

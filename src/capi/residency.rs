@@ -85,7 +85,7 @@ pub struct hbm_residency_request_t {
     /// How many.
     pub dead_count: usize,
     /// Where to write what was done tag by tag, NULL for nowhere: the tags asked for in their order, or for
-    /// everything those that have memory.
+    /// everything those with which something was done. Needs a report, for their number.
     pub by_tag: *mut hbm_residency_of_tag_t,
     /// For so many there is room; report's `tag_count` says how many there were.
     pub by_tag_capacity: usize,
@@ -176,7 +176,7 @@ impl From<&(TagId, Amounts)> for hbm_residency_of_tag_t {
 ///
 /// HBM_OUT_OF_MEMORY where the host has no room (see the options `sleep_host_limit` and
 /// hbm_host_buffer_prepare). After an error everything is awake, but for what its text names; of several devices
-/// each stands for itself, and the report is of those where all went well. Any thread; calls on one device take
+/// each stands for itself. The report says what was done all the same. Any thread; calls on one device take
 /// turns. `report` may be NULL.
 ///
 /// # Safety
@@ -312,8 +312,9 @@ pub type hbm_residency_function = Option<
 /// Has `function` called for every stretch that fell asleep or was mapped anew, with `data`, by the thread that
 /// called hbm_sleep, hbm_wake or hbm_discard and before that returns: network cards and libraries such as NCCL
 /// that registered the memory must register it again, since other memory is behind its addresses after a wake.
-/// NULL for nobody. It may allocate and free, and must not change what sleeps. One callback a process; calls
-/// that have begun may still call the one before.
+/// NULL for nobody. It may allocate and free, and must not change what sleeps. One callback a process; calls of
+/// hbm_sleep, hbm_wake and hbm_discard that have begun may still call the one before, so that its `data` must
+/// stay until they have returned.
 ///
 /// # Safety
 /// `function` must be callable with `data` on any thread for as long as it is set.
@@ -446,6 +447,9 @@ impl Asked {
             request: unsafe { request_of(operation, &raw)? },
             report,
         };
+        if report.is_null() && !raw.by_tag.is_null() {
+            return Err(Error::invalid(operation, "by_tag needs a report"));
+        }
         // SAFETY: passed on to the caller.
         unsafe { asked.answer(&Report::default())? };
         Ok(asked)

@@ -155,7 +155,13 @@ impl Extents {
             let end = run.reservation.address() + run.reservation.bytes();
             let (here, beyond) = left.split_at(left.partition_point(|place| *place < end));
             left = beyond;
-            match self.unbind(run, here) {
+            let unbound = self.unbind(run, here);
+            let let_go = match run.owner {
+                // Its addresses go by themselves once nothing is there.
+                Owner::Pool => Ok(()),
+                _ => self.let_go_of_held(run),
+            };
+            match unbound.and_then(|bytes| let_go.map(|()| bytes)) {
                 Ok(bytes) => freed += bytes,
                 Err(error) => {
                     failed.get_or_insert(error);

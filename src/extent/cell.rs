@@ -70,9 +70,9 @@ impl Handles {
 /// Whether there is memory behind a cell, and who brings it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// There is.
+    /// There is, and all of it that the library has to do with.
     pub is_mapped: bool,
-    /// There is none since the library took it, and wake brings it back.
+    /// The library took it, or a part, and wake brings that back.
     pub is_asleep: bool,
 }
 
@@ -102,6 +102,8 @@ pub(super) struct CellState {
     handles: Handles,
     /// The caller took its memory by himself, and by himself he brings it back.
     is_taken: bool,
+    /// He was told that it failed half way; what he does again may find nothing left to do.
+    is_owed: bool,
 }
 
 impl Run {
@@ -133,9 +135,10 @@ impl Run {
         self.reservation.is_lent() || self.cell.as_ref().is_some_and(|cell| cell.is_taken)
     }
 
-    fn take(&mut self, is_taken: bool) {
+    fn take(&mut self, is_taken: bool, is_owed: bool) {
         if let Some(cell) = &mut self.cell {
             cell.is_taken = is_taken;
+            cell.is_owed = is_owed;
         }
     }
 }
@@ -146,7 +149,7 @@ impl Extents {
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
         self.sweep_table(&mut table);
-        let reservation = Reservation::new(&self.device, spec.bytes, align)?;
+        let reservation = self.reserve_beside(&table, spec.bytes, align)?;
         let address = reservation.address();
         let run = self.cell_run(spec, reservation);
         table.runs.insert(address, run);
@@ -187,10 +190,9 @@ impl Extents {
                     .advice("Wake its tag instead"));
             }
         }
-        run.reservation.regain()?;
         self.fill(&mut table, address, bytes, backings(handles, bytes))?;
         if let Some(run) = table.runs.get_mut(&address) {
-            run.take(false);
+            run.take(false, false);
         }
         tracing::debug!("{address:#x}: {bytes} bytes mapped in a cell");
         Ok(())
@@ -204,7 +206,8 @@ impl Extents {
         let mut table = lock(&self.table);
         self.sweep_table(&mut table);
         let run = table.cell(OPERATION, address, handles)?;
-        if run.extents.values().all(|extent| extent.chunk.is_none()) {
+        let is_owed = run.cell.as_ref().is_some_and(|cell| cell.is_owed);
+        if !is_owed && run.extents.values().all(|extent| extent.chunk.is_none()) {
             return Err(refused(OPERATION, format!("{address:#x} is not mapped")));
         }
         if run.extents.values().any(|extent| extent.pins > 0) {
@@ -217,7 +220,7 @@ impl Extents {
         let outcome = (self.unbind(run, &places)).and_then(|_| self.let_go_of_held(run));
         match outcome {
             Ok(_) => {
-                run.take(true);
+                run.take(true, false);
                 // What it was saved to once is not what it will hold.
                 let stale = run.extents.values_mut().map(|extent| extent.backup.take());
                 let stale: Vec<_> = stale.collect();
@@ -225,7 +228,12 @@ impl Extents {
                 drop(table);
                 drop(stale);
             }
-            Err(_) => table.leave_unmapped(&places),
+            Err(_) => {
+                // As long as all of it is mapped nothing has been done.
+                let is_whole = run.extents.values().all(|extent| extent.mapping.is_some());
+                run.take(!is_whole, !is_whole);
+                table.leave_unmapped(&places);
+            }
         }
         outcome?;
         tracing::debug!("{address:#x}: a cell unmapped");
@@ -268,11 +276,12 @@ impl Extents {
         let Some(run) = table.runs.get(&address) else {
             return Behind::NOTHING;
         };
-        let mut extents = run.extents.values();
-        let is_mapped = extents.any(|extent| extent.mapping.is_some());
+        let is_mapped = |extent: &Extent| extent.mapping.is_some();
+        let is_awake = |extent: &Extent| is_mapped(extent) && !extent.is_unfilled;
+        let is_asleep = !run.is_callers_own() && !run.extents.values().all(is_awake);
         Behind {
-            is_mapped,
-            is_asleep: !is_mapped && !run.is_callers_own(),
+            is_mapped: !is_asleep && run.extents.values().any(is_mapped),
+            is_asleep,
         }
     }
 
@@ -301,6 +310,7 @@ impl Extents {
             cell: Some(CellState {
                 handles: spec.handles.clone(),
                 is_taken: true,
+                is_owed: false,
             }),
         }
     }

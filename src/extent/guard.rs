@@ -21,7 +21,7 @@ pub(super) struct Zeros {
 /// Zeros behind one place.
 pub(super) struct Guard {
     mappings: Vec<Mapping>,
-    _zeros: Arc<Zeros>,
+    zeros: Arc<Zeros>,
 }
 
 impl Extents {
@@ -55,7 +55,7 @@ impl Extents {
         };
         let mut guard = Guard {
             mappings: Vec::new(),
-            _zeros: zeros.clone(),
+            zeros: zeros.clone(),
         };
         let outcome = guard.cover(self, place, bytes, &zeros, is_new);
         if let Some(extent) = run.extents.get_mut(&place) {
@@ -69,7 +69,9 @@ impl Extents {
                 Ok(())
             }
             Err(error) => {
-                if let Err(second) = self.strip(run, place) {
+                // Zeros may still be on their way there. If nobody can say, they stay where they are.
+                let settled = self.device.synchronize();
+                if let Err(second) = settled.and_then(|()| self.strip(run, place)) {
                     self.warn_of_leftovers(&second);
                 }
                 Err(error)
@@ -86,6 +88,15 @@ impl Extents {
         })
     }
 
+    /// Gives chunks back that nothing is counted for. Those that cannot be are tried again by later operations.
+    pub(super) fn give_up_chunks(&self, chunks: impl IntoIterator<Item = Chunk>) {
+        let is_left = |chunk: &mut Chunk| chunk.release().is_err();
+        let left = chunks
+            .into_iter()
+            .filter_map(|mut chunk| is_left(&mut chunk).then_some(chunk));
+        lock(&self.left_chunks).extend(left);
+    }
+
     /// Takes zeros away from behind a place.
     pub(super) fn strip(&self, run: &mut Run, place: u64) -> Result<()> {
         let Some(extent) = run.extents.get_mut(&place) else {
@@ -95,7 +106,12 @@ impl Extents {
             return Ok(());
         };
         match Mapping::unmap_all(std::mem::take(&mut guard.mappings)) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if let Some(zeros) = Arc::into_inner(guard.zeros) {
+                    self.give_up_chunks([zeros.short, zeros.long]);
+                }
+                Ok(())
+            }
             Err((mappings, error)) => {
                 guard.mappings = mappings;
                 extent.guard = Some(guard);
@@ -127,10 +143,19 @@ impl Guard {
         if is_new {
             self.clear(extents, zeros)?;
         }
-        let peers = extents.peers();
-        match Mapping::allow_reading(&self.mappings, &peers) {
+        let allow = |peers: &[i32]| match Mapping::allow_reading(&self.mappings, peers) {
             // Drivers that know no memory that can only be read.
-            Err(_) => Mapping::allow_all(&self.mappings, &peers, Location::Device),
+            Err(_) => Mapping::allow_all(&self.mappings, peers, Location::Device),
+            done => done,
+        };
+        let peers = extents.peers();
+        match allow(&peers) {
+            // A peer that cannot reach zeros must not keep memory from sleeping.
+            Err(error) if !peers.is_empty() => {
+                allow(&[])?;
+                extents.warn_of_peers(&error);
+                Ok(())
+            }
             done => done,
         }
     }
@@ -167,6 +192,11 @@ impl Guard {
             device.fill(mapping.address(), 0, mapping.bytes(), stream.stream())?;
             stream.stream().synchronize(device)
         });
+        if let (Err(_), Err(error)) = (&cleared, device.synchronize()) {
+            // The fill may still be on its way: what it writes to stays.
+            std::mem::forget((mapping, range));
+            return cleared.or(Err(error));
+        }
         let unmapped = mapping
             .unmap()
             .map_err(|(_, error): (Mapping, Error)| error);

@@ -10,6 +10,9 @@ use crate::error::{Error, Result, Status};
 use crate::gpu::{ChunkSpec, Reservation};
 use std::collections::BTreeMap;
 
+/// So often the driver may name addresses that are a range's already.
+const MOST_TAKEN: usize = 8;
+
 /// What a pool's range is to be.
 #[derive(Clone, Debug)]
 pub struct RangeSpec {
@@ -29,7 +32,7 @@ impl Extents {
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
         self.sweep_table(&mut table);
-        let reservation = Reservation::new(&self.device, spec.bytes, spec.align)?;
+        let reservation = self.reserve_beside(&table, spec.bytes, spec.align)?;
         let address = reservation.address();
         let run = Run {
             reservation,
@@ -147,6 +150,7 @@ impl Extents {
         let Some(run) = table.run_at(address) else {
             return Ok(());
         };
+        run.reservation.regain()?;
         let outcome = self.bind(run, address, backings, &peers);
         let made = run.extents.range_mut(address..address + bytes);
         if outcome.is_ok() {
@@ -197,13 +201,41 @@ impl Extents {
     }
 }
 
+impl Extents {
+    /// Addresses that no range of the table has, not even one that lost its own for a while.
+    pub(super) fn reserve_beside(
+        &self,
+        table: &Table,
+        bytes: u64,
+        align: u64,
+    ) -> Result<Reservation> {
+        // Kept until there is one, so that the driver names others.
+        let mut taken = Vec::new();
+        loop {
+            let reservation = Reservation::new(&self.device, bytes, align)?;
+            match table.is_taken(reservation.address(), reservation.bytes()) {
+                true if taken.len() < MOST_TAKEN => taken.push(reservation),
+                true => {
+                    return Err(Error::new(Status::Busy, "reserve addresses")
+                        .bytes(bytes)
+                        .detail("the driver names those of memory that sleeps, which lost them")
+                        .advice("Wake what sleeps, then try again"));
+                }
+                false => return Ok(reservation),
+            }
+        }
+    }
+}
+
 impl Table {
     /// Places that are mapped no more and yet hold a chunk are tried again by later operations.
     pub(super) fn leave_unmapped(&mut self, places: &[u64]) {
         for place in places {
             let run = self.run_at(*place);
             let extent = run.and_then(|run| run.extents.get(place));
-            let is_left = extent.is_some_and(|extent| extent.mapping.is_none());
+            let is_left = extent.is_some_and(|extent| {
+                extent.mapping.is_none() && (extent.chunk.is_some() || extent.guard.is_some())
+            });
             if is_left && !self.left_places.contains(place) {
                 self.left_places.push(*place);
             }

@@ -173,7 +173,9 @@ impl Extents {
         if !self.device.findings()?.holds_memory || !run.extents.values().all(is_asleep) {
             return Ok(());
         }
-        run.reservation.cycle()
+        run.reservation.cycle().inspect_err(|_| {
+            self.has_lost.store(true, Ordering::Relaxed);
+        })
     }
 
     /// Takes the chunk from a place where it is mapped no more, and leaves the place.

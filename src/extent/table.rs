@@ -17,7 +17,7 @@ use crate::error::{Error, Result, Warning};
 use crate::gpu::{Chunk, ChunkSpec, Device, Mapping, Reservation};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Where the contents of an extent are.
@@ -149,6 +149,12 @@ impl Table {
         let (base, run) = self.runs.range_mut(..=address).next_back()?;
         (address - base < run.reservation.bytes()).then_some(run)
     }
+
+    /// Whether a range has any of a stretch of addresses.
+    pub(super) fn is_taken(&self, address: u64, bytes: u64) -> bool {
+        let before = self.runs.range(..address + bytes).next_back();
+        before.is_some_and(|(base, run)| base + run.reservation.bytes() > address)
+    }
 }
 
 /// The extents of one device.
@@ -167,6 +173,10 @@ pub struct Extents {
     /// The limit of the device.
     pub(super) limit: Arc<Limit>,
     pub(super) zeros: Mutex<KnownZeros>,
+    /// Chunks that are mapped nowhere and could not be given back.
+    pub(super) left_chunks: Mutex<Vec<Chunk>>,
+    /// Whether a range may have lost its addresses (see [`Reservation::cycle`]).
+    pub(super) has_lost: AtomicBool,
     /// Whether anything has ever slept.
     pub(super) has_slept: AtomicBool,
     /// How many places are pinned.
@@ -187,6 +197,8 @@ impl Extents {
             by_tag: Mutex::default(),
             limit,
             zeros: Mutex::default(),
+            left_chunks: Mutex::default(),
+            has_lost: AtomicBool::new(false),
             has_slept: AtomicBool::new(false),
             pinned: AtomicUsize::new(0),
             imports: Mutex::default(),
@@ -199,7 +211,7 @@ impl Extents {
         let mut table = lock(&self.table);
         self.sweep_table(&mut table);
         let peers = self.peers();
-        let reservation = Reservation::new(&self.device, spec.bytes, spec.align)?;
+        let reservation = self.reserve_beside(&table, spec.bytes, spec.align)?;
         let address = reservation.address();
         let mut run = Run {
             extents: BTreeMap::new(),
@@ -258,7 +270,10 @@ impl Extents {
     /// Takes down what failed operations left behind.
     pub fn sweep(&self) {
         let mut table = lock(&self.table);
-        if table.left_runs.is_empty() && table.left_places.is_empty() {
+        let is_clean = table.left_runs.is_empty()
+            && table.left_places.is_empty()
+            && lock(&self.left_chunks).is_empty();
+        if is_clean && !self.has_lost.load(Ordering::Relaxed) {
             return;
         }
         if let Ok(_guard) = self.device.enter() {
@@ -268,6 +283,15 @@ impl Extents {
 
     /// [`Extents::sweep`]. Needs the device's context current.
     pub(super) fn sweep_table(&self, table: &mut Table) {
+        if self.has_lost.swap(false, Ordering::Relaxed) {
+            for run in table.runs.values_mut() {
+                if run.reservation.regain().is_err() {
+                    self.has_lost.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        let left = std::mem::take(&mut *lock(&self.left_chunks));
+        self.give_up_chunks(left);
         for address in std::mem::take(&mut table.left_runs) {
             if self.retire_from(table, address).is_err() {
                 table.left_runs.push(address);

@@ -34,6 +34,8 @@ pub struct CellInfo {
     pub is_lent: bool,
     /// Where the driver's handles of its memory are shown.
     pub handles: Handles,
+    /// Whether it may be several chunks, as with HIP.
+    pub is_chunked: bool,
     /// Whether it has had memory: before that, whoever reserved it is about to map it.
     is_born: bool,
     /// Whether statistics count it as a block given out: while a caller has it mapped.
@@ -172,6 +174,7 @@ impl Process {
             tag,
             is_lent: false,
             handles,
+            is_chunked: self.driver()?.limits_chunks(),
             is_born: false,
             counted: false,
         };
@@ -204,6 +207,7 @@ impl Process {
                     .advice("Round it up to a multiple"));
             }
         }
+        let is_chunked = self.driver()?.limits_chunks();
         let cell = known.unwrap_or_else(|| CellInfo {
             serial: self.cells.next(),
             address,
@@ -212,6 +216,7 @@ impl Process {
             tag,
             is_lent: true,
             handles: handles_for(device, bytes, grain),
+            is_chunked,
             is_born: false,
             counted: false,
         });
@@ -291,6 +296,8 @@ impl Process {
             false => state.extents.back_cell(cell.address, &cell.handles),
         };
         state.deferral.drain();
+        // A wake that runs has made its list already. New ones are in nobody's.
+        let _no_wake = (cell.is_born && !cell.is_lent).then(|| lock(device.residency_turn()));
         let outcome = match attempt() {
             Err(error) if error.status() == Status::OutOfMemory => {
                 device.counters(Kind::Vmm).retried();
@@ -316,7 +323,7 @@ impl Process {
         let cell = known.ok_or_else(|| not_owned(OPERATION, address));
         let outcome = cell.and_then(|cell| {
             check_same(OPERATION, &cell, ordinal, bytes)?;
-            self.unmap_cells(std::slice::from_ref(&cell))?;
+            self.unmap_cells(std::slice::from_ref(&cell), false)?;
             Ok(Some(cell))
         });
         self.cells.count(&self.cells.unmaps, outcome)
@@ -329,6 +336,7 @@ impl Process {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(0);
         }
+        let addresses: BTreeSet<u64> = addresses.iter().copied().collect();
         let cells = addresses.iter().map(|address| {
             let cell = self.cells.at(*address);
             cell.ok_or_else(|| not_owned("discard cells", *address))
@@ -340,7 +348,7 @@ impl Process {
                 mapped.push(cell);
             }
         }
-        let outcome = self.unmap_cells(&mapped);
+        let outcome = self.unmap_cells(&mapped, true);
         let done = mapped.iter().filter(|cell| cell.handles.are_none());
         let (count, bytes) = done.fold((0, 0), |(n, sum), cell| (n + 1, sum + cell.bytes));
         self.cells.unmaps.fetch_add(count, Ordering::Relaxed);
@@ -350,17 +358,23 @@ impl Process {
         outcome.map(|()| bytes)
     }
 
-    fn unmap_cells(&self, cells: &[CellInfo]) -> Result<()> {
+    /// Of each device behind one order point.
+    fn unmap_cells(&self, cells: &[CellInfo], if_mapped: bool) -> Result<()> {
         let devices: BTreeSet<i32> = cells.iter().map(|cell| cell.device).collect();
         let mut outcome = Ok(());
         for ordinal in devices {
             let of_device = cells.iter().filter(|cell| cell.device == ordinal);
-            outcome = outcome.and(self.unmap_on(ordinal, of_device));
+            outcome = outcome.and(self.unmap_on(ordinal, of_device, if_mapped));
         }
         outcome
     }
 
-    fn unmap_on<'a>(&self, ordinal: i32, cells: impl Iterator<Item = &'a CellInfo>) -> Result<()> {
+    fn unmap_on<'a>(
+        &self,
+        ordinal: i32,
+        cells: impl Iterator<Item = &'a CellInfo>,
+        if_mapped: bool,
+    ) -> Result<()> {
         let device = self.device(ordinal)?;
         // One that runs has given the device copies of what is behind these cells.
         let _no_sleep = lock(device.residency_turn());
@@ -368,7 +382,13 @@ impl Process {
         Fence::order_point(&device.state().device)?.wait()?;
         let mut outcome = Ok(());
         for cell in cells {
-            outcome = outcome.and(self.unmap_idle(cell));
+            // Somebody else may have done it meanwhile, or the same list.
+            let is_due = !if_mapped || self.behind_cell(cell)?.is_mapped;
+            outcome = outcome.and(if is_due {
+                self.unmap_idle(cell)
+            } else {
+                Ok(())
+            });
         }
         outcome
     }
@@ -434,13 +454,6 @@ impl Process {
         lifetime::check_not_forked()?;
         let cell = self.cells.at(address);
         cell.ok_or_else(|| not_owned("cell", address))
-    }
-
-    /// The length of the chunks behind a cell, the last of which may be shorter; none where a cell is one
-    /// chunk always.
-    pub fn cell_chunk_bytes(&self, cell: &CellInfo) -> Result<Option<u64>> {
-        let limits = self.driver()?.limits_chunks();
-        Ok(limits.then(|| cell.handles.chunk_bytes()))
     }
 
     /// What is behind a cell.

@@ -88,7 +88,7 @@ impl Process {
         Ok(report)
     }
 
-    /// [`Process::sleep`]; after an error the report is of the devices where all went well.
+    /// [`Process::sleep`]; after an error the report is of what was done all the same.
     pub fn sleep_reporting(&self, request: &Request, how: How, report: &mut Report) -> Result<()> {
         let choice = choice("sleep", request)?;
         *report = Report::of_tags(choice.tags.as_deref().unwrap_or_default());
@@ -128,7 +128,7 @@ impl Process {
         Ok(report)
     }
 
-    /// [`Process::wake`]; after an error the report is of the devices where all went well.
+    /// [`Process::wake`]; after an error the report is of what was done all the same.
     pub fn wake_reporting(&self, request: &Request, report: &mut Report) -> Result<()> {
         let choice = choice("wake", request)?;
         *report = Report::of_tags(choice.tags.as_deref().unwrap_or_default());
@@ -163,6 +163,9 @@ impl Process {
             }
             for (device, address, bytes) in &done.remapped {
                 listener(*device, *address, *bytes, Change::Remapped);
+            }
+            for (device, address, bytes) in &done.stuck {
+                listener(*device, *address, *bytes, Change::Asleep);
             }
         }
         done.failed.map_or(Ok(()), Err)
@@ -325,12 +328,18 @@ impl Process {
                     .collect()
             }),
         };
-        let (mut remapped, mut failed) = (Vec::new(), Vec::new());
+        let (mut remapped, mut stuck) = (Vec::new(), Vec::new());
+        let mut failed = Vec::new();
         for (device, (done, outcome)) in devices.iter().zip(outcomes) {
             match outcome {
                 Ok(()) => report.add(done),
                 Err(error) => {
                     remapped.extend(done.ranges);
+                    stuck.extend(done.stuck);
+                    report.add(Report {
+                        by_tag: done.by_tag,
+                        ..Report::default()
+                    });
                     failed.push((device.state().device.ordinal(), error));
                 }
             }
@@ -349,7 +358,11 @@ impl Process {
                 rest.join("; ")
             ))
         });
-        Done { remapped, failed }
+        Done {
+            remapped,
+            stuck,
+            failed,
+        }
     }
 }
 
@@ -357,6 +370,8 @@ impl Process {
 struct Done {
     /// Where that went wrong, what had lost its chunks and has others now.
     remapped: Vec<(i32, u64, u64)>,
+    /// What had lost its chunks and did not come back.
+    stuck: Vec<(i32, u64, u64)>,
     failed: Option<Error>,
 }
 
@@ -364,6 +379,7 @@ impl Done {
     fn failed(error: Error) -> Done {
         Done {
             remapped: Vec::new(),
+            stuck: Vec::new(),
             failed: Some(error),
         }
     }

@@ -151,16 +151,24 @@ impl<'a> Leaving<'a> {
         let is_gone = |place: &Place| {
             place.residency != Residency::Mapped && was_let_go.contains(&place.address)
         };
-        let gone: Vec<_> = places.into_iter().filter(is_gone).collect();
+        let gone: Vec<_> = places.into_iter().filter(&is_gone).collect();
         match waited.and_then(|()| wake::bring_back(self.site, &gone, report)) {
             Ok(()) => {
                 // What is awake is written to; a later sleep must not take these for its contents.
                 self.site.state.extents.drop_backups(&self.gone);
+                report.clear_amounts();
                 error
             }
-            Err(second) => error.advice(format!(
-                "Some of it sleeps, and did not come back either ({second}): wake it when there is memory"
-            )),
+            Err(second) => {
+                let device = self.site.state.device.ordinal();
+                let places = self.site.state.extents.places(|_| true);
+                for place in places.into_iter().filter(is_gone) {
+                    report.note_stuck(place.tag, device, place.address, place.bytes);
+                }
+                error.advice(format!(
+                    "Some of it sleeps, and did not come back either ({second}): wake it when there is memory"
+                ))
+            }
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Report {
     pub by_tag: Vec<(TagId, Amounts)>,
     /// The stretches that lost their chunks or got new ones: device, first address and length.
     pub ranges: Vec<(i32, u64, u64)>,
+    /// Of a sleep that failed and could not be undone, those that sleep.
+    pub stuck: Vec<(i32, u64, u64)>,
 }
 
 impl Report {
@@ -66,6 +68,17 @@ impl Report {
         }
     }
 
+    /// Notes that a place sleeps although the sleep has failed.
+    pub(super) fn note_stuck(&mut self, tag: TagId, device: i32, address: u64, bytes: u64) {
+        self.of(tag).moved += bytes;
+        self.stuck.push((device, address, bytes));
+    }
+
+    /// Forgets how much was done, since it was undone; where that was stays.
+    pub(super) fn clear_amounts(&mut self) {
+        (self.by_tag.iter_mut()).for_each(|(_, amounts)| *amounts = Amounts::default());
+    }
+
     /// Forgets what was done, since it was undone.
     pub(super) fn take_back(&mut self) {
         let tags: Vec<TagId> = self.by_tag.iter().map(|(tag, _)| *tag).collect();
@@ -78,5 +91,6 @@ impl Report {
             self.of(tag).add(amounts);
         }
         self.ranges.extend(other.ranges);
+        self.stuck.extend(other.stuck);
     }
 }

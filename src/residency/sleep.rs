@@ -69,8 +69,9 @@ pub fn sleep(
             .detail(format!("a capture is open on device {}", device.ordinal()))
             .advice("Sleep before the capture begins or after it has ended"));
     }
-    // What was freed before need not be saved.
+    // What was freed before need not be saved, and what could not be taken down is no place.
     site.state.deferral.wait();
+    site.state.extents.sweep();
     let dozing = plan::doze(pools, site, choice)?;
     // From here on nothing goes under our copies, nor comes to be where it was.
     let paused = site.state.deferral.pause();

@@ -30,6 +30,7 @@ pub fn wake(
     }
     // What was freed asleep need not come back.
     site.state.deferral.drain();
+    site.state.extents.sweep();
     let numbers = choice.numbers();
     let dozing = (site.pool.as_ref()).map_or_else(Vec::new, |pool| pools.dozing(pool, &numbers));
     let asleep = {

@@ -22,6 +22,15 @@ struct Stretch {
     shown: u64,
 }
 
+impl Stretch {
+    /// Whether a cell begins there.
+    fn is_known(&self, library: &Library) -> bool {
+        let mut cell = Cell::new();
+        // SAFETY: `cell` is an hbm_cell_t with its size filled in.
+        unsafe { (library.cell_describe)(self.address, &mut cell) == 0 }
+    }
+}
+
 /// Puts memory behind a handle's addresses, all or nothing, or takes it, as far as it goes. The text of
 /// the first failure.
 ///
@@ -29,7 +38,11 @@ struct Stretch {
 /// The places named must be valid for writes of 8 bytes each.
 pub unsafe fn change(handle: &Handle, direction: Direction) -> Result<(), String> {
     let library = Library::get().ok_or("libhbmalloc is not loaded")?;
-    let stretches = stretches(library, handle)?;
+    let mut stretches = stretches(library, handle)?;
+    if direction == Direction::Unmap && stretches.iter().any(|one| one.is_known(library)) {
+        // What a call that failed has taken already is no failure of this one.
+        stretches.retain(|one| one.is_known(library));
+    }
     let mut failed = None;
     for (done, stretch) in stretches.iter().enumerate() {
         // SAFETY: passed on to the caller.
@@ -39,8 +52,8 @@ pub unsafe fn change(handle: &Handle, direction: Direction) -> Result<(), String
         failed.get_or_insert(text);
         if direction == Direction::Map {
             for made in &stretches[..done] {
-                // SAFETY: passed on to the caller. What cannot be taken back is tried again when it is mapped
-                // the next time.
+                // SAFETY: passed on to the caller. What cannot be taken back stays, and can be unmapped by its
+                // handle.
                 let _ = unsafe { change_one(library, handle.device, *made, Direction::Unmap) };
             }
             break;
