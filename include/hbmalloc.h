@@ -496,6 +496,8 @@ typedef struct hbm_export_t {
     uint64_t bytes;
     // The fabric handle, or zeros.
     uint8_t fabric[64];
+    // Its number, for hbm_export_close: no other export of the process has it. 0 of one that was received.
+    uint64_t serial;
 } hbm_export_t;
 
 #ifdef __cplusplus
@@ -998,7 +1000,7 @@ int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
 // Blocks of the pool share chunks: the other process can read and write the neighbours too. Nothing orders the work
 // of processes: wait for yours before you tell another one to begin.
 //
-// The chunk is pinned until hbm_export_close(address), as by hbm_pin: it neither sleeps nor leaves its address,
+// The chunk is pinned until hbm_export_close(out->serial), as by hbm_pin: it neither sleeps nor leaves its address,
 // and the pool gives it back to nobody, even if the block is freed; but it may then give the address to another
 // block of this process. A block of the vmm kind, or a segment, that is freed is unmapped here all the same, and
 // needs no close: another process that has imported it has it still.
@@ -1007,9 +1009,10 @@ int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
 int32_t hbm_export(const void *address,
                    struct hbm_export_t *out);
 
-// Undoes the pin of one hbm_export of `address`, or of another address in the same chunk. Descriptors stay open,
-// and other processes keep what they have imported. HBM_INVALID_ARGUMENT where nothing is pinned.
-int32_t hbm_export_close(const void *address);
+// Undoes the pin of the hbm_export that filled in `serial`, and of no other, also where the same address was
+// exported again. Descriptors stay open, and other processes keep what they have imported. HBM_NOT_OWNED where it
+// was closed before, or where its memory was freed and is gone.
+int32_t hbm_export_close(uint64_t serial);
 
 // Maps what another process, or this one, exported, for `device` and its peers to read and write, and writes the
 // address that the exported one has here to `*address`; as many bytes as `bytes` says can be used from there on. The

@@ -132,7 +132,7 @@ class Export(ctypes.Structure):
 
     _fields_ = [
         ("struct_size", c_size_t), ("kind", c_int32), ("fd", c_int32), ("device", c_int32), ("reserved", c_uint32),
-        ("chunk_bytes", c_uint64), ("offset", c_uint64), ("bytes", c_uint64), ("fabric", c_uint8 * 64),
+        ("chunk_bytes", c_uint64), ("offset", c_uint64), ("bytes", c_uint64), ("fabric", c_uint8 * 64), ("serial", c_uint64),
     ]
 
 
@@ -198,7 +198,7 @@ PROTOTYPES = {
     "hbm_host_buffer_trim": (c_int32, [c_uint64, POINTER(c_uint64)]),
     "hbm_host_buffer": (c_int32, [POINTER(HostBuffer)]),
     "hbm_export": (c_int32, [c_void_p, POINTER(Export)]),
-    "hbm_export_close": (c_int32, [c_void_p]),
+    "hbm_export_close": (c_int32, [c_uint64]),
     "hbm_export_send": (c_int32, [c_int32, POINTER(Export)]),
     "hbm_export_receive": (c_int32, [c_int32, POINTER(Export)]),
     "hbm_import": (c_int32, [POINTER(Export), c_int32, POINTER(c_void_p)]),

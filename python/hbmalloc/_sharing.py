@@ -90,7 +90,7 @@ class Export(_Closable):
         if self._address is not None:
             # What was freed and unmapped since is pinned no more.
             with contextlib.suppress(NotOwnedError):
-                _library.check(_library.library().hbm_export_close(self._address), "close")
+                _library.check(_library.library().hbm_export_close(self._struct.serial), "close")
 
     def __repr__(self):
         return "<hbmalloc export of %d bytes of device %d>" % (self.nbytes, self.device)

@@ -46,6 +46,8 @@ pub struct hbm_export_t {
     pub bytes: u64,
     /// The fabric handle, or zeros.
     pub fabric: [u8; 64],
+    /// Its number, for hbm_export_close: no other export of the process has it. 0 of one that was received.
+    pub serial: u64,
 }
 
 /// Exports the chunk that `address`, anywhere in a live block, lies in. Blocks of the vmm kind can be exported,
@@ -55,7 +57,7 @@ pub struct hbm_export_t {
 /// Blocks of the pool share chunks: the other process can read and write the neighbours too. Nothing orders the work
 /// of processes: wait for yours before you tell another one to begin.
 ///
-/// The chunk is pinned until hbm_export_close(address), as by hbm_pin: it neither sleeps nor leaves its address,
+/// The chunk is pinned until hbm_export_close(out->serial), as by hbm_pin: it neither sleeps nor leaves its address,
 /// and the pool gives it back to nobody, even if the block is freed; but it may then give the address to another
 /// block of this process. A block of the vmm kind, or a segment, that is freed is unmapped here all the same, and
 /// needs no close: another process that has imported it has it still.
@@ -73,11 +75,12 @@ pub unsafe extern "C" fn hbm_export(address: *const c_void, out: *mut hbm_export
     })
 }
 
-/// Undoes the pin of one hbm_export of `address`, or of another address in the same chunk. Descriptors stay open,
-/// and other processes keep what they have imported. HBM_INVALID_ARGUMENT where nothing is pinned.
+/// Undoes the pin of the hbm_export that filled in `serial`, and of no other, also where the same address was
+/// exported again. Descriptors stay open, and other processes keep what they have imported. HBM_NOT_OWNED where it
+/// was closed before, or where its memory was freed and is gone.
 #[unsafe(no_mangle)]
-pub extern "C" fn hbm_export_close(address: *const c_void) -> i32 {
-    export(|| observe::process().close_export(address as u64))
+pub extern "C" fn hbm_export_close(serial: u64) -> i32 {
+    export(|| observe::process().close_export(serial))
 }
 
 /// Maps what another process, or this one, exported, for `device` and its peers to read and write, and writes the
@@ -196,6 +199,7 @@ unsafe fn write_export(
         offset: shared.offset,
         bytes: shared.chunk_bytes - shared.offset,
         fabric,
+        serial: shared.serial,
     };
     // SAFETY: passed on to the caller.
     unsafe { write_struct(operation, out, &found) }
@@ -231,6 +235,7 @@ unsafe fn lent<'a>(operation: &'static str, raw: &hbm_export_t) -> Result<Shared
         chunk_bytes: raw.chunk_bytes,
         offset: raw.offset,
         device: raw.device,
+        serial: raw.serial,
     })
 }
 

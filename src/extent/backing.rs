@@ -52,6 +52,7 @@ impl Extents {
                 alias,
                 backup: None,
                 pins: 0,
+                exports: Vec::new(),
                 is_unfilled: false,
                 guard: None,
             };
@@ -129,6 +130,7 @@ impl Extents {
             run.of_tag.sub(extent.bytes);
         }
         self.set_pins(extent, 0);
+        extent.exports.clear();
         if freed > 0 {
             self.count_gone(run, freed);
             self.limit.give(charged(run.spec, freed));

@@ -293,6 +293,7 @@ impl Extents {
             alias: false,
             backup: None,
             pins: 0,
+            exports: Vec::new(),
             is_unfilled: false,
             guard: None,
         };

@@ -2,7 +2,7 @@
 //! What comes from elsewhere is kept apart from what is ours: it counts nowhere and never sleeps or moves,
 //! and whoever imported it says when it goes.
 
-use super::table::Extents;
+use super::table::{Extent, Extents, Table};
 use crate::config::value::Location;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
@@ -10,6 +10,9 @@ use crate::gpu::{Chunk, Device, FabricHandle, Mapping, Reservation, Share};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+
+/// Of more exports those that are over are forgotten.
+const MANY: usize = 1024;
 
 /// By what another process comes to a chunk.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub struct Shared<F> {
     pub offset: u64,
     /// The device, as the process that exported it counts them.
     pub device: i32,
+    /// The number of the export in its process; 0 of one that was received.
+    pub serial: u64,
 }
 
 impl Shared<OwnedFd> {
@@ -44,6 +49,7 @@ impl Shared<OwnedFd> {
             chunk_bytes: self.chunk_bytes,
             offset: self.offset,
             device: self.device,
+            serial: self.serial,
         }
     }
 }
@@ -72,6 +78,11 @@ impl Import {
     }
 }
 
+/// The places that exports pin, by their numbers. An extent names those that pin it, since another one may have
+/// come to be in its place.
+#[derive(Default)]
+pub(super) struct Exports(BTreeMap<u64, u64>);
+
 /// What other processes share with this one.
 #[derive(Default)]
 pub(super) struct Imports {
@@ -79,6 +90,14 @@ pub(super) struct Imports {
     live: BTreeMap<u64, Import>,
     /// Of imports that failed, what could not be undone; the next one tries again.
     left: Vec<Import>,
+}
+
+impl Table {
+    /// The extent at a place, if an export pins it.
+    fn exported(&mut self, serial: u64, place: u64) -> Option<&mut Extent> {
+        let extent = self.run_at(place)?.extents.get_mut(&place)?;
+        extent.exports.contains(&serial).then_some(extent)
+    }
 }
 
 impl Imports {
@@ -89,8 +108,9 @@ impl Imports {
 }
 
 impl Extents {
-    /// Exports the chunk that an address lies in, and pins it until [`Extents::close_export`].
-    pub fn export(&self, address: u64) -> Result<Shared<OwnedFd>> {
+    /// Exports the chunk that an address lies in as number `serial` of the process, and pins it until
+    /// [`Extents::close_export`].
+    pub fn export(&self, address: u64, serial: u64) -> Result<Shared<OwnedFd>> {
         const OPERATION: &str = "export";
         let _guard = self.device.enter()?;
         let mut table = lock(&self.table);
@@ -129,18 +149,34 @@ impl Extents {
         };
         let chunk_bytes = chunk.bytes();
         self.set_pins(extent, pins);
+        extent.exports.push(serial);
+        let exports = &mut lock(&self.exports).0;
+        exports.insert(serial, place);
+        if exports.len() > MANY {
+            // Those of memory that was freed need no close.
+            exports.retain(|serial, place| table.exported(*serial, *place).is_some());
+        }
         tracing::debug!("{place:#x}: {chunk_bytes} bytes exported");
         Ok(Shared {
             handle,
             chunk_bytes,
             offset: address - place,
             device: self.device.ordinal(),
+            serial,
         })
     }
 
-    /// Undoes the pin of one [`Extents::export`] of an address in the same chunk.
-    pub fn close_export(&self, address: u64) -> Result<()> {
-        self.change_pins("close an export", address, 1, |pins| pins.checked_sub(1))
+    /// Undoes the pin of one [`Extents::export`]; whether there was one. The pins of others stay, also where they
+    /// have come to have the same address.
+    pub fn close_export(&self, serial: u64) -> bool {
+        let mut table = lock(&self.table);
+        let place = lock(&self.exports).0.remove(&serial);
+        let Some(extent) = place.and_then(|place| table.exported(serial, place)) else {
+            return false;
+        };
+        extent.exports.retain(|other| *other != serial);
+        self.set_pins(extent, extent.pins.saturating_sub(1));
+        true
     }
 
     /// Maps a chunk that was exported, here or in another process; the address that its place has here.

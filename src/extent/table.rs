@@ -7,7 +7,7 @@ use super::backing::Backing;
 use super::cell::CellState;
 use super::guard::{Guard, KnownZeros};
 use super::residency::Backup;
-use super::shared::Imports;
+use super::shared::{Exports, Imports};
 use crate::config::value::Location;
 use crate::core::gauge::{Gauge, Holding, Reading};
 use crate::core::limit::Limit;
@@ -58,6 +58,8 @@ pub(super) struct Extent {
     pub(super) backup: Option<Backup>,
     /// How many have asked that its chunk stays where it is.
     pub(super) pins: u32,
+    /// The numbers of the exports among them.
+    pub(super) exports: Vec<u64>,
     /// It was woken, and what it held is not back yet: to everybody else it sleeps.
     pub(super) is_unfilled: bool,
     /// Zeros that are mapped here while it sleeps, if any are.
@@ -181,8 +183,9 @@ pub struct Extents {
     pub(super) has_slept: AtomicBool,
     /// How many places are pinned.
     pub(super) pinned: AtomicUsize,
-    /// What other processes share with this one.
+    /// What other processes share with this one, and it with them.
     pub(super) imports: Mutex<Imports>,
+    pub(super) exports: Mutex<Exports>,
 }
 
 impl Extents {
@@ -202,6 +205,7 @@ impl Extents {
             has_slept: AtomicBool::new(false),
             pinned: AtomicUsize::new(0),
             imports: Mutex::default(),
+            exports: Mutex::default(),
         }
     }
 

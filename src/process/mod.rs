@@ -54,6 +54,8 @@ pub struct Process {
     driver_touched: AtomicBool,
     registry: Registry,
     cells: Cells,
+    /// How often memory was exported.
+    exports: AtomicU64,
     graphs: GraphPools,
     limits: Limits,
     rejected_frees: AtomicU64,
@@ -102,6 +104,7 @@ impl Process {
             driver_touched: AtomicBool::new(false),
             registry: Registry::default(),
             cells: Cells::default(),
+            exports: AtomicU64::new(0),
             graphs: GraphPools::default(),
             limits: Limits::default(),
             rejected_frees: AtomicU64::new(0),

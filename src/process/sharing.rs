@@ -6,6 +6,7 @@ use crate::error::{Error, Result, Status};
 use crate::gpu::Fence;
 use crate::sys::descriptors;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 pub use crate::extent::shared::{Handle, Shared};
 
@@ -30,13 +31,22 @@ impl Process {
             })?;
         // Not while what is there falls asleep.
         let _turn = lock(device.residency_turn());
-        device.state().extents.export(address)
+        let serial = self.exports.fetch_add(1, Ordering::Relaxed) + 1;
+        device.state().extents.export(address, serial)
     }
 
-    /// Undoes the pin of one [`Process::export`] of an address in the same chunk.
-    pub fn close_export(&self, address: u64) -> Result<()> {
-        let device = self.device_of("close an export", address)?;
-        device.state().extents.close_export(address)
+    /// Undoes the pin of the [`Process::export`] of that number.
+    pub fn close_export(&self, serial: u64) -> Result<()> {
+        lifetime::check_not_forked()?;
+        let mut devices = self.devices_in_use();
+        match devices.any(|device| device.state().extents.close_export(serial)) {
+            true => Ok(()),
+            false => Err(
+                Error::new(Status::NotOwned, "close an export").detail(format!(
+                    "number {serial} is closed already, or its memory is gone"
+                )),
+            ),
+        }
     }
 
     /// Maps what a process exported, for `device` and its peers; the address that it has here.
@@ -153,6 +163,7 @@ fn parse(message: &[u8; MESSAGE_BYTES], descriptors: Vec<OwnedFd>) -> Result<Sha
         chunk_bytes,
         offset,
         device: number(16) as i32,
+        serial: 0,
     })
 }
 
@@ -169,6 +180,7 @@ mod tests {
             chunk_bytes: 2 << 20,
             offset: 77,
             device: 3,
+            serial: 5,
         }
     }
 

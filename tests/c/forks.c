@@ -137,7 +137,7 @@ static void in_the_child(hbm_allocator_t *allocator, void *block, void *torch_bl
     hbm_export_t export = {.struct_size = sizeof export, .kind = HBM_EXPORT_FABRIC, .chunk_bytes = 2 * MIB, .bytes = 2 * MIB};
     EXPECT(HBM_FORKED, hbm_import(&export, 0, &out));
     EXPECT(HBM_FORKED, hbm_export(torch_block, &export));
-    EXPECT(HBM_FORKED, hbm_export_close(torch_block));
+    EXPECT(HBM_FORKED, hbm_export_close(1));
     EXPECT(HBM_FORKED, hbm_import_close(torch_block));
     hbm_free(torch_block, MIB, 0, NULL);
     vmm_segment_free(torch_block, MIB, 0, NULL);

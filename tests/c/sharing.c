@@ -108,8 +108,8 @@ static void exporter(int socket) {
         CHECK(close(export.fd) == 0);
         hear(socket, 'w');
         check_filled(inside, 0x42, MIB);
-        EXPECT(HBM_OK, hbm_export_close(inside));
-        EXPECT(HBM_INVALID_ARGUMENT, hbm_export_close(inside));
+        EXPECT(HBM_OK, hbm_export_close(export.serial));
+        EXPECT(HBM_NOT_OWNED, hbm_export_close(export.serial));
         EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, NULL));
         EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
         CHECK(stats_of(0, -1).reserved == 0);
@@ -150,11 +150,33 @@ static void within_one_process(void) {
     check_filled(second, 7, MIB);
     EXPECT(HBM_OK, hbm_import_close(second));
     EXPECT(HBM_OK, hbm_import_close(first));
-    EXPECT(HBM_OK, hbm_export_close(block));
-    EXPECT(HBM_OK, hbm_export_close(block));
+    EXPECT(HBM_OK, hbm_export_close(export.serial));
+    EXPECT(HBM_OK, hbm_export_close(again.serial));
     close(export.fd);
     close(again.fd);
     vmm_free(block, 0, 0, NULL);
+}
+
+/* What is exported at an address that was exported before has a pin of its own. */
+static void exports_of_one_address(void) {
+    hbm_export_t first = empty_export(), second = empty_export();
+    hbm_residency_t residency = {.struct_size = sizeof residency};
+    char *block = vmm_malloc(2 * MIB, 0, NULL);
+    EXPECT(HBM_OK, hbm_export(block, &first));
+    close(first.fd);
+    vmm_free(block, 0, 0, NULL);
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    char *again = vmm_malloc(2 * MIB, 0, NULL);
+    CHECK(again == block);
+    EXPECT(HBM_OK, hbm_export(again, &second));
+    close(second.fd);
+    EXPECT(HBM_NOT_OWNED, hbm_export_close(first.serial));
+    EXPECT(HBM_OK, hbm_residency(0, NULL, &residency));
+    CHECK(residency.pinned == 2 * MIB && first.serial != second.serial);
+    EXPECT(HBM_OK, hbm_export_close(second.serial));
+    EXPECT(HBM_OK, hbm_residency(0, NULL, &residency));
+    CHECK(residency.pinned == 0);
+    vmm_free(again, 0, 0, NULL);
 }
 
 static void wrong_exports(void) {
@@ -167,14 +189,16 @@ static void wrong_exports(void) {
     }
     EXPECT_ERROR_TEXT("struct_size");
     /* Nothing was exported or pinned by that. */
-    EXPECT(HBM_INVALID_ARGUMENT, hbm_export_close(block));
+    hbm_residency_t residency = {.struct_size = sizeof residency};
+    EXPECT(HBM_OK, hbm_residency(0, NULL, &residency));
+    CHECK(residency.pinned == 0);
     export.struct_size = sizeof export;
     EXPECT(HBM_UNSUPPORTED, hbm_export(other, &export));
     EXPECT_ERROR_TEXT("vmm");
     EXPECT(HBM_NOT_OWNED, hbm_export(NULL, &export));
     EXPECT(HBM_NOT_OWNED, hbm_export(&export, &export));
-    EXPECT(HBM_NOT_OWNED, hbm_export_close(NULL));
-    EXPECT(HBM_NOT_OWNED, hbm_export_close(other));
+    EXPECT(HBM_NOT_OWNED, hbm_export_close(0));
+    EXPECT(HBM_NOT_OWNED, hbm_export_close(UINT64_MAX));
     EXPECT(HBM_NOT_OWNED, hbm_import_close(NULL));
     EXPECT(HBM_NOT_OWNED, hbm_import_close(block));
     vmm_free(block, 0, 0, NULL);
@@ -216,7 +240,7 @@ static void wrong_imports(void) {
     IMPORT_WITH(HBM_UNSUPPORTED, (bad.chunk_bytes *= 2, bad.bytes *= 2));
     IMPORT_WITH(HBM_UNSUPPORTED, bad.kind = HBM_EXPORT_FABRIC);
     CHECK(address == NULL);
-    EXPECT(HBM_OK, hbm_export_close(block));
+    EXPECT(HBM_OK, hbm_export_close(good.serial));
     close(good.fd);
     close(file);
     vmm_free(block, 0, 0, NULL);
@@ -291,7 +315,7 @@ static void wrong_messages(void) {
     EXPECT(HBM_IO, hbm_export_send(sockets[1], &export));
     EXPECT_ERROR_TEXT("closed");
 
-    EXPECT(HBM_OK, hbm_export_close(block));
+    EXPECT(HBM_OK, hbm_export_close(export.serial));
     close(sockets[1]);
     close(pipes[0]);
     close(pipes[1]);
@@ -304,6 +328,7 @@ int main(void) {
     EXPECT(HBM_OK, hbm_option_set("log", "off"));
     memory_in_two_processes();
     within_one_process();
+    exports_of_one_address();
     wrong_exports();
     wrong_imports();
     wrong_messages();
