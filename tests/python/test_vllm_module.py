@@ -430,6 +430,13 @@ def test_addresses_of_the_callers_own_on_rocm(sim):
         healthy()
         assert physical() == 0 and list(cells) == [0, 0, 0]
         assert module.python_create_and_map(*handle) == handle
-        module.python_unmap_and_release(*handle)
+        fail(b"cuMemUnmap", nth=2, code=999)
+        with refused(RuntimeError, "CUDA Error: ", "hipMemUnmap"):
+            module.python_unmap_and_release(*handle)
+        healthy()
+        assert module.python_unmap_and_release(*handle) == handle       # the one that is left
+        assert physical() == 0 and list(cells) == [0, 0, 0]
+        with refused(RuntimeError, "not the address of a live block"):
+            module.python_unmap_and_release(*handle)
         assert faults()[0] == 0, faults()
     """, HBMALLOC_SIM="hip=6.4,devices=2,memory=4GiB")
