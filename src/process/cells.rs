@@ -2,9 +2,9 @@
 //! sleep mode is made of. The addresses are ours, reserved for a cell, or the caller's own.
 
 use super::blocks::not_owned;
+use super::cell_record::{CellInfo, CellStats};
 use super::{DeviceEntry, Process, lifetime};
 use crate::config::value::Location;
-use crate::core::gauge::Gauge;
 use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::core::tags::TagId;
@@ -12,116 +12,10 @@ use crate::error::{Error, Result, Status};
 use crate::extent::cell::{self, CellSpec, Handles};
 use crate::extent::deferral::Behind;
 use crate::gpu::{ChunkSpec, CopyQueue, Fence, Stream, Uses};
-use crate::source::{Block, Kind};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::source::Kind;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-
-/// What is known of a cell.
-#[derive(Clone, Debug)]
-pub struct CellInfo {
-    /// Counted over all cells of the process, since addresses come again.
-    pub serial: u64,
-    /// Its first address.
-    pub address: u64,
-    /// Its length.
-    pub bytes: u64,
-    /// The device's ordinal.
-    pub device: i32,
-    /// Its tag.
-    pub tag: TagId,
-    /// Whether the caller reserved the addresses.
-    pub is_lent: bool,
-    /// Where the driver's handles of its memory are shown.
-    pub handles: Handles,
-    /// Whether it may be several chunks, as with HIP.
-    pub is_chunked: bool,
-    /// Whether it has had memory: before that, whoever reserved it is about to map it.
-    is_born: bool,
-    /// Whether statistics count it as a block given out: while a caller has it mapped.
-    counted: bool,
-}
-
-impl CellInfo {
-    fn block(&self) -> Block {
-        Block {
-            address: self.address,
-            requested: self.bytes,
-            bytes: self.bytes,
-            stream: Stream::LEGACY,
-        }
-    }
-}
-
-/// What was done with cells, counted since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CellStats {
-    /// Cells there are.
-    pub cells: u64,
-    /// Bytes that callers have mapped in them.
-    pub mapped: u64,
-    /// The most that has been.
-    pub peak_mapped: u64,
-    /// Addresses reserved for a cell.
-    pub reserves: u64,
-    /// Cells freed.
-    pub frees: u64,
-    /// Times that memory was created and mapped.
-    pub creates: u64,
-    /// Times that it was unmapped and released.
-    pub unmaps: u64,
-    /// Calls that failed.
-    pub failures: u64,
-}
-
-/// The cells of the process.
-#[derive(Default)]
-pub(super) struct Cells {
-    by_address: Mutex<BTreeMap<u64, CellInfo>>,
-    serial: AtomicU64,
-    mapped: Gauge,
-    reserves: AtomicU64,
-    frees: AtomicU64,
-    creates: AtomicU64,
-    unmaps: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Cells {
-    pub(super) fn tag_of(&self, address: u64) -> Option<TagId> {
-        lock(&self.by_address).get(&address).map(|cell| cell.tag)
-    }
-
-    fn at(&self, address: u64) -> Option<CellInfo> {
-        lock(&self.by_address).get(&address).cloned()
-    }
-
-    fn count<T>(&self, counter: &AtomicU64, outcome: Result<T>) -> Result<T> {
-        match &outcome {
-            Ok(_) => counter.fetch_add(1, Ordering::Relaxed),
-            Err(_) => self.failures.fetch_add(1, Ordering::Relaxed),
-        };
-        outcome
-    }
-
-    /// Notes whether a caller has the cell mapped; the answer is whether that is new. Of a cell that
-    /// was freed meanwhile nothing is noted.
-    fn note(&self, cell: &CellInfo, mapped: bool) -> bool {
-        let mut cells = lock(&self.by_address);
-        match cells.get_mut(&cell.address) {
-            Some(known) if known.serial == cell.serial && known.counted != mapped => {
-                known.is_born = true;
-                known.counted = mapped;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn next(&self) -> u64 {
-        self.serial.fetch_add(1, Ordering::Relaxed) + 1
-    }
-}
 
 impl Process {
     /// Makes the primary context of a device current on this thread for good, where it has none.
