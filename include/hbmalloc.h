@@ -344,12 +344,12 @@ typedef struct hbm_cell_t {
     uint64_t handle_address;
     // The device.
     int32_t device;
-    // 1 while memory is mapped there, else 0.
+    // 1 while memory is mapped there and none of it sleeps, else 0.
     int32_t is_mapped;
     // 1 where the caller reserved the addresses, else 0.
     int32_t is_callers;
-    // 1 while the library has taken its memory, by sleep, and brings it back by wake; 0 while it has
-    // memory, and where the caller took that by himself.
+    // 1 while the library has taken its memory or a part of it, by sleep, and brings it back by wake; 0
+    // while it has memory, and where the caller took that by himself.
     int32_t is_asleep;
     // With HIP the length in bytes of the chunks behind it, of which the last may be shorter
     // (HBMALLOC_ROCM_CHUNK_SIZE). 0 with CUDA, where it is always one chunk.
@@ -818,11 +818,13 @@ int32_t hbm_cell_reserve(int32_t device, ssize_t size, void *stream, struct hbm_
 int32_t hbm_cell_free(uint64_t address);
 
 // Takes the memory from behind all of `count` cells that have any, behind one wait for the work of
-// each device; the bytes to `*released`, which may be NULL. Cells without memory are passed over. A
-// failure of one ends nothing for the others; the first is returned.
+// each device; the bytes to `*released`, which may be NULL. Cells without memory, and those that sleep, are
+// passed over. A failure of one ends nothing for the others; the first is returned.
 //
 // Required: `addresses` must be valid for reads of `count` numbers, `released` NULL or valid for a write.
-int32_t hbm_cells_discard(const uint64_t *addresses, size_t count, uint64_t *released);
+int32_t hbm_cells_discard(const uint64_t *addresses,
+                          size_t count,
+                          uint64_t *released);
 
 // Puts new memory behind all of `count` cells that have none; the bytes to `*mapped`, which may be NULL.
 // All or nothing: on failure, as when memory has run out, every cell is as before, and it can be tried

@@ -30,12 +30,12 @@ pub struct hbm_cell_t {
     pub handle_address: u64,
     /// The device.
     pub device: i32,
-    /// 1 while memory is mapped there, else 0.
+    /// 1 while memory is mapped there and none of it sleeps, else 0.
     pub is_mapped: i32,
     /// 1 where the caller reserved the addresses, else 0.
     pub is_callers: i32,
-    /// 1 while the library has taken its memory, by sleep, and brings it back by wake; 0 while it has
-    /// memory, and where the caller took that by himself.
+    /// 1 while the library has taken its memory or a part of it, by sleep, and brings it back by wake; 0
+    /// while it has memory, and where the caller took that by himself.
     pub is_asleep: i32,
     /// With HIP the length in bytes of the chunks behind it, of which the last may be shorter
     /// (HBMALLOC_ROCM_CHUNK_SIZE). 0 with CUDA, where it is always one chunk.
@@ -185,8 +185,8 @@ pub extern "C" fn hbm_cell_free(address: u64) -> i32 {
 }
 
 /// Takes the memory from behind all of `count` cells that have any, behind one wait for the work of
-/// each device; the bytes to `*released`, which may be NULL. Cells without memory are passed over. A
-/// failure of one ends nothing for the others; the first is returned.
+/// each device; the bytes to `*released`, which may be NULL. Cells without memory, and those that sleep, are
+/// passed over. A failure of one ends nothing for the others; the first is returned.
 ///
 /// # Safety
 /// `addresses` must be valid for reads of `count` numbers, `released` NULL or valid for a write.

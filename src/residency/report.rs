@@ -24,7 +24,7 @@ impl Amounts {
 /// What an operation did on one device or more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Of each tag: those asked for in their order, or else those that have memory.
+    /// Of each tag: those asked for in their order, or else those with which something was done.
     pub by_tag: Vec<(TagId, Amounts)>,
     /// The stretches that lost their chunks or got new ones: device, first address and length.
     pub ranges: Vec<(i32, u64, u64)>,

@@ -87,6 +87,22 @@ static inline void fill(int device, void *address, unsigned char byte, size_t by
     context_pop();
 }
 
+/* Whether all bytes of device 0's memory at an address are the same one. */
+static inline int holds(void *address, unsigned char byte, size_t bytes) {
+    int (*copy)(void *, unsigned long long, size_t);
+    unsigned char *found = malloc(bytes);
+    look_up("cuMemcpyDtoH_v2", &copy);
+    context_push(0);
+    CHECK(found != NULL && copy(found, (unsigned long long)(uintptr_t)address, bytes) == 0);
+    context_pop();
+    int same = 1;
+    for (size_t i = 0; i < bytes; i++) {
+        same &= found[i] == byte;
+    }
+    free(found);
+    return same;
+}
+
 static inline void stream_wait(void *stream) {
     int (*synchronize)(void *);
     look_up("cuStreamSynchronize", &synchronize);

@@ -211,7 +211,7 @@ static void damaged_files(void) {
 }
 
 int main(void) {
-    char name[] = "/tmp/hbmalloc-files-XXXXXX";
+    char name[] = "files-XXXXXX";
     CHECK(mkdtemp(name) != NULL);
     EXPECT(HBM_OK, hbm_option_set("sleep_dir", name));
     folder = name;

@@ -39,21 +39,6 @@ static void executable_destroy(void *executable) {
     CHECK(destroy(executable) == 0);
 }
 
-static int holds(void *address, unsigned char byte, size_t bytes) {
-    int (*copy)(void *, unsigned long long, size_t);
-    unsigned char *found = malloc(bytes);
-    look_up("cuMemcpyDtoH_v2", &copy);
-    context_push(0);
-    CHECK(found != NULL && copy(found, (unsigned long long)(uintptr_t)address, bytes) == 0);
-    context_pop();
-    int same = 1;
-    for (size_t i = 0; i < bytes; i++) {
-        same &= found[i] == byte;
-    }
-    free(found);
-    return same;
-}
-
 static void *allocate(hbm_allocator_t *allocator, void *stream) {
     void *block = NULL;
     EXPECT(HBM_OK, hbm_allocator_allocate(allocator, MIB, 0, stream, &block));
