@@ -8,7 +8,7 @@ use super::counters::add;
 use super::device::{DevicePool, Wanted};
 use super::pace::{Account, Pace};
 use super::pending::Effort;
-use super::policy::{self, Candidate, Lengths, Stretch};
+use super::policy::{self, Candidate, Stretch};
 use crate::config::value::Location;
 use crate::core::space::{Color, Epoch, Given, Space, Window};
 use crate::core::sync::lock;
@@ -137,12 +137,11 @@ impl DevicePool {
             most,
             live: sums.allocated,
             total: sums.total_allocated,
+            is_tagged: arena.tag != 0,
         };
         let grain = arena.ground.granularity;
-        let chunk = lean.chunk_bytes(purpose, grain, *pace);
-        let chunk = self.state.device.fit_chunk(chunk, grain);
-        let grain = grain.get();
-        let lengths = Lengths { chunk, grain };
+        let mut lengths = lean.lengths(purpose, grain, *pace);
+        lengths.chunk = self.state.device.fit_chunk(lengths.chunk, grain);
         let (stretches, extra) =
             policy::assemble(&window.missing, window.room, candidates, lengths, credit);
         lock(&arena.space).extend(&mut window, extra);

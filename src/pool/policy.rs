@@ -71,8 +71,10 @@ pub struct Lean {
     least: u64,
     /// ... and a block has no more than this many. ...
     pieces: u64,
-    /// While the pool fills they are so many times as long.
+    /// While the pool fills they are so many times as long, ...
     filling: u64,
+    /// ... and under a tag as long as any.
+    is_whole_under_tags: bool,
     /// Where memory cannot move, what the pool may hold beyond what was asked for, in hundredths.
     segment_slack: u64,
 }
@@ -88,6 +90,8 @@ pub struct Use {
     pub live: u64,
     /// Those of all blocks so far.
     pub total: u64,
+    /// Whether it has a tag.
+    pub is_tagged: bool,
 }
 
 impl Use {
@@ -105,6 +109,7 @@ const BALANCED: Lean = Lean {
     least: 6 << 20,
     pieces: 48,
     filling: 2,
+    is_whole_under_tags: true,
     segment_slack: 15,
 };
 const TIGHT: Lean = Lean {
@@ -114,13 +119,14 @@ const TIGHT: Lean = Lean {
     least: 2 << 20,
     pieces: 64,
     filling: 1,
+    is_whole_under_tags: false,
     segment_slack: 3,
 };
 
 /// No chunk is more than this part of the pool for the sake of having few.
 const LARGEST_PART: u64 = 64;
 
-/// Chunks behind small blocks are made as large as the others only up to this.
+/// Chunks behind small blocks are made as large as the others only up to this, but for those under tags.
 const AHEAD: u64 = 32 << 20;
 
 impl Lean {
@@ -132,13 +138,29 @@ impl Lean {
         }
     }
 
-    /// The size of new chunks behind a block.
+    /// How long new chunks behind a block are to be.
     ///
     /// A chunk costs about the same to make and to move whatever its size, so few are cheap; at both
     /// ends of every gap between blocks one is held that cannot move, so what lies idle grows with their
     /// size, and counts as a share of the pool. A block as large as all others is taken to be what
-    /// the pool is for.
-    pub fn chunk_bytes(self, wanted: Use, granularity: Align, pace: Pace) -> u64 {
+    /// the pool is for. What a program loads under a tag it keeps, and sleeps and wakes as a whole, which costs
+    /// a millisecond or more a chunk while copies run (H200).
+    pub fn lengths(self, wanted: Use, granularity: Align, pace: Pace) -> Lengths {
+        let grain = granularity.get();
+        let is_whole = self.is_whole_under_tags && wanted.is_tagged && wanted.is_filling();
+        let chunk = match is_whole {
+            true => MOST,
+            false => self.chunk_bytes(wanted, granularity, pace),
+        };
+        let ahead = if is_whole { MOST } else { AHEAD };
+        Lengths {
+            chunk,
+            ahead,
+            grain,
+        }
+    }
+
+    fn chunk_bytes(self, wanted: Use, granularity: Align, pace: Pace) -> u64 {
         let Use { bytes, most, .. } = wanted;
         if bytes >= most / 8 * 7 {
             return MOST;
@@ -173,6 +195,8 @@ impl Lean {
 pub struct Lengths {
     /// About so many bytes, ...
     pub chunk: u64,
+    /// ... behind blocks that are shorter not more than this, ...
+    pub ahead: u64,
     /// ... multiples of this.
     pub grain: u64,
 }
@@ -191,9 +215,10 @@ pub fn assemble(
     missing: &[(u64, u64)],
     room: u64,
     mut candidates: Vec<Candidate>,
-    Lengths { chunk, grain }: Lengths,
+    lengths: Lengths,
     mut credit: u64,
 ) -> (Vec<Stretch>, u64) {
+    let Lengths { chunk, grain, .. } = lengths;
     // Largest first, and of one size those first that lie in the smallest pieces.
     candidates.sort_by_key(|c| (std::cmp::Reverse(c.bytes), c.piece_bytes, c.address));
     let mut stretches = Vec::new();
@@ -222,7 +247,7 @@ pub fn assemble(
             }
         }
         if index + 1 == missing.len() && left > 0 && stretch.moved.is_empty() {
-            let ahead = chunk.min(AHEAD).min(credit).min(left + room);
+            let ahead = chunk.min(lengths.ahead).min(credit).min(left + room);
             extra = ahead.saturating_sub(left) / grain * grain;
             left += extra;
         }
@@ -256,6 +281,7 @@ mod tests {
     fn about(chunk: u64) -> Lengths {
         Lengths {
             chunk,
+            ahead: AHEAD,
             grain: 2 * MIB,
         }
     }
@@ -308,20 +334,30 @@ mod tests {
         assert_eq!(grown(4 * MIB, 64 * MIB).1, 4 * MIB);
         assert_eq!(grown(64 * MIB, 5 * MIB).1, 2 * MIB);
         assert_eq!(grown(64 * MIB, 0).1, 0);
+        let whole = Lengths {
+            ahead: MOST,
+            ..about(MOST)
+        };
+        let (stretches, _) = assemble(&[(0, 2 * MIB)], 1 << 30, vec![], whole, 100 * MIB);
+        assert_eq!(stretches[0].new, [100 * MIB]);
     }
 
     #[test]
     fn chunks_grow_with_the_block_and_the_pool() {
         let granularity = Align::new(2 * MIB).unwrap();
-        let chunk = |bytes, most, total, tight| {
+        let made = |bytes, most, total, tight, is_tagged| {
             let wanted = Use {
                 bytes,
                 most,
                 live: most - bytes,
                 total,
+                is_tagged,
             };
-            Lean::of(tight).chunk_bytes(wanted, granularity, Pace::default())
+            Lean::of(tight)
+                .lengths(wanted, granularity, Pace::default())
+                .chunk
         };
+        let chunk = |bytes, most, total, tight| made(bytes, most, total, tight, false);
         assert_eq!(chunk(4096, 1 << 30, 4 << 30, false), 6 * MIB);
         assert_eq!(chunk(4096, 1 << 30, 1 << 30, false), 12 * MIB);
         assert_eq!(chunk(64 * MIB, 64 * MIB, 0, false), MOST);
@@ -329,5 +365,9 @@ mod tests {
         assert_eq!(chunk(64 * MIB, 8 << 30, 9 << 30, false), 64 * MIB);
         assert_eq!(chunk(1 << 30, 8 << 30, 9 << 30, true), 16 * MIB);
         assert_eq!(chunk(1 << 40, 1 << 50, 0, false), MOST);
+        let tagged = |bytes, total, tight| made(bytes, 8 << 30, total, tight, true);
+        assert_eq!(tagged(4 * MIB, 9 << 30, false), MOST);
+        assert_eq!(tagged(200 * MIB, 1 << 40, false), 32 * MIB);
+        assert_eq!(tagged(1 << 30, 9 << 30, true), 16 * MIB);
     }
 }

@@ -104,18 +104,24 @@ pub(super) fn bring_back(site: &Site, asleep: &[Place], report: &mut Report) -> 
     Ok(())
 }
 
-/// Neighbours in the list whose bytes are enough for the link's full speed.
+/// Groups of small places are up to so long.
+const LARGEST_GROUP: u64 = 256 << 20;
+
+/// Neighbours in the list, of bytes enough for the link's full speed at first, so that copies begin at once,
+/// then twice as many each time: while copies run, access costs less for many places at once (0.24 ms for each
+/// of 16 MiB where it is 0.3 one by one, one H200).
 fn groups(places: &[Place]) -> impl Iterator<Item = &[Place]> {
-    let mut left = places;
+    let (mut left, mut most) = (places, GROUP_BYTES);
     std::iter::from_fn(move || {
         let mut bytes = 0;
         let is_within = |place: &&Place| {
             bytes += place.bytes;
-            bytes - place.bytes < GROUP_BYTES
+            bytes - place.bytes < most
         };
         let count = left.iter().take_while(is_within).count();
         let (group, rest) = left.split_at(count);
         left = rest;
+        most = (2 * most).min(LARGEST_GROUP);
         (!group.is_empty()).then_some(group)
     })
 }

@@ -77,8 +77,10 @@ fn freed_of(nest: &Nest, holder: (Kind, Owner)) -> Outcome {
         nest.house.process.trim_all()?;
     }
     let back = nest.wake(&["tag"])?;
+    // What lies in one chunk with something that lives comes back with it.
+    let (moved, copied) = (back.total().moved, back.total().copied);
     ensure!(
-        back.total().moved <= before.total().moved / 2 && back.total().copied == 4 * 16 * MIB,
+        moved <= before.total().moved / 2 && (4 * 16 * MIB..=moved).contains(&copied),
         "8 of 12 were freed asleep: {before:?}, {back:?}"
     );
     ensure_eq!(nest.host_used(), 0, "bytes on the host");
