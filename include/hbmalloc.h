@@ -464,6 +464,20 @@ typedef void (*hbm_residency_function)(int32_t device,
                                        int32_t change,
                                        void *data);
 
+// What of the host was given out by the functions below and not yet taken back.
+typedef struct hbm_host_blocks_t {
+    // sizeof(hbm_host_blocks_t) as the program was compiled.
+    size_t struct_size;
+    // How many blocks.
+    uint64_t blocks;
+    // Their bytes as asked for.
+    uint64_t requested;
+    // Bytes of their pages.
+    uint64_t bytes;
+    // Those of them that are pinned.
+    uint64_t pinned;
+} hbm_host_blocks_t;
+
 // What is pinned on the host for sleep, in the whole process.
 typedef struct hbm_host_buffer_t {
     // sizeof(hbm_host_buffer_t) as the program was compiled.
@@ -977,6 +991,55 @@ int32_t hbm_pin(const void *address,
 
 // Undoes one hbm_pin of the same stretch.
 int32_t hbm_unpin(const void *address, uint64_t bytes);
+
+// Pinned memory of the host: `size` bytes of zeros, populated by a few threads with huge pages and then
+// registered, portable always. `flags` are those of cudaHostAlloc: 1 portable, 2 mapped, 4 write-combined (which the
+// driver allocates itself, not zeroed); others are an error. Aligned to 2 MiB from 2 MiB on, to 4 KiB below, and of whole
+// such pages. One copy may not cross from one block into another. 0 on failure, see hbm_last_error. Any thread.
+size_t hbm_alloc_pinned_ptr(size_t size,
+                            unsigned int flags);
+
+// Gives back what hbm_alloc_pinned_ptr gave; waits for the devices' work. HBM_NOT_OWNED for what is none, or no
+// longer, HBM_INVALID_ARGUMENT for what another function gave; nothing has changed then.
+int hbm_free_pinned_ptr(size_t address);
+
+// Memory of the host, not pinned, on a node: bound to it, or, where the system refuses that with EPERM as many
+// containers do, wherever it comes from, with one warning. A node that is not there or has no memory is an error that names those that are;
+// -1 is no node. No driver is needed. Otherwise as hbm_alloc_pinned_ptr.
+size_t hbm_alloc_numa_ptr(size_t size,
+                          int node);
+
+// Gives back what hbm_alloc_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+int hbm_free_numa_ptr(size_t address,
+                      size_t size);
+
+// Pinned memory of the host on a node: as hbm_alloc_numa_ptr and hbm_alloc_pinned_ptr.
+size_t hbm_alloc_pinned_numa_ptr(size_t size, int node);
+
+// Gives back what hbm_alloc_pinned_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+int hbm_free_pinned_numa_ptr(size_t address,
+                             size_t size);
+
+// Pinned memory from huge pages of 2 MiB that the administrator has set aside, `size` rounded up to them; too few
+// of them are an error that says how many are free. `flags` as of hbm_alloc_pinned_ptr, but not write-combined.
+size_t hbm_alloc_hugepage_pinned_ptr(size_t size,
+                                     unsigned int flags);
+
+// Gives back what hbm_alloc_hugepage_pinned_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+int hbm_free_hugepage_pinned_ptr(size_t address,
+                                 size_t size);
+
+// As hbm_alloc_hugepage_pinned_ptr, on a node as of hbm_alloc_numa_ptr.
+size_t hbm_alloc_hugepage_pinned_numa_ptr(size_t size, int node);
+
+// Gives back what hbm_alloc_hugepage_pinned_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+int hbm_free_hugepage_pinned_numa_ptr(size_t address,
+                                      size_t size);
+
+// Writes what the functions above gave out and did not take back yet.
+//
+// Required: `out` must point to a struct whose `struct_size` is filled in.
+int hbm_host_blocks(struct hbm_host_blocks_t *out);
 
 // Pins memory of the host until `bytes` are free for sleeps to come, which then need not do it: a first sleep
 // waits longer for pages than for copies. Brings device 0 into use where none is. HBM_OUT_OF_MEMORY, and what

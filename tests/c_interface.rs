@@ -7,11 +7,12 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 13] = [
+const PROGRAMS: [&str; 14] = [
     "across_devices",
     "allocators",
     "cells",
     "graphs",
+    "host",
     "limits",
     "placed_pool",
     "wrong_use",
@@ -78,6 +79,11 @@ fn limits() {
 #[test]
 fn placed_pool() {
     run_shared("placed_pool");
+}
+
+#[test]
+fn host() {
+    run_shared("host");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 16] = [
+const FACES: [&str; 17] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -17,6 +17,7 @@ const FACES: [&str; 16] = [
     "capi/cells.rs",
     "capi/graphs.rs",
     "capi/residency.rs",
+    "capi/host.rs",
     "capi/host_buffer.rs",
     "capi/sharing.rs",
     "torch/hooks.rs",

@@ -35,9 +35,11 @@ pub enum Warning {
     CacheInfo,
     /// Files of sleep go through the page cache.
     BufferedFile,
+    /// Memory of the host could not be bound to a node.
+    Unbound,
 }
 
-const KINDS: usize = Warning::BufferedFile as usize + 1;
+const KINDS: usize = Warning::Unbound as usize + 1;
 
 /// How often each kind of warning arose.
 #[derive(Default)]

@@ -10,12 +10,17 @@ const PORTABLE_MAPPED: c_uint = 1 | 2;
 impl Device {
     /// Allocates `bytes` above zero of pinned memory; the address is the device's and the host's.
     pub fn allocate_pinned(&self, bytes: u64) -> Result<u64> {
+        self.allocate_pinned_as(bytes, 0)
+    }
+
+    /// The same with further flags of the driver's (`CU_MEMHOSTALLOC_*`).
+    pub fn allocate_pinned_as(&self, bytes: u64, flags: c_uint) -> Result<u64> {
         let _guard = self.enter()?;
         let mut host: *mut c_void = std::ptr::null_mut();
         // SAFETY: `host` is a valid out-pointer.
         self.check(unsafe {
             self.cuda()
-                .host_alloc(&mut host, bytes as usize, PORTABLE_MAPPED)
+                .host_alloc(&mut host, bytes as usize, PORTABLE_MAPPED | flags)
         })
         .map_err(|error| error.bytes(bytes))?;
         self.check_same(host)

@@ -2,7 +2,7 @@
 //! the time that the driver takes to allocate pinned memory.
 
 use super::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::pages::Pages;
 use std::ffi::{c_uint, c_void};
 use std::mem::ManuallyDrop;
@@ -21,15 +21,16 @@ pub struct Registered {
 impl Registered {
     /// Registers pages, populated ones fastest. On failure they are given back to the system.
     pub fn register(device: &Arc<Device>, pages: Pages) -> Result<Registered> {
+        Registered::register_as(device, pages, PORTABLE)
+    }
+
+    /// The same with the driver's flags (`CU_MEMHOSTREGISTER_*`).
+    pub fn register_as(device: &Arc<Device>, pages: Pages, flags: c_uint) -> Result<Registered> {
         let _guard = device.enter()?;
         let (address, bytes) = (pages.address() as *mut c_void, pages.bytes());
         // SAFETY: the pages are mapped, and stay so until they have been unregistered in `drop`.
         device
-            .check(unsafe {
-                device
-                    .cuda()
-                    .host_register(address, bytes as usize, PORTABLE)
-            })
+            .check(unsafe { device.cuda().host_register(address, bytes as usize, flags) })
             .map_err(|error| error.bytes(bytes))?;
         Ok(Registered {
             device: device.clone(),
@@ -58,6 +59,22 @@ impl Registered {
 }
 
 impl Registered {
+    /// Unregisters and unmaps the pages; on failure they are as they were.
+    pub fn give_back(self) -> std::result::Result<(), (Registered, Error)> {
+        match self.unregister() {
+            Ok(()) => {
+                let mut kept = ManuallyDrop::new(self);
+                // SAFETY: taken once each, from what is not dropped; nobody uses the pages from here on.
+                unsafe {
+                    ManuallyDrop::drop(&mut kept.pages);
+                    std::ptr::drop_in_place(&mut kept.device);
+                }
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
     fn unregister(&self) -> Result<()> {
         let _guard = self.device.enter()?;
         let address = self.address() as *mut c_void;

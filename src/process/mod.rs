@@ -9,6 +9,7 @@ mod cells;
 mod choice;
 mod devices;
 mod graphs;
+pub mod host;
 mod lifetime;
 mod limits;
 mod naming;
@@ -67,6 +68,7 @@ pub struct Process {
     /// Where contents of memory that sleeps are.
     stores: Stores,
     listening: residency::Listening,
+    host_blocks: host::HostBlocks,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -119,6 +121,7 @@ impl Process {
                 name_of: tags::name_of,
             },
             listening: residency::Listening::default(),
+            host_blocks: host::HostBlocks::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

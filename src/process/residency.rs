@@ -182,12 +182,8 @@ impl Process {
     /// Pins room on the host until `bytes` are free, for sleeps to come; needs a device in use.
     pub fn prepare_host(&self, bytes: u64) -> Result<()> {
         lifetime::check_not_forked()?;
-        let device = match self.devices_in_use().next() {
-            Some(device) => device,
-            None => self.device(0)?,
-        };
         residency::prepare(
-            &device.state().device,
+            &self.pinning_device()?,
             &self.stores.host,
             bytes,
             self.host_budget(),

@@ -2,6 +2,7 @@
 //! nothing of how its blocks are cached or who asks for them.
 
 pub mod device;
+pub mod host;
 pub mod managed;
 pub mod pinned;
 pub mod stream_ordered;

@@ -6,5 +6,6 @@ pub mod hip;
 pub mod library;
 pub mod linux;
 pub mod meter;
+pub mod numa;
 pub mod pages;
 pub mod scratch;

@@ -8,9 +8,11 @@ use std::io;
 pub const HUGE_PAGE: u64 = 2 << 20;
 /// Linux 5.14: populate page tables writable, without writing (madvise(2)).
 const MADV_POPULATE_WRITE: libc::c_int = 23;
-const PAGE: u64 = 4096;
+/// What lengths are multiples of.
+pub const PAGE: u64 = 4096;
+const MAP: &str = "map host memory";
 
-/// A private mapping of zeros, aligned to huge pages; unmapped when dropped.
+/// A private mapping of zeros, aligned to huge pages where it is as long as one; unmapped when dropped.
 #[derive(Debug)]
 pub struct Pages {
     address: u64,
@@ -18,12 +20,12 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Maps `bytes`, a multiple of [`HUGE_PAGE`] above 0. Takes no memory yet.
+    /// Maps `bytes`, a multiple of [`PAGE`] above 0. Takes no memory yet.
     pub fn map(bytes: u64) -> Result<Pages> {
-        const OPERATION: &str = "map host memory";
-        let whole = (bytes.checked_add(HUGE_PAGE))
-            .filter(|_| bytes > 0 && bytes % HUGE_PAGE == 0)
-            .ok_or_else(|| Error::invalid(OPERATION, format!("a size of {bytes} bytes")))?;
+        let align = if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE };
+        let whole = (bytes.checked_add(align))
+            .filter(|_| bytes > 0 && bytes % PAGE == 0)
+            .ok_or_else(|| Error::invalid(MAP, format!("a size of {bytes} bytes")))?;
         // SAFETY: a new private mapping; nothing else is touched.
         let base = unsafe {
             libc::mmap(
@@ -36,10 +38,10 @@ impl Pages {
             )
         };
         if base == libc::MAP_FAILED {
-            return Err(lacking(OPERATION, bytes, &io::Error::last_os_error()));
+            return Err(lacking(MAP, bytes, &io::Error::last_os_error()));
         }
         let base = base as u64;
-        let address = base.next_multiple_of(HUGE_PAGE);
+        let address = base.next_multiple_of(align);
         unmap(base, address - base);
         unmap(address + bytes, base + whole - address - bytes);
         let pages = Pages { address, bytes };
@@ -47,6 +49,50 @@ impl Pages {
         // A forked child has no use for them, and must not make the parent's copies on write.
         pages.advise(libc::MADV_DONTFORK);
         Ok(pages)
+    }
+
+    /// Maps `bytes`, a multiple of `page`, from the pages of that length (2 MiB, 1 GiB) that the system's administrator
+    /// has set aside. They are reserved, so that populating them does not fail.
+    pub fn map_set_aside(bytes: u64, page: u64) -> Result<Pages> {
+        if !page.is_power_of_two() || bytes == 0 || bytes % page != 0 {
+            return Err(Error::invalid(
+                MAP,
+                format!("{bytes} bytes of pages of {page}"),
+            ));
+        }
+        let shift = page.trailing_zeros() as libc::c_int;
+        // SAFETY: a new private mapping; nothing else is touched.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE
+                    | libc::MAP_ANONYMOUS
+                    | libc::MAP_HUGETLB
+                    | (shift << libc::MAP_HUGE_SHIFT),
+                -1,
+                0,
+            )
+        };
+        if address != libc::MAP_FAILED {
+            let address = address as u64;
+            let pages = Pages { address, bytes };
+            pages.advise(libc::MADV_DONTFORK);
+            return Ok(pages);
+        }
+        let error = io::Error::last_os_error();
+        let free = match set_aside(page) {
+            Some(free) => format!("{free} are free"),
+            None => "the system has none of that length".to_owned(),
+        };
+        Err(Error::new(Status::OutOfMemory, MAP)
+            .bytes(bytes)
+            .detail(format!("{} huge pages of {} MiB are needed, {free}: {error}", bytes / page, page >> 20))
+            .advice(format!(
+                "Have them set aside (as root: echo N > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages), or use ordinary memory",
+                page >> 10
+            )))
     }
 
     /// The same pages as parts of `most` bytes, a multiple of [`HUGE_PAGE`], and what is left.
@@ -83,15 +129,27 @@ impl Pages {
 
     /// Puts memory behind all of it, on the calling thread.
     pub fn populate(&self) -> Result<()> {
-        if self.advise(MADV_POPULATE_WRITE) {
+        self.populate_part(0, self.bytes)
+    }
+
+    /// Puts memory behind `bytes` of it from `offset` on, multiples of [`PAGE`], on the calling thread.
+    pub fn populate_part(&self, offset: u64, bytes: u64) -> Result<()> {
+        let end = offset.checked_add(bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.bytes),
+            "a part of the pages"
+        );
+        let address = (self.address + offset) as *mut _;
+        // SAFETY: a part of the mapping, whose contents stay.
+        if unsafe { libc::madvise(address, bytes as usize, MADV_POPULATE_WRITE) } == 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();
         if error.raw_os_error() != Some(libc::EINVAL) {
-            return Err(lacking("populate host memory", self.bytes, &error));
+            return Err(lacking("populate host memory", bytes, &error));
         }
         // An older kernel: each page is written to.
-        for page in (0..self.bytes).step_by(PAGE as usize) {
+        for page in (offset..offset + bytes).step_by(PAGE as usize) {
             // SAFETY: inside the mapping, which nobody else knows yet.
             unsafe { ((self.address + page) as *mut u8).write_volatile(0) };
         }
@@ -117,6 +175,29 @@ fn lacking(operation: &'static str, bytes: u64, error: &io::Error) -> Error {
         .bytes(bytes)
         .detail(error.to_string())
         .advice("The host has too little memory left, or a limit is set for the process")
+}
+
+/// How many pages of that length are set aside and free; none where the system has no such pages.
+fn set_aside(page: u64) -> Option<u64> {
+    let path = format!(
+        "/sys/kernel/mm/hugepages/hugepages-{}kB/free_hugepages",
+        page >> 10
+    );
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// How much memory the process may lock (`ulimit -l`), in words.
+pub fn lockable() -> String {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is valid for the call.
+    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } {
+        0 if limit.rlim_cur != libc::RLIM_INFINITY => format!("{} bytes", limit.rlim_cur),
+        0 => "any number of bytes".to_owned(),
+        _ => "an unknown number of bytes".to_owned(),
+    }
 }
 
 /// Bytes that the system can give out without swapping: what the machine has left, and what the process's
@@ -173,6 +254,32 @@ mod tests {
         // SAFETY: inside the mapping.
         let last = unsafe { *((pages.address() + pages.bytes() - 1) as *const u8) };
         assert_eq!(last, 0);
+    }
+
+    #[test]
+    fn short_ones_take_no_huge_page() {
+        let pages = Pages::map(3 * PAGE).unwrap();
+        pages.populate_part(PAGE, 2 * PAGE).unwrap();
+        assert_eq!((pages.bytes(), pages.address() % PAGE), (3 * PAGE, 0));
+    }
+
+    #[test]
+    fn pages_that_nobody_set_aside_are_an_error_that_counts_them() {
+        let error = Pages::map_set_aside(1 << 50, HUGE_PAGE).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        assert!(
+            error.to_string().contains("536870912 huge pages of 2 MiB"),
+            "{error}"
+        );
+        let odd = [
+            (HUGE_PAGE + 1, HUGE_PAGE),
+            (0, HUGE_PAGE),
+            (3 << 20, 3 << 20),
+        ];
+        for (bytes, page) in odd {
+            let error = Pages::map_set_aside(bytes, page).unwrap_err();
+            assert_eq!(error.status(), Status::InvalidArgument);
+        }
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! Memory of the host under the names that LMCache's `mem_alloc` gives it.
+
+use super::{export, write_struct};
+use crate::observe;
+use crate::process::host::HostKind;
+use std::ffi::{c_int, c_uint};
+
+/// What of the host was given out by the functions below and not yet taken back.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_host_blocks_t {
+    /// sizeof(hbm_host_blocks_t) as the program was compiled.
+    pub struct_size: usize,
+    /// How many blocks.
+    pub blocks: u64,
+    /// Their bytes as asked for.
+    pub requested: u64,
+    /// Bytes of their pages.
+    pub bytes: u64,
+    /// Those of them that are pinned.
+    pub pinned: u64,
+}
+
+fn allocate(kind: HostKind, size: usize, node: Option<c_int>, flags: c_uint) -> usize {
+    let mut address = 0;
+    export(|| {
+        address = observe::process().allocate_host(kind, size as u64, node, flags)?;
+        Ok(())
+    });
+    address as usize
+}
+
+fn free(kind: HostKind, address: usize, size: Option<usize>) -> c_int {
+    let size = size.map(|size| size as u64);
+    export(|| observe::process().free_host(kind, address as u64, size))
+}
+
+/// Pinned memory of the host: `size` bytes of zeros, populated by a few threads with huge pages and then
+/// registered, portable always. `flags` are those of cudaHostAlloc: 1 portable, 2 mapped, 4 write-combined (which the
+/// driver allocates itself, not zeroed); others are an error. Aligned to 2 MiB from 2 MiB on, to 4 KiB below, and of whole
+/// such pages. One copy may not cross from one block into another. 0 on failure, see hbm_last_error. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_alloc_pinned_ptr(size: usize, flags: c_uint) -> usize {
+    allocate(HostKind::Pinned, size, None, flags)
+}
+
+/// Gives back what hbm_alloc_pinned_ptr gave; waits for the devices' work. HBM_NOT_OWNED for what is none, or no
+/// longer, HBM_INVALID_ARGUMENT for what another function gave; nothing has changed then.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_pinned_ptr(address: usize) -> c_int {
+    free(HostKind::Pinned, address, None)
+}
+
+/// Memory of the host, not pinned, on a node: bound to it, or, where the system refuses that with EPERM as many
+/// containers do, wherever it comes from, with one warning. A node that is not there or has no memory is an error that names those that are;
+/// -1 is no node. No driver is needed. Otherwise as hbm_alloc_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_alloc_numa_ptr(size: usize, node: c_int) -> usize {
+    allocate(HostKind::Numa, size, Some(node), 0)
+}
+
+/// Gives back what hbm_alloc_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_numa_ptr(address: usize, size: usize) -> c_int {
+    free(HostKind::Numa, address, Some(size))
+}
+
+/// Pinned memory of the host on a node: as hbm_alloc_numa_ptr and hbm_alloc_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_alloc_pinned_numa_ptr(size: usize, node: c_int) -> usize {
+    allocate(HostKind::PinnedNuma, size, Some(node), 0)
+}
+
+/// Gives back what hbm_alloc_pinned_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_pinned_numa_ptr(address: usize, size: usize) -> c_int {
+    free(HostKind::PinnedNuma, address, Some(size))
+}
+
+/// Pinned memory from huge pages of 2 MiB that the administrator has set aside, `size` rounded up to them; too few
+/// of them are an error that says how many are free. `flags` as of hbm_alloc_pinned_ptr, but not write-combined.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_alloc_hugepage_pinned_ptr(size: usize, flags: c_uint) -> usize {
+    allocate(HostKind::HugePinned, size, None, flags)
+}
+
+/// Gives back what hbm_alloc_hugepage_pinned_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_hugepage_pinned_ptr(address: usize, size: usize) -> c_int {
+    free(HostKind::HugePinned, address, Some(size))
+}
+
+/// As hbm_alloc_hugepage_pinned_ptr, on a node as of hbm_alloc_numa_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_alloc_hugepage_pinned_numa_ptr(size: usize, node: c_int) -> usize {
+    allocate(HostKind::HugePinnedNuma, size, Some(node), 0)
+}
+
+/// Gives back what hbm_alloc_hugepage_pinned_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_hugepage_pinned_numa_ptr(address: usize, size: usize) -> c_int {
+    free(HostKind::HugePinnedNuma, address, Some(size))
+}
+
+/// Writes what the functions above gave out and did not take back yet.
+///
+/// # Safety
+/// `out` must point to a struct whose `struct_size` is filled in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_host_blocks(out: *mut hbm_host_blocks_t) -> c_int {
+    export(|| {
+        let stats = observe::process().host_block_stats();
+        let stats = hbm_host_blocks_t {
+            struct_size: size_of::<hbm_host_blocks_t>(),
+            blocks: stats.blocks,
+            requested: stats.requested,
+            bytes: stats.bytes,
+            pinned: stats.pinned,
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { write_struct("hbm_host_blocks", out, &stats) }
+    })
+}
