@@ -1036,6 +1036,29 @@ size_t hbm_alloc_hugepage_pinned_numa_ptr(size_t size, int node);
 int hbm_free_hugepage_pinned_numa_ptr(size_t address,
                                       size_t size);
 
+// Pinned memory that other processes of the user can have too, under a name as of shm_open, mode 0600: zeros, otherwise as
+// hbm_alloc_pinned_ptr. What a process that ended left under the name goes; HBM_BUSY where one that lives has it.
+// /dev/shm must have as many bytes left. It goes with its maker's hbm_free_shm_pinned_ptr; who is attached keeps it. 0 on failure.
+//
+// Required: `name` must be NULL or a C string.
+size_t hbm_alloc_shm_pinned_ptr(size_t size,
+                                const char *name);
+
+// The memory of that name that another process, or this one, made by hbm_alloc_shm_pinned_ptr and still has, at least
+// `size` bytes of it, pinned here too; contents are as they are. hbm_free_shm_pinned_ptr gives it up. 0 on failure.
+//
+// Required: `name` must be NULL or a C string.
+size_t hbm_attach_shm_pinned_ptr(size_t size,
+                                 const char *name);
+
+// Gives back what the two functions above gave; `size` and `name` must be those asked for. The name goes too, if it was
+// made here. As hbm_free_pinned_ptr.
+//
+// Required: `name` must be NULL or a C string.
+int hbm_free_shm_pinned_ptr(size_t address,
+                            size_t size,
+                            const char *name);
+
 // Writes what the functions above gave out and did not take back yet.
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.

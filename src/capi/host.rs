@@ -1,9 +1,9 @@
 //! Memory of the host under the names that LMCache's `mem_alloc` gives it.
 
-use super::{export, write_struct};
+use super::{export, text_argument, write_struct};
 use crate::observe;
 use crate::process::host::HostKind;
-use std::ffi::{c_int, c_uint};
+use std::ffi::{c_char, c_int, c_uint};
 
 /// What of the host was given out by the functions below and not yet taken back.
 #[repr(C)]
@@ -33,7 +33,7 @@ fn allocate(kind: HostKind, size: usize, node: Option<c_int>, flags: c_uint) -> 
 
 fn free(kind: HostKind, address: usize, size: Option<usize>) -> c_int {
     let size = size.map(|size| size as u64);
-    export(|| observe::process().free_host(kind, address as u64, size))
+    export(|| observe::process().free_host(kind, address as u64, size, None))
 }
 
 /// Pinned memory of the host: `size` bytes of zeros, populated by a few threads with huge pages and then
@@ -101,6 +101,59 @@ pub extern "C" fn hbm_alloc_hugepage_pinned_numa_ptr(size: usize, node: c_int) -
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_free_hugepage_pinned_numa_ptr(address: usize, size: usize) -> c_int {
     free(HostKind::HugePinnedNuma, address, Some(size))
+}
+
+unsafe fn share(operation: &'static str, size: usize, name: *const c_char, is_new: bool) -> usize {
+    let mut address = 0;
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let name = unsafe { text_argument(operation, "name", name) }?;
+        address = observe::process().share_host(size as u64, name, is_new)?;
+        Ok(())
+    });
+    address as usize
+}
+
+/// Pinned memory that other processes of the user can have too, under a name as of shm_open, mode 0600: zeros, otherwise as
+/// hbm_alloc_pinned_ptr. What a process that ended left under the name goes; HBM_BUSY where one that lives has it.
+/// /dev/shm must have as many bytes left. It goes with its maker's hbm_free_shm_pinned_ptr; who is attached keeps it. 0 on failure.
+///
+/// # Safety
+/// `name` must be NULL or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_alloc_shm_pinned_ptr(size: usize, name: *const c_char) -> usize {
+    // SAFETY: passed on to the caller.
+    unsafe { share("hbm_alloc_shm_pinned_ptr", size, name, true) }
+}
+
+/// The memory of that name that another process, or this one, made by hbm_alloc_shm_pinned_ptr and still has, at least
+/// `size` bytes of it, pinned here too; contents are as they are. hbm_free_shm_pinned_ptr gives it up. 0 on failure.
+///
+/// # Safety
+/// `name` must be NULL or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_attach_shm_pinned_ptr(size: usize, name: *const c_char) -> usize {
+    // SAFETY: passed on to the caller.
+    unsafe { share("hbm_attach_shm_pinned_ptr", size, name, false) }
+}
+
+/// Gives back what the two functions above gave; `size` and `name` must be those asked for. The name goes too, if it was
+/// made here. As hbm_free_pinned_ptr.
+///
+/// # Safety
+/// `name` must be NULL or a C string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_free_shm_pinned_ptr(
+    address: usize,
+    size: usize,
+    name: *const c_char,
+) -> c_int {
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let name = unsafe { text_argument("hbm_free_shm_pinned_ptr", "name", name) }?;
+        let (kind, size) = (HostKind::SharedPinned, Some(size as u64));
+        observe::process().free_host(kind, address as u64, size, Some(name))
+    })
 }
 
 /// Writes what the functions above gave out and did not take back yet.

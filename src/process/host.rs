@@ -5,8 +5,9 @@ use super::Process;
 use super::lifetime;
 use crate::error::{Error, Result, Status};
 use crate::gpu::Device;
-use crate::source::host::{HostBlock, PageKind, Wanted};
+use crate::source::host::{self, HostBlock, PageKind, Wanted};
 use crate::sys::numa::Topology;
+use crate::sys::shm::{self, Segment};
 use rustc_hash::FxHashMap;
 use std::ffi::c_uint;
 use std::path::Path;
@@ -25,6 +26,8 @@ pub enum HostKind {
     HugePinned,
     /// Pinned pages that were set aside, on a node.
     HugePinnedNuma,
+    /// Pinned, named, and shared with other processes.
+    SharedPinned,
 }
 
 impl HostKind {
@@ -36,6 +39,7 @@ impl HostKind {
             HostKind::PinnedNuma => "hbm_alloc_pinned_numa_ptr",
             HostKind::HugePinned => "hbm_alloc_hugepage_pinned_ptr",
             HostKind::HugePinnedNuma => "hbm_alloc_hugepage_pinned_numa_ptr",
+            HostKind::SharedPinned => "hbm_alloc_shm_pinned_ptr",
         }
     }
 
@@ -47,6 +51,7 @@ impl HostKind {
             HostKind::PinnedNuma => "hbm_free_pinned_numa_ptr",
             HostKind::HugePinned => "hbm_free_hugepage_pinned_ptr",
             HostKind::HugePinnedNuma => "hbm_free_hugepage_pinned_numa_ptr",
+            HostKind::SharedPinned => "hbm_free_shm_pinned_ptr",
         }
     }
 
@@ -54,7 +59,7 @@ impl HostKind {
         !matches!(self, HostKind::Numa)
     }
 
-    const fn pages(self) -> PageKind {
+    const fn pages(self) -> PageKind<'static> {
         match self {
             HostKind::HugePinned | HostKind::HugePinnedNuma => PageKind::SetAside(2 << 20),
             _ => PageKind::Ordinary,
@@ -84,32 +89,20 @@ struct Owned {
     requested: u64,
     /// In whole pages.
     bytes: u64,
+    /// What it is a map of, if others share it: gone after it.
+    segment: Option<Segment>,
 }
 
 impl Owned {
     fn give_back(self) -> std::result::Result<(), (Owned, Error)> {
-        let Owned {
-            memory,
-            kind,
-            requested,
-            bytes,
-        } = self;
-        let outcome = match memory {
+        let outcome = match self.memory {
             Memory::Block(block) => {
                 (block.give_back()).map_err(|(block, error)| (Memory::Block(block), error))
             }
             Memory::Driver { device, address } => (device.free_pinned(address))
                 .map_err(|error| (Memory::Driver { device, address }, error)),
         };
-        outcome.map_err(|(memory, error)| {
-            let owned = Owned {
-                memory,
-                kind,
-                requested,
-                bytes,
-            };
-            (owned, error)
-        })
+        outcome.map_err(|(memory, error)| (Owned { memory, ..self }, error))
     }
 }
 
@@ -161,38 +154,83 @@ impl Process {
             true => Some(self.pinning_device()?),
             false => None,
         };
-        let (address, memory, held) = match &device {
-            Some(device) if flags & WRITE_COMBINED != 0 => {
-                let address = device.allocate_pinned_as(bytes, flags)?;
-                let device = device.clone();
-                (address, Memory::Driver { device, address }, bytes)
-            }
-            _ => {
-                let wanted = Wanted {
-                    operation,
-                    bytes,
-                    pages: kind.pages(),
-                    node,
-                    pinned: (device.as_ref()).map(|device| (device, flags | PORTABLE)),
-                };
-                let block = HostBlock::make(&wanted, &self.warnings)?;
-                let (address, held) = (block.address(), block.bytes());
-                (address, Memory::Block(block), held)
-            }
+        if let Some(device) = device.as_ref().filter(|_| flags & WRITE_COMBINED != 0) {
+            let address = device.allocate_pinned_as(bytes, flags)?;
+            let device = device.clone();
+            let memory = Memory::Driver { device, address };
+            return Ok(self.give_out(kind, memory, address, (bytes, bytes), None));
+        }
+        let block = HostBlock::make(
+            &Wanted {
+                operation,
+                bytes,
+                pages: kind.pages(),
+                node,
+                pinned: (device.as_ref()).map(|device| (device, flags | PORTABLE)),
+            },
+            &self.warnings,
+        )?;
+        let (address, held) = (block.address(), block.bytes());
+        Ok(self.give_out(kind, Memory::Block(block), address, (bytes, held), None))
+    }
+
+    /// Pinned memory under a name: made anew, or what another process, or this one, has under it.
+    pub fn share_host(&self, bytes: u64, name: &str, is_new: bool) -> Result<u64> {
+        let (kind, folder) = (HostKind::SharedPinned, Path::new(shm::FOLDER));
+        lifetime::check_not_forked()?;
+        let operation = match is_new {
+            true => kind.allocator(),
+            false => "hbm_attach_shm_pinned_ptr",
         };
+        let whole = host::whole(operation, bytes)?;
+        let device = self.pinning_device()?;
+        let segment = match is_new {
+            true => Segment::create(operation, folder, name, whole)?,
+            false => Segment::attach(operation, folder, name, whole)?,
+        };
+        let block = HostBlock::make(
+            &Wanted {
+                operation,
+                bytes,
+                pages: PageKind::Shared(&segment),
+                node: None,
+                pinned: Some((&device, PORTABLE)),
+            },
+            &self.warnings,
+        )?;
+        let address = block.address();
+        let sizes = (bytes, block.bytes());
+        Ok(self.give_out(kind, Memory::Block(block), address, sizes, Some(segment)))
+    }
+
+    fn give_out(
+        &self,
+        kind: HostKind,
+        memory: Memory,
+        address: u64,
+        (requested, bytes): (u64, u64),
+        segment: Option<Segment>,
+    ) -> u64 {
         let owned = Owned {
             memory,
             kind,
-            requested: bytes,
-            bytes: held,
+            requested,
+            bytes,
+            segment,
         };
         self.host_table().insert(address, owned);
-        Ok(address)
+        address
     }
 
-    /// Gives back what [`Process::allocate_host`] gave out, of that kind; a size that is told must be the one that was
-    /// asked for. Unpinning waits for the devices' work.
-    pub fn free_host(&self, kind: HostKind, address: u64, bytes: Option<u64>) -> Result<()> {
+    /// Gives back what was given out, of that kind; a size and a name that are told must be those that were asked
+    /// for. Unpinning waits for the devices' work.
+    pub fn free_host(
+        &self,
+        kind: HostKind,
+        address: u64,
+        bytes: Option<u64>,
+        name: Option<&str>,
+    ) -> Result<()> {
         let operation = kind.deallocator();
         lifetime::check_not_forked()?;
         let owned = {
@@ -215,6 +253,11 @@ impl Process {
                     found.requested,
                     bytes.unwrap_or(0)
                 );
+                return Err(Error::invalid(operation, detail));
+            }
+            let other = |segment: &&Segment| name.is_some_and(|name| !segment.is_called(name));
+            if let Some(segment) = found.segment.as_ref().filter(other) {
+                let detail = format!("{address:#x} is of {}", segment.path().display());
                 return Err(Error::invalid(operation, detail));
             }
             table.remove(&address)
@@ -258,7 +301,7 @@ impl Process {
 fn check_flags(kind: HostKind, flags: c_uint) -> Result<()> {
     let known = match kind.pages() {
         PageKind::Ordinary => PORTABLE | MAPPED | WRITE_COMBINED,
-        PageKind::SetAside(_) => PORTABLE | MAPPED,
+        _ => PORTABLE | MAPPED,
     };
     if flags & !known == 0 {
         return Ok(());

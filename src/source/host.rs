@@ -6,17 +6,20 @@ use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::gpu::{Device, Registered};
 use crate::sys::numa::{self, Node};
 use crate::sys::pages::{self, HUGE_PAGE, PAGE, Pages};
+use crate::sys::shm::Segment;
 use std::ffi::c_uint;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What huge pages are had from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageKind {
+/// What memory is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum PageKind<'a> {
     /// Ordinary pages, huge ones where the system makes them by itself.
     Ordinary,
     /// Pages of this length that the administrator has set aside.
     SetAside(u64),
+    /// Those of a segment, whose length is the block's in whole pages.
+    Shared(&'a Segment),
 }
 
 /// Memory that is wanted.
@@ -26,7 +29,7 @@ pub struct Wanted<'a> {
     /// Its length above 0.
     pub bytes: u64,
     /// The pages behind it.
-    pub pages: PageKind,
+    pub pages: PageKind<'a>,
     /// The node that it is to be on.
     pub node: Option<&'a Node>,
     /// The device whose driver pins it, and the driver's flags.
@@ -58,6 +61,7 @@ impl HostBlock {
         let pages = match wanted.pages {
             PageKind::Ordinary => Pages::map(bytes)?,
             PageKind::SetAside(page) => Pages::map_set_aside(bytes, page)?,
+            PageKind::Shared(segment) => segment.map()?,
         };
         let address = pages.address();
         if let Some(node) = wanted.node {
@@ -114,27 +118,37 @@ impl HostBlock {
     }
 }
 
-/// In whole pages.
 fn length(wanted: &Wanted<'_>) -> Result<u64> {
-    let page = match wanted.pages {
-        PageKind::SetAside(page) => page,
-        PageKind::Ordinary if wanted.bytes < HUGE_PAGE => PAGE,
-        PageKind::Ordinary => HUGE_PAGE,
-    };
-    (wanted.bytes.checked_next_multiple_of(page))
+    match wanted.pages {
+        PageKind::SetAside(page) => whole_pages(wanted.operation, wanted.bytes, page),
+        _ => whole(wanted.operation, wanted.bytes),
+    }
+}
+
+/// A length in whole ordinary pages, huge ones from 2 MiB on.
+pub fn whole(operation: &'static str, bytes: u64) -> Result<u64> {
+    whole_pages(
+        operation,
+        bytes,
+        if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE },
+    )
+}
+
+fn whole_pages(operation: &'static str, bytes: u64, page: u64) -> Result<u64> {
+    (bytes.checked_next_multiple_of(page))
         .filter(|bytes| *bytes > 0 && *bytes <= 1 << 47)
-        .ok_or_else(|| {
-            Error::invalid(
-                wanted.operation,
-                format!("a size of {} bytes", wanted.bytes),
-            )
-        })
+        .ok_or_else(|| Error::invalid(operation, format!("a size of {bytes} bytes")))
 }
 
 /// What the system has not got is not tried: it would swap and kill before it said no.
 fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
-    // Pages that are set aside are in no other count, and are reserved by the mapping.
-    if wanted.pages != PageKind::Ordinary {
+    // Pages that are set aside are in no other count, and are reserved by the mapping; others' are theirs.
+    let is_there = match wanted.pages {
+        PageKind::Ordinary => false,
+        PageKind::SetAside(_) => true,
+        PageKind::Shared(segment) => !segment.is_own(),
+    };
+    if is_there {
         return Ok(());
     }
     let on_node = wanted.node.map_or(u64::MAX, |node| node.bytes);

@@ -37,6 +37,20 @@ pub fn total_memory() -> u64 {
     }
 }
 
+/// Bytes that the file system of `folder` has left for this user; none where it does not say, as tmpfs without a
+/// limit does.
+pub fn free_on(folder: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: a struct of integers, for which zeros are values.
+    let mut info: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string, and the pointer is valid for the call.
+    if unsafe { libc::statvfs(folder.as_ptr(), &mut info) } != 0 || info.f_blocks == 0 {
+        return None;
+    }
+    Some((info.f_bavail).saturating_mul(info.f_frsize))
+}
+
 /// How many file descriptors the process has open; 0 where that cannot be told.
 pub fn open_descriptors() -> u64 {
     match std::fs::read_dir("/proc/self/fd") {

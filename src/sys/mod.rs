@@ -9,3 +9,4 @@ pub mod meter;
 pub mod numa;
 pub mod pages;
 pub mod scratch;
+pub mod shm;

@@ -2,7 +2,9 @@
 //! has them, and what the system has left.
 
 use crate::error::{Error, Result, Status};
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 
 /// What huge pages are aligned to, and their size on the machines of interest.
 pub const HUGE_PAGE: u64 = 2 << 20;
@@ -93,6 +95,29 @@ impl Pages {
                 "Have them set aside (as root: echo N > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages), or use ordinary memory",
                 page >> 10
             )))
+    }
+
+    /// Maps `bytes` of a file, a multiple of [`PAGE`] above 0, aligned as [`Pages::map`] does; what is written goes to
+    /// the file.
+    pub fn map_file(file: &File, bytes: u64) -> Result<Pages> {
+        let pages = Pages::map(bytes)?;
+        // SAFETY: over a mapping of ours that nobody knows yet, and no longer than it.
+        let mapped = unsafe {
+            libc::mmap(
+                pages.address as *mut _,
+                bytes as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(lacking(MAP, bytes, &io::Error::last_os_error()));
+        }
+        pages.advise(libc::MADV_HUGEPAGE);
+        pages.advise(libc::MADV_DONTFORK);
+        Ok(pages)
     }
 
     /// The same pages as parts of `most` bytes, a multiple of [`HUGE_PAGE`], and what is left.

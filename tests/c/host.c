@@ -1,9 +1,13 @@
 /* Memory of the host by the functions that LMCache knows: what each gives, who may give it back and how, what a
  * driver that fails leaves, and nothing left at the end. */
+#define _POSIX_C_SOURCE 200809L
 #include "driver.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static hbm_host_blocks_t held(void) {
     hbm_host_blocks_t blocks;
@@ -138,6 +142,83 @@ static void a_driver_that_fails(void) {
     CHECK(held().blocks == 0);
 }
 
+/* What a process makes another sees; what a killed one leaves is no obstacle. */
+static void shared(void) {
+    const char *name = "/hbmalloc-test-host";
+    uintptr_t block = hbm_alloc_shm_pinned_ptr(5 * MIB, name);
+    CHECK(block != 0 && block % (2 * MIB) == 0);
+    use(block, 5 * MIB);
+    CHECK(held().blocks == 1 && held().pinned == 6 * MIB);
+    CHECK(hbm_alloc_shm_pinned_ptr(5 * MIB, name) == 0);
+    EXPECT_ERROR_TEXT("a process that lives");
+    uintptr_t other = hbm_attach_shm_pinned_ptr(5 * MIB, name + 1);
+    CHECK(other != 0 && other != block && ((unsigned char *)other)[4096] == 1);
+    CHECK(hbm_attach_shm_pinned_ptr(100 * MIB, name) == 0);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_free_shm_pinned_ptr(block, 4 * MIB, name));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_free_shm_pinned_ptr(block, 5 * MIB, "/another"));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_free_shm_pinned_ptr(block, 5 * MIB, NULL));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_free_pinned_ptr(block));
+    fail("cuMemHostUnregister", 999, 1);
+    EXPECT(HBM_DRIVER, hbm_free_shm_pinned_ptr(block, 5 * MIB, name));
+    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) == 0);
+    EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(block, 5 * MIB, name));
+    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(((unsigned char *)other)[4096] == 1);
+    EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, 5 * MIB, name));
+    CHECK(hbm_attach_shm_pinned_ptr(MIB, name) == 0);
+    fail("cuMemHostRegister_v2", 2, 1);
+    CHECK(hbm_alloc_shm_pinned_ptr(MIB, name) == 0);
+    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    clear();
+
+    pid_t child = fork();
+    if (child == 0) {
+        /* A child that uses the library from the beginning: this one's driver is not its own. */
+        execl("/proc/self/exe", "host", "die", name, (char *)NULL);
+        _exit(9);
+    }
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) == 0);
+    block = hbm_alloc_shm_pinned_ptr(3 * MIB, name);
+    CHECK(block != 0);
+    use(block, 3 * MIB);
+    EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(block, 3 * MIB, name));
+
+    /* While a child has it, it is the child's, and its contents are seen here. */
+    int pipes[2];
+    char byte = 0;
+    CHECK(pipe(pipes) == 0);
+    child = fork();
+    if (child == 0) {
+        dup2(pipes[1], 1);
+        execl("/proc/self/exe", "host", "stay", name, (char *)NULL);
+        _exit(9);
+    }
+    CHECK(read(pipes[0], &byte, 1) == 1 && byte == 'r');
+    CHECK(hbm_alloc_shm_pinned_ptr(MIB, name) == 0);
+    EXPECT_ERROR_TEXT("a process that lives");
+    other = hbm_attach_shm_pinned_ptr(MIB, name);
+    CHECK(other != 0 && ((unsigned char *)other)[0] == 42);
+    kill(child, SIGKILL);
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(((unsigned char *)other)[0] == 42);
+    EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, MIB, name));
+    CHECK(unlink("/dev/shm/hbmalloc-test-host") == 0);
+    CHECK(held().blocks == 0);
+}
+
+static int as_a_child(const char *what, const char *name) {
+    uintptr_t block = hbm_alloc_shm_pinned_ptr(MIB, name);
+    CHECK(block != 0);
+    *(unsigned char *)block = 42;
+    if (strcmp(what, "stay") == 0) {
+        CHECK(write(1, "r", 1) == 1);
+        sleep(60);
+    }
+    return raise(SIGKILL);
+}
+
 static void *beside(void *argument) {
     (void)argument;
     for (size_t i = 1; i <= 40; i++) {
@@ -151,12 +232,14 @@ static void *beside(void *argument) {
     return NULL;
 }
 
-int main(void) {
+int main(int count, char **arguments) {
+    if (count == 3) return as_a_child(arguments[1], arguments[2]);
     on_a_node_without_a_driver();
     wrong_arguments();
     pinned();
     from_pages_set_aside();
     a_driver_that_fails();
+    shared();
     pthread_t threads[4];
     for (int i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, beside, NULL) == 0);
     for (int i = 0; i < 4; i++) CHECK(pthread_join(threads[i], NULL) == 0);

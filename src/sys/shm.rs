@@ -1,0 +1,302 @@
+//! Named memory that processes share: a file in `/dev/shm`, as shm_open(3) makes them, which nobody but its
+//! user may open. Who made it holds a lock on it while it has it, so that what a killed process left is known as such.
+
+use super::pages::Pages;
+use crate::error::{Error, Result, Status};
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where shm_open(3) has its files.
+pub const FOLDER: &str = "/dev/shm";
+
+/// A named segment.
+#[derive(Debug)]
+pub struct Segment {
+    file: File,
+    path: PathBuf,
+    bytes: u64,
+    is_maker: bool,
+}
+
+impl Segment {
+    /// Makes a segment of `bytes`, full of zeros, under a name that no living process has. What one that ended left
+    /// under it goes.
+    pub fn create(
+        operation: &'static str,
+        folder: &Path,
+        name: &str,
+        bytes: u64,
+    ) -> Result<Segment> {
+        let path = path_of(operation, folder, name)?;
+        check_room(operation, folder, bytes)?;
+        let failed = |call: &str, error: &io::Error| failed(operation, call, &path, bytes, error);
+        let file = (OpenOptions::new().read(true).write(true))
+            .custom_flags(libc::O_TMPFILE)
+            .mode(0o600)
+            .open(folder)
+            .map_err(|error| failed("open", &error))?;
+        file.set_len(bytes)
+            .map_err(|error| failed("ftruncate", &error))?;
+        if !lock(&file, libc::LOCK_EX) {
+            return Err(failed("flock", &io::Error::last_os_error()));
+        }
+        // Locked before it has a name: nobody takes it for one that was left.
+        while let Err(error) = link(&file, &path) {
+            if error.kind() != io::ErrorKind::AlreadyExists {
+                return Err(failed("linkat", &error));
+            }
+            remove_left(operation, &path)?;
+        }
+        Ok(Segment {
+            file,
+            path,
+            bytes,
+            is_maker: true,
+        })
+    }
+
+    /// Opens a segment of at least `bytes` that another process made and still has.
+    pub fn attach(
+        operation: &'static str,
+        folder: &Path,
+        name: &str,
+        bytes: u64,
+    ) -> Result<Segment> {
+        let path = path_of(operation, folder, name)?;
+        let file = open(&path).map_err(|error| failed(operation, "open", &path, bytes, &error))?;
+        let there = file.metadata().map_or(0, |found| found.len());
+        if bytes == 0 || there < bytes {
+            let detail = format!("{} has {there} bytes, not {bytes}", path.display());
+            return Err(Error::invalid(operation, detail));
+        }
+        Ok(Segment {
+            file,
+            path,
+            bytes,
+            is_maker: false,
+        })
+    }
+
+    /// Maps all of it.
+    pub fn map(&self) -> Result<Pages> {
+        Pages::map_file(&self.file, self.bytes)
+    }
+
+    /// Whether this process made it.
+    pub fn is_own(&self) -> bool {
+        self.is_maker
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is called so.
+    pub fn is_called(&self, name: &str) -> bool {
+        let name = name.strip_prefix('/').unwrap_or(name);
+        self.path.file_name().is_some_and(|own| own == name)
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        if self.is_maker && is_at(&self.file, &self.path) {
+            // One that cannot be removed is known as left over from here on, since the lock goes.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A name is one of a file, with or without the leading slash that shm_open(3) wants.
+fn path_of(operation: &'static str, folder: &Path, name: &str) -> Result<PathBuf> {
+    let plain = name.strip_prefix('/').unwrap_or(name);
+    let is_good = !plain.is_empty()
+        && plain.len() <= 255
+        && !plain.contains(['/', '\0'])
+        && plain != "."
+        && plain != "..";
+    match is_good {
+        true => Ok(folder.join(plain)),
+        false => Err(Error::invalid(operation, format!("the name {name:?}"))
+            .advice("Name it as for shm_open: up to 255 bytes without a slash but the first")),
+    }
+}
+
+/// What the folder's file system has not got is not tried.
+fn check_room(operation: &'static str, folder: &Path, bytes: u64) -> Result<()> {
+    let Some(free) = super::linux::free_on(folder).filter(|free| *free < bytes) else {
+        return Ok(());
+    };
+    Err(Error::new(Status::OutOfMemory, operation)
+        .bytes(bytes)
+        .detail(format!("{} has {free} bytes left", folder.display()))
+        .advice("Have it mounted larger (mount -o remount,size=..., or docker run --shm-size)"))
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    (OpenOptions::new().read(true).write(true))
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// Whether the lock was had at once.
+fn lock(file: &File, kind: libc::c_int) -> bool {
+    // SAFETY: the descriptor is the file's own.
+    unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) == 0 }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(file), Ok(named)) = (file.metadata(), std::fs::symlink_metadata(path)) else {
+        return false;
+    };
+    (file.dev(), file.ino()) == (named.dev(), named.ino())
+}
+
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let to = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both are C strings that live through the call.
+    let answer = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    match answer {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Removes what a process that ended left under a name; an error if its maker still has it. Who removes it has the
+/// lock of just that file meanwhile, so nobody's new one goes.
+fn remove_left(operation: &'static str, path: &Path) -> Result<()> {
+    let file = match open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(operation, "open", path, 0, &error)),
+    };
+    if !lock(&file, libc::LOCK_EX) {
+        return Err(Error::new(Status::Busy, operation)
+            .detail(format!(
+                "{} belongs to a process that lives",
+                path.display()
+            ))
+            .advice("Choose another name, or attach to it"));
+    }
+    if is_at(&file, path) {
+        std::fs::remove_file(path).map_err(|error| failed(operation, "unlink", path, 0, &error))?;
+        tracing::info!(
+            "{} was left by a process that ended: removed",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn failed(
+    operation: &'static str,
+    call: &str,
+    path: &Path,
+    bytes: u64,
+    error: &io::Error,
+) -> Error {
+    let status = match error.kind() {
+        io::ErrorKind::NotFound => Status::InvalidArgument,
+        io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => Status::OutOfMemory,
+        _ => Status::Io,
+    };
+    (Error::new(status, operation).bytes(bytes))
+        .detail(format!("{call} {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::pages::HUGE_PAGE;
+
+    fn create(folder: &tempfile::TempDir, name: &str) -> Result<Segment> {
+        Segment::create("test", folder.path(), name, 2 * HUGE_PAGE)
+    }
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir_in(FOLDER).unwrap()
+    }
+
+    fn byte(pages: &Pages) -> *mut u8 {
+        (pages.address() + HUGE_PAGE) as *mut u8
+    }
+
+    #[test]
+    fn two_maps_show_the_same_bytes() {
+        let folder = folder();
+        let made = create(&folder, "/one").unwrap();
+        let other = Segment::attach("test", folder.path(), "one", HUGE_PAGE * 2).unwrap();
+        let (mine, theirs) = (made.map().unwrap(), other.map().unwrap());
+        mine.populate().unwrap();
+        // SAFETY: inside both mappings.
+        unsafe { byte(&mine).write_volatile(7) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { byte(&theirs).read_volatile() }, 7);
+        assert!(made.is_called("one") && made.is_called("/one") && !made.is_called("two"));
+        drop(other);
+        assert!(folder.path().join("one").exists());
+        drop(made);
+        assert!(!folder.path().join("one").exists());
+        let gone = Segment::attach("test", folder.path(), "one", 1).unwrap_err();
+        assert_eq!(gone.status(), Status::InvalidArgument);
+    }
+
+    #[test]
+    fn a_name_has_one_maker() {
+        let folder = folder();
+        let first = create(&folder, "one").unwrap();
+        let error = create(&folder, "one").unwrap_err();
+        assert_eq!(error.status(), Status::Busy);
+        drop(first);
+        create(&folder, "one").unwrap();
+    }
+
+    #[test]
+    fn what_nobody_has_any_more_goes() {
+        let folder = folder();
+        let path = folder.path().join("one");
+        std::fs::write(&path, "left").unwrap();
+        let made = create(&folder, "one").unwrap();
+        let found = std::fs::metadata(&path).unwrap();
+        assert_eq!((found.len(), found.mode() & 0o777), (2 * HUGE_PAGE, 0o600));
+        // Somebody else's, by now: it stays.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "new").unwrap();
+        drop(made);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn links_and_odd_names_are_refused() {
+        let folder = folder();
+        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link")).unwrap();
+        assert!(create(&folder, "link").is_err());
+        assert!(Segment::attach("test", folder.path(), "link", 1).is_err());
+        let long = "x".repeat(256);
+        for name in ["", "/", "a/b", "../a", ".", "..", "//", &long] {
+            let error = create(&folder, name).unwrap_err();
+            assert_eq!(error.status(), Status::InvalidArgument, "{name}");
+        }
+        let much = Segment::create("test", folder.path(), "much", 1 << 50).unwrap_err();
+        assert_eq!(much.status(), Status::OutOfMemory);
+        let short = create(&folder, "short").unwrap();
+        let error = Segment::attach("test", folder.path(), "short", 1 << 40).unwrap_err();
+        assert!(error.to_string().contains("4194304 bytes"), "{error}");
+        drop(short);
+    }
+}
