@@ -531,6 +531,9 @@ const char *hbm_status_name(int32_t status);
 // Valid until the next error of the thread; empty when there was none. Successes leave it alone.
 const char *hbm_last_error(void);
 
+// The status of the calling thread's last error, for functions that return an address; HBM_OK when there was none.
+int32_t hbm_last_status(void);
+
 // The driver's code of the calling thread's last error; 0 where the driver was not the cause.
 int32_t hbm_last_driver_code(void);
 

@@ -6,7 +6,7 @@ over the C interface of `include/hbmalloc.h`; torch is imported by `hbmalloc.tor
 functions only.
 """
 
-from . import torch
+from . import host, torch
 from ._errors import (
     BusyError,
     CapturingError,
@@ -61,6 +61,7 @@ __all__ = [
     "get_library_path",
     "get_limit",
     "get_option",
+    "host",
     "host_buffer",
     "import_memory",
     "library_version",

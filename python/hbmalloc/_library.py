@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 from ctypes import (
-    POINTER, c_char, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
+    POINTER, c_char, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
 )
 
 from ._errors import BY_STATUS, HbmallocError
@@ -127,6 +127,12 @@ class HostBuffer(ctypes.Structure):
     _fields_ = _counts("pinned", "used")
 
 
+class HostBlocks(ctypes.Structure):
+    """hbm_host_blocks_t."""
+
+    _fields_ = _counts("blocks", "requested", "bytes", "pinned")
+
+
 class Export(ctypes.Structure):
     """hbm_export_t."""
 
@@ -197,6 +203,21 @@ PROTOTYPES = {
     "hbm_host_buffer_prepare": (c_int32, [c_uint64]),
     "hbm_host_buffer_trim": (c_int32, [c_uint64, POINTER(c_uint64)]),
     "hbm_host_buffer": (c_int32, [POINTER(HostBuffer)]),
+    "hbm_last_status": (c_int32, []),
+    "hbm_alloc_pinned_ptr": (c_size_t, [c_size_t, c_uint]),
+    "hbm_free_pinned_ptr": (c_int32, [c_size_t]),
+    "hbm_alloc_numa_ptr": (c_size_t, [c_size_t, c_int32]),
+    "hbm_free_numa_ptr": (c_int32, [c_size_t, c_size_t]),
+    "hbm_alloc_pinned_numa_ptr": (c_size_t, [c_size_t, c_int32]),
+    "hbm_free_pinned_numa_ptr": (c_int32, [c_size_t, c_size_t]),
+    "hbm_alloc_hugepage_pinned_ptr": (c_size_t, [c_size_t, c_uint]),
+    "hbm_free_hugepage_pinned_ptr": (c_int32, [c_size_t, c_size_t]),
+    "hbm_alloc_hugepage_pinned_numa_ptr": (c_size_t, [c_size_t, c_int32]),
+    "hbm_free_hugepage_pinned_numa_ptr": (c_int32, [c_size_t, c_size_t]),
+    "hbm_alloc_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
+    "hbm_attach_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
+    "hbm_free_shm_pinned_ptr": (c_int32, [c_size_t, c_size_t, c_char_p]),
+    "hbm_host_blocks": (c_int32, [POINTER(HostBlocks)]),
     "hbm_export": (c_int32, [c_void_p, POINTER(Export)]),
     "hbm_export_close": (c_int32, [c_uint64]),
     "hbm_export_send": (c_int32, [c_int32, POINTER(Export)]),
@@ -297,6 +318,13 @@ def check(status, operation):
     if not text.startswith(operation + ":"):
         text = "%s: %s" % (operation, text)
     raise BY_STATUS.get(status, HbmallocError)(text, status, handle.hbm_last_driver_code())
+
+
+def check_address(address, operation):
+    """Raises the exception of a call that returned the address 0; the address."""
+    if not address:
+        check(library().hbm_last_status(), operation)
+    return address
 
 
 def library_version():

@@ -95,6 +95,12 @@ pub extern "C" fn hbm_last_error() -> *const c_char {
     last::text()
 }
 
+/// The status of the calling thread's last error, for functions that return an address; HBM_OK when there was none.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_last_status() -> i32 {
+    last::status() as i32
+}
+
 /// The driver's code of the calling thread's last error; 0 where the driver was not the cause.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_last_driver_code() -> i32 {

@@ -52,3 +52,12 @@ pub fn code() -> i32 {
     })
     .unwrap_or(0)
 }
+
+/// The status of the thread's last error.
+pub fn status() -> Status {
+    LAST.try_with(|last| {
+        let last = last.borrow();
+        last.as_ref().map_or(Status::Ok, |last| last.error.status())
+    })
+    .unwrap_or(Status::Ok)
+}

@@ -75,7 +75,9 @@ static void wrong_arguments(void) {
     }
     CHECK(hbm_alloc_numa_ptr((size_t)1 << 46, 0) == 0);
     EXPECT_ERROR_TEXT("bytes left on node 0");
+    CHECK(hbm_last_status() == HBM_OUT_OF_MEMORY);
     CHECK(hbm_alloc_pinned_ptr(MIB, 8) == 0);
+    CHECK(hbm_last_status() == HBM_INVALID_ARGUMENT);
     EXPECT_ERROR_TEXT("flags 0x8");
     CHECK(hbm_alloc_hugepage_pinned_ptr(MIB, 4) == 0);
     EXPECT(HBM_NOT_OWNED, hbm_free_pinned_ptr(0));

@@ -1,0 +1,109 @@
+"""Memory of the host from Python: what it is, how long it stays, what is refused."""
+
+import pytest
+
+
+def test_buffers(sim):
+    sim("""
+    import gc, hbmalloc
+    from hbmalloc import host
+    MIB = 1 << 20
+    for make in (lambda n: host.pinned(n), lambda n: host.pinned(n, numa_node=0), lambda n: host.numa(n, 0),
+                 lambda n: host.shared(n, "/hbmalloc-test-python")):
+        for nbytes in (1, 5000, 3 * MIB + 1):
+            with make(nbytes) as buffer:
+                assert len(buffer) == buffer.nbytes == nbytes and buffer.address % 4096 == 0
+                view = buffer.memoryview()
+                assert len(view) == nbytes and not any(view[:: max(1, nbytes // 100)])
+                view[-1] = 7
+                try:
+                    buffer.close()
+                    raise SystemExit("a buffer with a view was closed")
+                except BufferError as error:
+                    assert "views" in str(error)
+                assert host.blocks()["requested"] == nbytes
+                assert host.blocks()["pinned"] == (host.blocks()["bytes"] if buffer.is_pinned else 0)
+                del view
+                gc.collect()
+            buffer.close()
+            assert "closed" in repr(buffer)
+            try:
+                buffer.memoryview()
+                raise SystemExit("a closed buffer has a view")
+            except ValueError:
+                pass
+    view = host.pinned(MIB).memoryview()
+    gc.collect()
+    view[5] = 9
+    assert host.blocks()["blocks"] == 1 and view[5] == 9
+    del view
+    gc.collect()
+    assert host.blocks() == {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0}
+    kept = host.pinned(MIB)     # at exit
+    """)
+
+
+def test_arrays_keep_it(sim):
+    pytest.importorskip("numpy")
+    sim("""
+    import gc, hbmalloc, numpy
+    from hbmalloc import host
+    array = numpy.asarray(host.pinned(1 << 20, numa_node=0))
+    gc.collect()
+    array[:] = 3
+    assert array.dtype == numpy.uint8 and int(array.sum()) == 3 << 20 and host.blocks()["blocks"] == 1
+    buffer = host.pinned(4096)
+    shown = numpy.asarray(buffer)
+    try:
+        buffer.close()
+        raise SystemExit("a buffer with an array was closed")
+    except BufferError:
+        pass
+    del buffer, shown
+    gc.collect()
+    part = array[10:20].view(numpy.uint16)
+    del array
+    gc.collect()
+    assert part[0] == 0x0303 and host.blocks()["blocks"] == 1
+    del part
+    gc.collect()
+    assert host.blocks()["blocks"] == 0
+    """)
+
+
+def test_wrong_use(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    def raises(error, make, text=""):
+        try:
+            make()
+        except error as raised:
+            assert text in str(raised), raised
+            return
+        raise SystemExit("no %s" % error.__name__)
+    for size in (0, -1, 1.5, "4", None, True, 1 << 63):
+        raises(ValueError, lambda: host.pinned(size))
+        raises(ValueError, lambda: host.numa(size, 0))
+    for node in (1.5, "0", None, 1 << 31):
+        raises(ValueError, lambda: host.numa(4096, node))
+    raises(hbmalloc.InvalidArgumentError, lambda: host.numa(4096, 999), "Nodes with memory here")
+    raises(hbmalloc.InvalidArgumentError, lambda: host.pinned(4096, numa_node=-1), "unknown")
+    raises(hbmalloc.OutOfMemoryError, lambda: host.pinned(1 << 46), "left")
+    raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "a/b"))
+    raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this", create=False))
+    with host.shared(4096, "hbmalloc-test-twice") as one:
+        raises(hbmalloc.BusyError, lambda: host.shared(4096, "hbmalloc-test-twice"), "lives")
+        with host.shared(4096, "hbmalloc-test-twice", create=False) as other:
+            one.memoryview()[0] = 5
+            assert other.memoryview()[0] == 5
+    assert host.blocks()["blocks"] == 0
+    """)
+
+
+def test_without_a_driver(run):
+    run("""
+    import hbmalloc
+    with hbmalloc.host.numa(1 << 20, 0) as buffer:
+        assert not buffer.is_pinned
+    """)
