@@ -163,7 +163,7 @@ pub unsafe extern "C" fn hbm_free_shm_pinned_ptr(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_host_blocks(out: *mut hbm_host_blocks_t) -> c_int {
     export(|| {
-        let stats = observe::process().host_block_stats();
+        let stats = observe::process().host_block_stats()?;
         let stats = hbm_host_blocks_t {
             struct_size: size_of::<hbm_host_blocks_t>(),
             blocks: stats.blocks,

@@ -102,6 +102,8 @@ impl DriverCode {
     pub const NO_DEVICE: DriverCode = DriverCode(100);
     /// Work asked about has not finished.
     pub const NOT_READY: DriverCode = DriverCode(600);
+    /// Pages of the host are not pinned.
+    pub const NOT_REGISTERED: DriverCode = DriverCode(713);
     /// The device, the driver or the configuration lacks the feature.
     pub const NOT_SUPPORTED: DriverCode = DriverCode(801);
     /// The operation is not allowed while a stream captures.

@@ -11,6 +11,7 @@ use crate::sys::shm::{self, Segment};
 use rustc_hash::FxHashMap;
 use std::ffi::c_uint;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The kinds, each with a function that allocates it and one that frees it.
@@ -110,6 +111,8 @@ impl Owned {
 #[derive(Default)]
 pub struct HostBlocks {
     table: Mutex<FxHashMap<u64, Owned>>,
+    /// The process that has them; 0 while nobody has any.
+    process: AtomicU32,
 }
 
 /// What of the host is given out.
@@ -126,6 +129,21 @@ pub struct HostBlockStats {
 }
 
 impl Process {
+    /// Its pages are not there in a child, which may map others at their addresses. Comes before the lock.
+    fn check_host_is_ours(&self) -> Result<()> {
+        lifetime::check_not_forked()?;
+        let (ours, nobody) = (std::process::id(), 0);
+        let owner = &self.host_blocks.process;
+        match owner.compare_exchange(nobody, ours, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(other) if other != ours => Err(Error::new(Status::Forked, "memory of the host")
+                .detail(
+                    "the process was forked from one that had some, which the child does not have",
+                )
+                .advice("Start a new program in the child (exec, or Python's spawn)")),
+            _ => Ok(()),
+        }
+    }
+
     fn host_table(&self) -> MutexGuard<'_, FxHashMap<u64, Owned>> {
         (self.host_blocks.table.lock()).unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,7 +158,7 @@ impl Process {
         flags: c_uint,
     ) -> Result<u64> {
         let operation = kind.allocator();
-        lifetime::check_not_forked()?;
+        self.check_host_is_ours()?;
         check_flags(kind, flags)?;
         if bytes == 0 {
             return Err(Error::invalid(operation, "a size of 0 bytes"));
@@ -177,7 +195,7 @@ impl Process {
     /// Pinned memory under a name: made anew, or what another process, or this one, has under it.
     pub fn share_host(&self, bytes: u64, name: &str, is_new: bool) -> Result<u64> {
         let (kind, folder) = (HostKind::SharedPinned, Path::new(shm::FOLDER));
-        lifetime::check_not_forked()?;
+        self.check_host_is_ours()?;
         let operation = match is_new {
             true => kind.allocator(),
             false => "hbm_attach_shm_pinned_ptr",
@@ -232,7 +250,10 @@ impl Process {
         name: Option<&str>,
     ) -> Result<()> {
         let operation = kind.deallocator();
-        lifetime::check_not_forked()?;
+        if lifetime::is_exiting() {
+            return Ok(());
+        }
+        self.check_host_is_ours()?;
         let owned = {
             let mut table = self.host_table();
             let Some(found) = table.get(&address) else {
@@ -273,7 +294,8 @@ impl Process {
     }
 
     /// What is given out.
-    pub fn host_block_stats(&self) -> HostBlockStats {
+    pub fn host_block_stats(&self) -> Result<HostBlockStats> {
+        self.check_host_is_ours()?;
         let mut stats = HostBlockStats::default();
         for owned in self.host_table().values() {
             stats.blocks += 1;
@@ -285,7 +307,7 @@ impl Process {
                 0
             };
         }
-        stats
+        Ok(stats)
     }
 
     /// The device whose driver pins: any will do, since what is pinned is so for all.

@@ -3,7 +3,7 @@
 //! nothing, and in a forked child allocating is an error.
 
 use crate::error::{Error, Result, Status, Warning, Warnings};
-use crate::sys::{library, linux, scratch};
+use crate::sys::{library, linux, scratch, shm};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,6 +60,7 @@ extern "C" fn note_exit() {
     // A forked child has them from its parent, which goes on.
     if !has_forked() {
         scratch::remove_all();
+        shm::remove_all();
     }
 }
 

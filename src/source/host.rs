@@ -151,7 +151,7 @@ fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
     if is_there {
         return Ok(());
     }
-    let on_node = wanted.node.map_or(u64::MAX, |node| node.bytes);
+    let on_node = wanted.node.map_or(u64::MAX, |node| node.free);
     let left = pages::available().min(on_node);
     if bytes <= left {
         return Ok(());

@@ -14,7 +14,7 @@ pub struct Node {
     pub processors: Vec<usize>,
     /// Bytes of its memory.
     pub bytes: u64,
-    /// Those that nobody uses.
+    /// Those that nobody uses, or that hold but what files have too.
     pub free: u64,
 }
 
@@ -39,7 +39,9 @@ impl Topology {
                 number: number as u32,
                 processors: ranges(&of("cpulist")),
                 bytes: field(&memory, "MemTotal:"),
-                free: field(&memory, "MemFree:"),
+                free: (RECLAIMABLE.iter())
+                    .map(|name| field(&memory, name))
+                    .fold(0, u64::saturating_add),
             }
         });
         Topology {
@@ -69,6 +71,14 @@ impl Topology {
         })
     }
 }
+
+/// What of a node's `meminfo` can be had.
+const RECLAIMABLE: [&str; 4] = [
+    "MemFree:",
+    "Active(file):",
+    "Inactive(file):",
+    "SReclaimable:",
+];
 
 /// `0-3,8` as numbers.
 fn ranges(text: &str) -> Vec<usize> {
@@ -151,7 +161,7 @@ mod tests {
         write("node0/cpulist", "0-2,8\n");
         write(
             "node0/meminfo",
-            "Node 0 MemTotal:  100 kB\nNode 0 MemFree: 7 kB\n",
+            "Node 0 MemTotal:  100 kB\nNode 0 MemFree: 7 kB\nNode 0 Inactive(file): 3 kB\n",
         );
         write("node1/cpulist", "3-4\n");
         write("node1/meminfo", "Node 1 MemTotal: 0 kB\n");
@@ -169,7 +179,7 @@ mod tests {
         let (_root, topology) = faked();
         let node = topology.node("test", 0).unwrap();
         assert_eq!(node.processors, [0, 1, 2, 8]);
-        assert_eq!((node.bytes, node.free), (100 << 10, 7 << 10));
+        assert_eq!((node.bytes, node.free), (100 << 10, 10 << 10));
         assert!(topology.node("test", 9).unwrap().processors.is_empty());
     }
 

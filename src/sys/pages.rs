@@ -5,6 +5,7 @@ use crate::error::{Error, Result, Status};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What huge pages are aligned to, and their size on the machines of interest.
 pub const HUGE_PAGE: u64 = 2 << 20;
@@ -173,10 +174,11 @@ impl Pages {
         if error.raw_os_error() != Some(libc::EINVAL) {
             return Err(lacking("populate host memory", bytes, &error));
         }
-        // An older kernel: each page is written to.
+        // An older kernel: each page is written to, and stays as it is, since others may share it.
         for page in (offset..offset + bytes).step_by(PAGE as usize) {
-            // SAFETY: inside the mapping, which nobody else knows yet.
-            unsafe { ((self.address + page) as *mut u8).write_volatile(0) };
+            // SAFETY: inside the mapping, and only used atomically here.
+            let byte = unsafe { AtomicU8::from_ptr((self.address + page) as *mut u8) };
+            byte.fetch_or(0, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -4,14 +4,17 @@
 use super::pages::Pages;
 use crate::error::{Error, Result, Status};
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where shm_open(3) has its files.
 pub const FOLDER: &str = "/dev/shm";
+/// Its user alone may open a file; the bit that means nothing for files is this library's mark.
+const MARKED: u32 = 0o1600;
 
 /// A named segment.
 #[derive(Debug)]
@@ -40,6 +43,7 @@ impl Segment {
             .open(folder)
             .map_err(|error| failed("open", &error))?;
         file.set_len(bytes)
+            .and_then(|()| file.set_permissions(Permissions::from_mode(MARKED)))
             .map_err(|error| failed("ftruncate", &error))?;
         if !lock(&file, libc::LOCK_EX) {
             return Err(failed("flock", &io::Error::last_os_error()));
@@ -51,6 +55,7 @@ impl Segment {
             }
             remove_left(operation, &path)?;
         }
+        own().push(path.clone());
         Ok(Segment {
             file,
             path,
@@ -68,7 +73,17 @@ impl Segment {
     ) -> Result<Segment> {
         let path = path_of(operation, folder, name)?;
         let file = open(&path).map_err(|error| failed(operation, "open", &path, bytes, &error))?;
-        let there = file.metadata().map_or(0, |found| found.len());
+        let found =
+            (file.metadata()).map_err(|error| failed(operation, "fstat", &path, bytes, &error))?;
+        let there = found.len();
+        // Its maker's lock, which ends with it, is all that tells its contents from what was left.
+        if !is_ours(&found) || lock(&file, libc::LOCK_SH) {
+            return Err(Error::invalid(
+                operation,
+                format!("nobody who lives has made {}", path.display()),
+            )
+            .advice("Make it anew: what a process that ended left goes then"));
+        }
         if bytes == 0 || there < bytes {
             let detail = format!("{} has {there} bytes, not {bytes}", path.display());
             return Err(Error::invalid(operation, detail));
@@ -105,11 +120,33 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        if self.is_maker && is_at(&self.file, &self.path) {
+        if !self.is_maker {
+            return;
+        }
+        own().retain(|path| *path != self.path);
+        if is_at(&self.file, &self.path) {
             // One that cannot be removed is known as left over from here on, since the lock goes.
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn own() -> MutexGuard<'static, Vec<PathBuf>> {
+    static OWN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the names that this process has made and not given back: for its exit.
+pub fn remove_all() {
+    for path in std::mem::take(&mut *own()) {
+        let _ = std::fs::remove_file(&path);
+    }
+}
+
+/// Whether a file is one of this library's, of this user: others lock theirs in other ways, or not at all.
+fn is_ours(found: &Metadata) -> bool {
+    // SAFETY: it has no arguments and cannot fail.
+    found.is_file() && found.uid() == unsafe { libc::geteuid() } && found.mode() & 0o7777 == MARKED
 }
 
 /// A name is one of a file, with or without the leading slash that shm_open(3) wants.
@@ -185,6 +222,11 @@ fn remove_left(operation: &'static str, path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(operation, "open", path, 0, &error)),
     };
+    if !file.metadata().is_ok_and(|found| is_ours(&found)) {
+        return Err(Error::new(Status::Busy, operation)
+            .detail(format!("{} was not made by this library", path.display()))
+            .advice("Choose another name, or remove it if nobody uses it"));
+    }
     if !lock(&file, libc::LOCK_EX) {
         return Err(Error::new(Status::Busy, operation)
             .detail(format!(
@@ -270,7 +312,12 @@ mod tests {
     fn what_nobody_has_any_more_goes() {
         let folder = folder();
         let path = folder.path().join("one");
+        std::fs::write(&path, "another program's").unwrap();
+        assert_eq!(create(&folder, "one").unwrap_err().status(), Status::Busy);
+        assert!(Segment::attach("test", folder.path(), "one", 1).is_err());
         std::fs::write(&path, "left").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
+        assert!(Segment::attach("test", folder.path(), "one", 1).is_err());
         let made = create(&folder, "one").unwrap();
         let found = std::fs::metadata(&path).unwrap();
         assert_eq!((found.len(), found.mode() & 0o777), (2 * HUGE_PAGE, 0o600));

@@ -59,6 +59,22 @@ static void on_a_node_without_a_driver(void) {
     CHECK(held().blocks == 0);
 }
 
+/* The pages are not in a child, which may have others at their addresses. */
+static void in_a_child(void) {
+    uintptr_t block = hbm_alloc_numa_ptr(4 * MIB, 0);
+    CHECK(block != 0);
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(hbm_alloc_numa_ptr(4 * MIB, 0) == 0 && hbm_last_status() == HBM_FORKED);
+        EXPECT(HBM_FORKED, hbm_free_numa_ptr(block, 4 * MIB));
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    use(block, 4 * MIB);
+    EXPECT(HBM_OK, hbm_free_numa_ptr(block, 4 * MIB));
+}
+
 static void wrong_arguments(void) {
     const int nodes[] = {-1, -2, 1023, 64, INT32_MAX, INT32_MIN};
     for (size_t i = 0; i < sizeof nodes / sizeof nodes[0]; i++) {
@@ -205,8 +221,17 @@ static void shared(void) {
     kill(child, SIGKILL);
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(((unsigned char *)other)[0] == 42);
+    CHECK(hbm_attach_shm_pinned_ptr(MIB, name) == 0);
+    EXPECT_ERROR_TEXT("nobody who lives");
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, MIB, name));
     CHECK(unlink("/dev/shm/hbmalloc-test-host") == 0);
+    child = fork();
+    if (child == 0) {
+        execl("/proc/self/exe", "host", "leave", name, (char *)NULL);
+        _exit(9);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
     CHECK(held().blocks == 0);
 }
 
@@ -218,6 +243,7 @@ static int as_a_child(const char *what, const char *name) {
         CHECK(write(1, "r", 1) == 1);
         sleep(60);
     }
+    if (strcmp(what, "leave") == 0) return 0;
     return raise(SIGKILL);
 }
 
@@ -237,6 +263,7 @@ static void *beside(void *argument) {
 int main(int count, char **arguments) {
     if (count == 3) return as_a_child(arguments[1], arguments[2]);
     on_a_node_without_a_driver();
+    in_a_child();
     wrong_arguments();
     pinned();
     from_pages_set_aside();

@@ -91,6 +91,8 @@ def test_wrong_use(sim):
     raises(hbmalloc.InvalidArgumentError, lambda: host.pinned(4096, numa_node=-1), "unknown")
     raises(hbmalloc.OutOfMemoryError, lambda: host.pinned(1 << 46), "left")
     raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "a/b"))
+    for name in (None, 3, b"a", "a\\0b"):
+        raises(ValueError, lambda: host.shared(4096, name))
     raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this", create=False))
     with host.shared(4096, "hbmalloc-test-twice") as one:
         raises(hbmalloc.BusyError, lambda: host.shared(4096, "hbmalloc-test-twice"), "lives")
