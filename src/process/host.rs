@@ -95,7 +95,7 @@ struct Owned {
 }
 
 impl Owned {
-    fn give_back(self) -> std::result::Result<(), (Owned, Error)> {
+    fn give_back(self) -> std::result::Result<(), (Box<Owned>, Error)> {
         let outcome = match self.memory {
             Memory::Block(block) => {
                 (block.give_back()).map_err(|(block, error)| (Memory::Block(block), error))
@@ -103,7 +103,7 @@ impl Owned {
             Memory::Driver { device, address } => (device.free_pinned(address))
                 .map_err(|error| (Memory::Driver { device, address }, error)),
         };
-        outcome.map_err(|(memory, error)| (Owned { memory, ..self }, error))
+        outcome.map_err(|(memory, error)| (Box::new(Owned { memory, ..self }), error))
     }
 }
 
@@ -288,7 +288,7 @@ impl Process {
         };
         owned.give_back().map_err(|(owned, error)| {
             // Nobody was given the address meanwhile: it is still mapped.
-            self.host_table().insert(address, owned);
+            self.host_table().insert(address, *owned);
             error.advice("It is still allocated: free it again")
         })
     }
