@@ -3,8 +3,7 @@
     buffer = hbmalloc.host.pinned(64 << 30, numa_node=0)
     array = numpy.asarray(buffer)
 
-Pinned memory is had several times as fast as from the driver, is copied at the speed of the
-link, and is zeros. No torch or numpy is needed.
+All of it is zeros at first. No torch or numpy is needed.
 """
 
 import contextlib
@@ -27,7 +26,8 @@ class HostBuffer:
     of a `with`, or when nobody has it or a view of it any more.
 
     `numpy.asarray(buffer)` and `torch.from_numpy` of that have its bytes without a copy, as has
-    `memoryview()`. While such views are there, `close()` is a BufferError.
+    `memoryview()`. While a memoryview is there, and for good once an array was made, `close()` is
+    a BufferError: the memory then goes with the last of them.
     """
 
     def __init__(self, address, nbytes, free, is_pinned):
