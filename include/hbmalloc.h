@@ -33,6 +33,15 @@
 // The most bytes of a tag's name, its end included.
 #define HBM_TAG_NAME_BYTES 256
 
+// In `hbm_slab_desc_t.flags`: `numa_node` is the node that the slab is to be on.
+#define HBM_SLAB_ON_NODE 1
+
+// In `hbm_slab_desc_t.flags`: not pinned, and no driver needed.
+#define HBM_SLAB_PAGEABLE 2
+
+// In `hbm_slab_desc_t.flags`: from huge pages of 2 MiB that were set aside, all of them reserved at once.
+#define HBM_SLAB_HUGE_PAGES 4
+
 // What a call returns: 0 for success, else the kind of failure.
 typedef enum hbm_status {
     HBM_OK = 0,
@@ -137,6 +146,12 @@ typedef enum hbm_export_kind {
 // An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 // allocator is an error, not a crash.
 typedef struct hbm_allocator_t hbm_allocator_t;
+
+// A pool of objects.
+typedef struct hbm_objects_t hbm_objects_t;
+
+// A slab: memory of the host that grows, part by part, in one range of addresses.
+typedef struct hbm_slab_t hbm_slab_t;
 
 // Receives a line of the log: level (1 error, 2 warn, 3 info, 4 debug, 5 trace), the part of the
 // library it came from, the message, and the pointer given with the callback. May be called from
@@ -487,6 +502,72 @@ typedef struct hbm_host_buffer_t {
     // Those of them that hold something.
     uint64_t used;
 } hbm_host_buffer_t;
+
+// What a slab is to be. Zeros are the defaults, but for `bytes`.
+typedef struct hbm_slab_desc_t {
+    // sizeof(hbm_slab_desc_t) as the program was compiled.
+    size_t struct_size;
+    // Its length once it is grown; rounded up to 2 MiB from there on, to 4 KiB below.
+    uint64_t bytes;
+    // How much of it is there, and pinned, when hbm_slab_open returns; 0 for all of it.
+    uint64_t initial_bytes;
+    // The most that growing registers at once, and so the longest object behind the first part: 0 for 1 GiB, or a 64th
+    // of a slab above 64 GiB.
+    uint64_t part_bytes;
+    // How fast it grows while nobody waits; 0 for 8 GiB a second.
+    uint64_t bytes_per_second;
+    // HBM_SLAB_ flags, or 0.
+    uint32_t flags;
+    // The node, with HBM_SLAB_ON_NODE.
+    int32_t numa_node;
+    // A name as of hbm_alloc_shm_pinned_ptr, for other processes to attach to by hbm_attach_shm_pinned_ptr, or NULL. Such a
+    // slab does not grow.
+    const char *shm_name;
+} hbm_slab_desc_t;
+
+// How far a slab is.
+typedef struct hbm_slab_stats_t {
+    // sizeof(hbm_slab_stats_t) as the program was compiled.
+    size_t struct_size;
+    // Its first address, which stays; aligned to 2 MiB from that length on, else to 4 KiB.
+    uint64_t address;
+    // Its length once it is grown, all of it addresses of its own.
+    uint64_t bytes;
+    // Bytes from the first address on that are there, and pinned.
+    uint64_t ready;
+    // Bytes that it grows to now.
+    uint64_t target;
+    // In how many parts they are registered.
+    uint64_t parts;
+    // Whether it grows: 1 or 0.
+    int32_t is_growing;
+    // Why it stopped before the target, as a status: hbm_slab_wait says it in words. 0 if it did not.
+    int32_t failure;
+} hbm_slab_stats_t;
+
+// How much of a pool is in use, all counted at one moment.
+typedef struct hbm_objects_usage_t {
+    // sizeof(hbm_objects_usage_t) as the program was compiled.
+    size_t struct_size;
+    // Bytes of objects that somebody holds.
+    uint64_t used;
+    // Bytes that there are now.
+    uint64_t total;
+    // The largest piece that is free.
+    uint64_t largest_free;
+    // Objects that somebody holds.
+    uint64_t objects;
+} hbm_objects_usage_t;
+
+// One group of elements of an object.
+typedef struct hbm_group_t {
+    // Lengths, outermost first; NULL for a single element.
+    const uint64_t *shape;
+    // How many.
+    size_t dimensions;
+    // Bytes of an element.
+    uint64_t element_bytes;
+} hbm_group_t;
 
 // A chunk of memory to be had by another process, and a place in it.
 typedef struct hbm_export_t {
@@ -1084,6 +1165,155 @@ int32_t hbm_host_buffer_trim(uint64_t keep,
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.
 int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
+
+// Opens a slab: addresses for all of it, memory for the first part of it, and a thread of ours that adds the rest at
+// a pace, part by part. Zeros at first. What the machine has not got for the first part is HBM_OUT_OF_MEMORY; where the
+// rest fails it stops growing, what is there stays, and hbm_slab_stats tells. Any thread.
+//
+// Required: `descriptor` must point to a filled-in descriptor, `out` be valid for a write.
+int32_t hbm_slab_open(const struct hbm_slab_desc_t *descriptor,
+                      struct hbm_slab_t **out);
+
+// Gives a slab back: its thread ends, its memory is unpinned and unmapped. Waits for the devices' work. HBM_BUSY while a
+// pool of objects is open on it.
+int32_t hbm_slab_close(struct hbm_slab_t *slab);
+
+// Writes how far a slab is.
+//
+// Required: `out` must point to a struct whose `struct_size` is filled in.
+int32_t hbm_slab_stats(struct hbm_slab_t *slab, struct hbm_slab_stats_t *out);
+
+// Writes where the parts of a slab end, as bytes from its first address, and how many they are; one copy may not cross from
+// one part into the next. At most `capacity` are written.
+//
+// Required: `ends` must be NULL or have room for `capacity` numbers, `count` be valid for a write.
+int32_t hbm_slab_seams(struct hbm_slab_t *slab,
+                       uint64_t *ends,
+                       size_t capacity,
+                       size_t *count);
+
+// Waits until `bytes` of a slab are there, at most so many milliseconds, for as long as it grows if they are negative;
+// growing makes haste meanwhile. Returns what stopped it before, if something did. That the time is over is no error.
+int32_t hbm_slab_wait(struct hbm_slab_t *slab,
+                      uint64_t bytes,
+                      int64_t milliseconds);
+
+// Grows a slab up to `bytes`, in the background: after it was shrunk or stopped by a failure.
+int32_t hbm_slab_grow(struct hbm_slab_t *slab, uint64_t bytes);
+
+// Stops a slab from growing and gives whole parts of it back from the end, while `least` bytes stay; the first part always
+// does. Their addresses stay the slab's. On a slab with a pool of objects, those that no object is in; on another, the
+// caller vouches that nobody uses them. Writes the bytes given back to `*released` (which may be NULL).
+//
+// Required: `released` must be NULL or valid for a write.
+int32_t hbm_slab_shrink(struct hbm_slab_t *slab,
+                        uint64_t least,
+                        uint64_t *released);
+
+// Opens a pool of objects on a slab, which must stay open, or with NULL on addresses alone, from 0 on, as many as
+// hbm_objects_extend says. Addresses and lengths of objects are multiples of `alignment`, a power of two from 512 up to
+// 2 MiB; 0 is 4096. One pool a slab. Any thread.
+//
+// Required: `out` must be valid for a write.
+int32_t hbm_objects_open(struct hbm_slab_t *slab,
+                         uint64_t alignment,
+                         struct hbm_objects_t **out);
+
+// Closes a pool, whatever of its objects somebody holds; no call takes them from here on. Their memory stays until the
+// slab is closed.
+int32_t hbm_objects_close(struct hbm_objects_t *objects);
+
+// Adds `bytes`, a multiple of 512, of addresses to a pool that is on no slab.
+int32_t hbm_objects_extend(struct hbm_objects_t *objects, uint64_t bytes);
+
+// Makes `count` objects of `bytes` each, all or none, and writes their handles, which are not 0, and addresses. Each has one
+// reference, its maker's. They lie side by side where there is room for that, and never across two parts of the slab.
+// Contents are undefined. Where memory has run out while the slab grows, waits for it as hbm_slab_wait does; with
+// `milliseconds` 0 it does not. HBM_OUT_OF_MEMORY else, with the number of objects that could have been had in
+// `*feasible`. Any thread; some tens of nanoseconds.
+//
+// Required: `handles` and `addresses`, if it is not NULL, must have room for `count` numbers; `feasible` must be NULL or valid for
+// a write.
+int32_t hbm_objects_allocate(struct hbm_objects_t *objects,
+                             uint64_t bytes,
+                             size_t count,
+                             int64_t milliseconds,
+                             uint64_t *handles,
+                             uint64_t *addresses,
+                             size_t *feasible);
+
+// Drops the reference that the maker of each object has; what nobody refers to or pins then is free memory. What is no
+// object of the pool, or was freed before, is HBM_NOT_OWNED, told after all others were freed.
+//
+// Required: `handles` must hold `count` numbers.
+int32_t hbm_objects_free(struct hbm_objects_t *objects,
+                         const uint64_t *handles,
+                         size_t count);
+
+// Adds a reference to an object that somebody refers to; how many there are is written to `*count` (which may be NULL).
+// At most 4095.
+//
+// Required: `count` must be NULL or valid for a write.
+int32_t hbm_object_retain(struct hbm_objects_t *objects,
+                          uint64_t handle,
+                          uint32_t *count);
+
+// Takes a reference away; with the last one, and no pin, the object is free memory. How many are left is written to `*count`
+// (which may be NULL).
+//
+// Required: `count` must be NULL or valid for a write.
+int32_t hbm_object_release(struct hbm_objects_t *objects,
+                           uint64_t handle,
+                           uint32_t *count);
+
+// Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 4095
+// pins an object; how many there are is written to `*count` (which may be NULL).
+//
+// Required: `count` must be NULL or valid for a write.
+int32_t hbm_object_pin(struct hbm_objects_t *objects,
+                       uint64_t handle,
+                       uint64_t owner,
+                       uint32_t *count);
+
+// Takes a pin of `owner`'s away; HBM_NOT_OWNED if it has none. As hbm_object_release.
+//
+// Required: `count` must be NULL or valid for a write.
+int32_t hbm_object_unpin(struct hbm_objects_t *objects,
+                         uint64_t handle,
+                         uint64_t owner,
+                         uint32_t *count);
+
+// Takes all pins of `owner` away, one that is gone, say; how many they were is written to `*count` (which may be NULL).
+//
+// Required: `count` must be NULL or valid for a write.
+int32_t hbm_objects_unpin_all(struct hbm_objects_t *objects,
+                              uint64_t owner,
+                              uint32_t *count);
+
+// Writes how many references and pins an object has; HBM_NOT_OWNED if it is none any more. Either may be NULL.
+//
+// Required: `references` and `pins` must be NULL or valid for a write.
+int32_t hbm_object_counts(struct hbm_objects_t *objects,
+                          uint64_t handle,
+                          uint32_t *references,
+                          uint32_t *pins);
+
+// Writes how much is in use.
+//
+// Required: `out` must point to a struct whose `struct_size` is filled in.
+int32_t hbm_objects_usage(struct hbm_objects_t *objects, struct hbm_objects_usage_t *out);
+
+// Whether all that is known of the objects and their memory agrees: HBM_INTERNAL with what does not, where something
+// wrote over it. Stops other threads for as long as it takes, some 100 ns an object.
+int32_t hbm_objects_check(struct hbm_objects_t *objects);
+
+// Writes where each of `count` groups of an object begins and where the last one ends, `count + 1` numbers; that end is the
+// size to ask for. HBM_INVALID_ARGUMENT for a layout of 0 bytes or one that is too large. No driver call.
+//
+// Required: `groups` must hold `count` groups whose shapes can be read, `offsets` have room for `count + 1` numbers.
+int32_t hbm_layout(const struct hbm_group_t *groups,
+                   size_t count,
+                   uint64_t *offsets);
 
 // Exports the chunk that `address`, anywhere in a live block, lies in. Blocks of the vmm kind can be exported,
 // those of the pool over it, and segments of MemPools; HBM_UNSUPPORTED for others, and where the driver makes

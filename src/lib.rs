@@ -11,6 +11,7 @@ pub mod error;
 pub mod extent;
 #[allow(unsafe_code)]
 pub mod gpu;
+pub mod object;
 pub mod observe;
 pub mod pool;
 pub mod process;

@@ -7,13 +7,14 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 15] = [
     "across_devices",
     "allocators",
     "cells",
     "graphs",
     "host",
     "limits",
+    "objects",
     "placed_pool",
     "wrong_use",
     "process",
@@ -33,6 +34,11 @@ fn run_shared(program: &str) {
 #[test]
 fn allocators() {
     run_shared("allocators");
+}
+
+#[test]
+fn objects() {
+    run_shared("objects");
 }
 
 #[test]

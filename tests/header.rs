@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 17] = [
+const FACES: [&str; 19] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -19,6 +19,8 @@ const FACES: [&str; 17] = [
     "capi/residency.rs",
     "capi/host.rs",
     "capi/host_buffer.rs",
+    "capi/slab.rs",
+    "capi/objects.rs",
     "capi/sharing.rs",
     "torch/hooks.rs",
     "torch/segments.rs",

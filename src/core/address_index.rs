@@ -204,6 +204,17 @@ impl AddressIndex {
         found
     }
 
+    /// Every piece and its size, cut off to 32 bits, by address.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let of_row = |row: &'_ Box<Row>| {
+            let places = 0..row.len;
+            places
+                .map(|at| (row.numbers[at], u64::from(row.sizes[at])))
+                .collect::<Vec<_>>()
+        };
+        self.rows.iter().flat_map(of_row)
+    }
+
     /// The piece that `address` lies in, if it is listed.
     pub fn around(&self, address: u64) -> Option<u32> {
         let row = self.rows.get(self.row_of(address))?;

@@ -178,6 +178,40 @@ impl SizeIndex {
         found
     }
 
+    /// Every piece that is listed and its size, found without trust in the lists; what is wrong with them.
+    pub fn checked(&self) -> Result<Vec<(u32, u64)>, String> {
+        let mut found = Vec::new();
+        let mut filled = 0;
+        for class in 0..CLASSES {
+            let mut sub_filled = 0;
+            for sub in 0..SUB_CLASSES {
+                let (mut number, mut before) = (self.heads[class * SUB_CLASSES + sub], NONE);
+                sub_filled |= u64::from(number != NONE) << sub;
+                while number != NONE {
+                    let links = (self.links.get(number as usize))
+                        .filter(|links| links.before == before && links.size > 0)
+                        .filter(|links| class_of(links.size) == (class, sub))
+                        .ok_or_else(|| format!("piece {number} is listed wrongly"))?;
+                    found.push((number, links.size));
+                    if found.len() > self.links.len() {
+                        return Err("free pieces lie in a circle".to_owned());
+                    }
+                    (before, number) = (number, links.after);
+                }
+            }
+            filled |= u64::from(sub_filled != 0) << class;
+            if sub_filled != self.sub_filled[class] {
+                return Err(format!("class {class} of sizes is marked wrongly"));
+            }
+        }
+        let listed =
+            |links: &&Links| links.size != 0 || links.before != NONE || links.after != NONE;
+        if filled != self.filled || self.links.iter().filter(listed).count() != found.len() {
+            return Err("sizes are marked wrongly".to_owned());
+        }
+        Ok(found)
+    }
+
     /// The largest size listed.
     pub fn largest(&self) -> Option<u64> {
         let class = self.filled.checked_ilog2()? as usize;
@@ -189,6 +223,31 @@ impl SizeIndex {
             number = self.links[number as usize].after;
         }
         Some(largest)
+    }
+}
+
+#[cfg(test)]
+impl SizeIndex {
+    /// The fields of what is known of a piece.
+    pub const FIELDS: usize = 3;
+
+    /// Damages one of them.
+    pub fn flip(&mut self, number: u32, field: usize, bit: u32) {
+        let links = &mut self.links[number as usize];
+        match field {
+            0 => links.before ^= 1 << (bit % 32),
+            1 => links.after ^= 1 << (bit % 32),
+            _ => links.size ^= 1 << bit,
+        }
+    }
+
+    /// Damages what is known of a class.
+    pub fn flip_class(&mut self, class: usize, sub: usize, field: usize) {
+        match field {
+            0 => self.filled ^= 1 << class,
+            1 => self.sub_filled[class] ^= 1 << sub,
+            _ => self.heads[class * SUB_CLASSES + sub] ^= 1,
+        }
     }
 }
 

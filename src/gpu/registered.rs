@@ -26,16 +26,29 @@ impl Registered {
 
     /// The same with the driver's flags (`CU_MEMHOSTREGISTER_*`).
     pub fn register_as(device: &Arc<Device>, pages: Pages, flags: c_uint) -> Result<Registered> {
-        let _guard = device.enter()?;
+        Registered::try_register(device, pages, flags).map_err(|(_, error)| error)
+    }
+
+    /// The same; on failure the pages are the caller's again.
+    pub fn try_register(
+        device: &Arc<Device>,
+        pages: Pages,
+        flags: c_uint,
+    ) -> std::result::Result<Registered, (Pages, Error)> {
+        let _guard = match device.enter() {
+            Ok(guard) => guard,
+            Err(error) => return Err((pages, error)),
+        };
         let (address, bytes) = (pages.address() as *mut c_void, pages.bytes());
-        // SAFETY: the pages are mapped, and stay so until they have been unregistered in `drop`.
-        device
-            .check(unsafe { device.cuda().host_register(address, bytes as usize, flags) })
-            .map_err(|error| error.bytes(bytes))?;
-        Ok(Registered {
-            device: device.clone(),
-            pages: ManuallyDrop::new(pages),
-        })
+        // SAFETY: the pages are mapped, and stay so until they have been unregistered.
+        let answer = unsafe { device.cuda().host_register(address, bytes as usize, flags) };
+        match device.check(answer) {
+            Ok(()) => Ok(Registered {
+                device: device.clone(),
+                pages: ManuallyDrop::new(pages),
+            }),
+            Err(error) => Err((pages, error.bytes(bytes))),
+        }
     }
 
     /// Its first address.
@@ -61,17 +74,19 @@ impl Registered {
 impl Registered {
     /// Unregisters and unmaps the pages; on failure they are as they were.
     pub fn give_back(self) -> std::result::Result<(), (Registered, Error)> {
-        match self.unregister() {
-            Ok(()) => {
-                let mut kept = ManuallyDrop::new(self);
-                // SAFETY: taken once each, from what is not dropped; nobody uses the pages from here on.
-                unsafe {
-                    ManuallyDrop::drop(&mut kept.pages);
-                    std::ptr::drop_in_place(&mut kept.device);
-                }
-                Ok(())
-            }
-            Err(error) => Err((self, error)),
+        self.into_pages().map(drop)
+    }
+
+    /// Unregisters the pages, which stay mapped; on failure they are as they were.
+    pub fn into_pages(self) -> std::result::Result<Pages, (Registered, Error)> {
+        if let Err(error) = self.unregister() {
+            return Err((self, error));
+        }
+        let mut kept = ManuallyDrop::new(self);
+        // SAFETY: taken once each, from what is not dropped.
+        unsafe {
+            std::ptr::drop_in_place(&mut kept.device);
+            Ok(ManuallyDrop::take(&mut kept.pages))
         }
     }
 

@@ -11,7 +11,6 @@ use crate::sys::shm::{self, Segment};
 use rustc_hash::FxHashMap;
 use std::ffi::c_uint;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The kinds, each with a function that allocates it and one that frees it.
@@ -69,7 +68,7 @@ impl HostKind {
 }
 
 /// `cudaHostAllocPortable`, `cudaHostAllocMapped`; registering has the same.
-const PORTABLE: c_uint = 1;
+pub(super) const PORTABLE: c_uint = 1;
 const MAPPED: c_uint = 2;
 /// `cudaHostAllocWriteCombined`; registering has none.
 const WRITE_COMBINED: c_uint = 4;
@@ -111,8 +110,6 @@ impl Owned {
 #[derive(Default)]
 pub struct HostBlocks {
     table: Mutex<FxHashMap<u64, Owned>>,
-    /// The process that has them; 0 while nobody has any.
-    process: AtomicU32,
 }
 
 /// What of the host is given out.
@@ -130,17 +127,15 @@ pub struct HostBlockStats {
 
 impl Process {
     /// Its pages are not there in a child, which may map others at their addresses. Comes before the lock.
-    fn check_host_is_ours(&self) -> Result<()> {
+    pub fn check_host_is_ours(&self) -> Result<()> {
         lifetime::check_not_forked()?;
-        let (ours, nobody) = (std::process::id(), 0);
-        let owner = &self.host_blocks.process;
-        match owner.compare_exchange(nobody, ours, Ordering::Relaxed, Ordering::Relaxed) {
-            Err(other) if other != ours => Err(Error::new(Status::Forked, "memory of the host")
+        match lifetime::has_lost_host_memory() {
+            false => Ok(()),
+            true => Err(Error::new(Status::Forked, "memory of the host")
                 .detail(
                     "the process was forked from one that had some, which the child does not have",
                 )
                 .advice("Start a new program in the child (exec, or Python's spawn)")),
-            _ => Ok(()),
         }
     }
 
@@ -159,6 +154,7 @@ impl Process {
     ) -> Result<u64> {
         let operation = kind.allocator();
         self.check_host_is_ours()?;
+        lifetime::watch_host_memory();
         check_flags(kind, flags)?;
         if bytes == 0 {
             return Err(Error::invalid(operation, "a size of 0 bytes"));
@@ -196,6 +192,7 @@ impl Process {
     pub fn share_host(&self, bytes: u64, name: &str, is_new: bool) -> Result<u64> {
         let (kind, folder) = (HostKind::SharedPinned, Path::new(shm::FOLDER));
         self.check_host_is_ours()?;
+        lifetime::watch_host_memory();
         let operation = match is_new {
             true => kind.allocator(),
             false => "hbm_attach_shm_pinned_ptr",
@@ -307,6 +304,7 @@ impl Process {
                 0
             };
         }
+        self.slabs.add_to(&mut stats);
         Ok(stats)
     }
 

@@ -22,6 +22,26 @@ pub(super) fn watch_forks() {
     AT_STAKE.store(true, Ordering::SeqCst);
 }
 
+/// Whether this process was forked from one that had memory of the host.
+static LOST_HOST_MEMORY: AtomicBool = AtomicBool::new(false);
+
+/// From here on, a child that is forked knows that it does not have the host's memory of its parent.
+pub(super) fn watch_host_memory() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        linux::at_fork_in_child(note_lost_host_memory);
+    });
+}
+
+extern "C" fn note_lost_host_memory() {
+    LOST_HOST_MEMORY.store(true, Ordering::SeqCst);
+}
+
+/// Whether the host's memory that the process's records tell of is its parent's.
+pub(super) fn has_lost_host_memory() -> bool {
+    LOST_HOST_MEMORY.load(Ordering::Relaxed)
+}
+
 /// The driver could not be initialised: a child forked from here on has lost nothing.
 pub(super) fn nothing_at_stake() {
     AT_STAKE.store(false, Ordering::SeqCst);
@@ -59,6 +79,7 @@ extern "C" fn note_exit() {
     EXITING.store(true, Ordering::SeqCst);
     // A forked child has them from its parent, which goes on.
     if !has_forked() {
+        super::slabs::stop_growing();
         scratch::remove_all();
         shm::remove_all();
     }

@@ -18,6 +18,7 @@ mod pooled;
 mod report;
 pub mod residency;
 pub mod sharing;
+pub mod slabs;
 pub mod stats;
 pub mod tags;
 
@@ -69,6 +70,7 @@ pub struct Process {
     stores: Stores,
     listening: residency::Listening,
     host_blocks: host::HostBlocks,
+    slabs: slabs::Slabs,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -122,6 +124,7 @@ impl Process {
             },
             listening: residency::Listening::default(),
             host_blocks: host::HostBlocks::default(),
+            slabs: slabs::Slabs::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

@@ -46,27 +46,21 @@ pub struct HostBlock {
 }
 
 /// Threads that populate: what the first sleep's pipeline was fastest with. Not measured for blocks by themselves.
-const THREADS: u64 = 8;
+pub(super) const THREADS: u64 = 8;
 /// What one of them populates at a time.
-const STEP: u64 = 64 << 20;
+const STEP: u64 = 16 << 20;
 /// Registrations of 512 GiB fail on drivers of the 580 series.
-const MOST_REGISTERED: u64 = 256 << 30;
+pub(super) const MOST_REGISTERED: u64 = 256 << 30;
 
 impl HostBlock {
     /// Makes what is wanted.
     pub fn make(wanted: &Wanted<'_>, warnings: &Warnings) -> Result<HostBlock> {
         let bytes = length(wanted)?;
         check_left(wanted, bytes)?;
-        let pages = match wanted.pages {
-            PageKind::Ordinary => Pages::map(bytes)?,
-            PageKind::SetAside(page) => Pages::map_set_aside(bytes, page)?,
-            PageKind::Shared(segment) => segment.map()?,
-        };
+        let pages = map_bound(wanted, bytes, warnings)?;
         let address = pages.address();
-        if let Some(node) = wanted.node {
-            bind(&pages, node, warnings)?;
-        }
-        populate(&pages, wanted.node.map_or(&[][..], |node| &node.processors))?;
+        let processors = wanted.node.map_or(&[][..], |node| &node.processors);
+        populate(&pages, 0, bytes, processors, THREADS)?;
         let (mut pinned, mut plain) = (Vec::new(), None);
         match wanted.pinned {
             None => plain = Some(pages),
@@ -117,7 +111,8 @@ impl HostBlock {
     }
 }
 
-fn length(wanted: &Wanted<'_>) -> Result<u64> {
+/// Its length in whole pages.
+pub(super) fn length(wanted: &Wanted<'_>) -> Result<u64> {
     match wanted.pages {
         PageKind::SetAside(page) => whole_pages(wanted.operation, wanted.bytes, page),
         _ => whole(wanted.operation, wanted.bytes),
@@ -140,7 +135,7 @@ fn whole_pages(operation: &'static str, bytes: u64, page: u64) -> Result<u64> {
 }
 
 /// What the system has not got is not tried: it would swap and kill before it said no.
-fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
+pub(super) fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
     // Pages that are set aside are in no other count, and are reserved by the mapping; others' are theirs.
     let is_there = match wanted.pages {
         PageKind::Ordinary => false,
@@ -165,6 +160,19 @@ fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
         .advice("Ask for less, or free memory of the host; a control group may limit the process"))
 }
 
+/// Addresses for `bytes`, of the node that is wanted, with nothing behind them yet.
+pub(super) fn map_bound(wanted: &Wanted<'_>, bytes: u64, warnings: &Warnings) -> Result<Pages> {
+    let pages = match wanted.pages {
+        PageKind::Ordinary => Pages::map(bytes)?,
+        PageKind::SetAside(page) => Pages::map_set_aside(bytes, page)?,
+        PageKind::Shared(segment) => segment.map()?,
+    };
+    if let Some(node) = wanted.node {
+        bind(&pages, node, warnings)?;
+    }
+    Ok(pages)
+}
+
 fn bind(pages: &Pages, node: &Node, warnings: &Warnings) -> Result<()> {
     if let Some(error) = numa::bind(pages, node.number)? {
         warnings.warn(Warning::Unbound, || {
@@ -178,25 +186,32 @@ fn bind(pages: &Pages, node: &Node, warnings: &Warnings) -> Result<()> {
     Ok(())
 }
 
-/// Puts memory behind all pages, by threads on these processors, where any are named.
-fn populate(pages: &Pages, processors: &[usize]) -> Result<()> {
-    let steps = pages.bytes().div_ceil(STEP);
+/// Puts memory behind `bytes` from `offset` on, by at most `threads` on these processors, where any are named.
+pub(super) fn populate(
+    pages: &Pages,
+    offset: u64,
+    bytes: u64,
+    processors: &[usize],
+    threads: u64,
+) -> Result<()> {
+    let end = offset + bytes;
+    let steps = bytes.div_ceil(STEP);
     let there = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let next = AtomicU64::new(0);
     let work = || {
         loop {
-            let begin = next.fetch_add(1, Ordering::Relaxed) * STEP;
-            if begin >= pages.bytes() {
+            let begin = offset + next.fetch_add(1, Ordering::Relaxed) * STEP;
+            if begin >= end {
                 return Ok(());
             }
-            pages.populate_part(begin, STEP.min(pages.bytes() - begin))?;
+            pages.populate_part(begin, STEP.min(end - begin))?;
         }
     };
     if steps == 1 {
         return work();
     }
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS.min(steps).min(there))
+        let threads: Vec<_> = (0..threads.min(steps).min(there))
             .map(|_| {
                 std::thread::Builder::new().spawn_scoped(scope, || {
                     // Where they may not run there, the memory is bound all the same.

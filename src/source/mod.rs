@@ -5,6 +5,7 @@ pub mod device;
 pub mod host;
 pub mod managed;
 pub mod pinned;
+pub mod slab;
 pub mod stream_ordered;
 pub mod vmm;
 

@@ -138,6 +138,34 @@ impl Pages {
         parts
     }
 
+    /// The first `bytes`, a multiple of [`PAGE`] below its length and above 0, and the rest.
+    pub fn split_at(mut self, bytes: u64) -> (Pages, Pages) {
+        assert!(
+            bytes > 0 && bytes < self.bytes && bytes % PAGE == 0,
+            "a cut inside the pages"
+        );
+        let first = Pages {
+            address: self.address,
+            bytes,
+        };
+        self.address += bytes;
+        self.bytes -= bytes;
+        (first, self)
+    }
+
+    /// These and those that lie right behind them as one.
+    pub fn join(mut self, after: Pages) -> Pages {
+        assert_eq!(self.address + self.bytes, after.address, "neighbours");
+        self.bytes += after.bytes;
+        std::mem::forget(after);
+        self
+    }
+
+    /// Gives the memory behind private pages back; the addresses stay, and read as zeros.
+    pub fn empty(&self) {
+        self.advise(libc::MADV_DONTNEED);
+    }
+
     /// Its first address.
     pub fn address(&self) -> u64 {
         self.address
@@ -149,7 +177,7 @@ impl Pages {
     }
 
     fn advise(&self, advice: libc::c_int) -> bool {
-        // SAFETY: the mapping is this one's own; none of the advices used changes its contents.
+        // SAFETY: the mapping is this one's own; none of the advices used reaches beyond it.
         unsafe { libc::madvise(self.address as *mut _, self.bytes as usize, advice) == 0 }
     }
 
@@ -320,6 +348,25 @@ mod tests {
         let expected = [(0, 2), (2, 2), (4, 1)].map(|(at, len)| (at * HUGE_PAGE, len * HUGE_PAGE));
         assert_eq!(seen, expected);
         parts.iter().for_each(|part| part.populate().unwrap());
+    }
+
+    #[test]
+    fn what_was_cut_is_joined_and_emptied() {
+        let pages = Pages::map(3 * HUGE_PAGE).unwrap();
+        let begin = pages.address();
+        pages.populate().unwrap();
+        let (first, rest) = pages.split_at(HUGE_PAGE);
+        // SAFETY: inside the mapping.
+        let byte = |pages: &Pages| unsafe { AtomicU8::from_ptr(pages.address() as *mut u8) };
+        byte(&first).store(3, Ordering::Relaxed);
+        byte(&rest).store(4, Ordering::Relaxed);
+        rest.empty();
+        assert_eq!(
+            [&first, &rest].map(|pages| byte(pages).load(Ordering::Relaxed)),
+            [3, 0]
+        );
+        let pages = first.join(rest);
+        assert_eq!((pages.address(), pages.bytes()), (begin, 3 * HUGE_PAGE));
     }
 
     #[test]

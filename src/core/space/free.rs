@@ -1,6 +1,7 @@
 //! Which free piece a block is cut from.
 
 use crate::core::address_index::AddressIndex;
+use crate::core::radix::UNIT;
 use crate::core::size_index::SizeIndex;
 
 /// How a space chooses.
@@ -78,5 +79,19 @@ impl FreeIndex {
             FreeIndex::BySize(index) => index.largest(),
             FreeIndex::ByAddress(index) => index.largest(),
         }
+    }
+
+    /// Every piece that is listed and its units, found without trust in the lists; what is wrong with them.
+    pub fn listed(&self) -> Result<Vec<(u32, u64)>, String> {
+        match self {
+            FreeIndex::BySize(index) => index.checked(),
+            FreeIndex::ByAddress(index) => Ok(index.entries().collect()),
+        }
+    }
+
+    /// Whether a piece of `bytes` may be listed with `units`; lists by address cut them off.
+    pub fn holds(bytes: u64, units: u64) -> bool {
+        let whole = bytes / UNIT;
+        whole == units || (units == u64::from(u32::MAX) && whole > units)
     }
 }

@@ -6,6 +6,7 @@
 //! used again at once. Memory that no work uses any more has none ([`Color::NEUTRAL`]) and serves
 //! everybody. Neighbours of one colour are one piece.
 
+mod audit;
 mod dormant;
 mod free;
 mod pieces;
@@ -97,6 +98,19 @@ impl Space {
         let piece = self.pieces.add_range(address, bytes, state);
         self.places.insert(address, bytes);
         self.list(piece);
+    }
+
+    /// Adds a place behind the range that ends at `address`, free for `color`; memory may reach over both. Looks at
+    /// every piece.
+    pub fn extend_backed_range(&mut self, address: u64, bytes: u64, color: Color) {
+        let last = self.pieces.iter().find(|(_, piece)| piece.end() == address);
+        let Some((last, _)) = last else {
+            return self.add_backed_range(address, bytes, color);
+        };
+        let state = State::Free { color, epoch: 0 };
+        let piece = self.pieces.add_behind(last, bytes, state);
+        self.places.insert(address, bytes);
+        self.join(piece);
     }
 
     /// Forgets the range of a place that is its only one and was taken ([`Space::take_place`]).
@@ -210,6 +224,12 @@ impl Space {
         self.pieces.get_mut(piece).set_state(state);
         self.used -= node.bytes;
         self.join(piece);
+    }
+
+    /// Cuts a block in use in two, both in use; the piece behind the first `bytes`.
+    pub fn split_used(&mut self, piece: u32, bytes: u64) -> u32 {
+        let address = self.pieces.get(piece).address;
+        self.pieces.split(piece, address + bytes)
     }
 
     /// The length of a block in use.
@@ -362,20 +382,5 @@ impl Space {
             }
             State::Used | State::Limbo => {}
         }
-    }
-
-    /// Finds whatever contradicts itself.
-    pub fn audit(&self) -> Result<(), String> {
-        let listed = |piece: u32| match self.pieces.get(piece).state() {
-            State::Free { color, .. } => self.free[color.0 as usize].at_least(1).contains(&piece),
-            State::Hole => self.holes.get(&self.pieces.get(piece).address) == Some(&piece),
-            State::Dormant => self.dormant.get(&self.pieces.get(piece).address) == Some(&piece),
-            State::Used | State::Limbo => true,
-        };
-        let used = self.pieces.audit(listed)?;
-        if used != self.used {
-            return Err(format!("{used} bytes in use, {} counted", self.used));
-        }
-        self.audit_places()
     }
 }

@@ -82,7 +82,24 @@ impl From<State> for Packed {
     }
 }
 
+fn check_neighbours(left: &Piece, right: &Piece) -> Result<(), String> {
+    let address = right.address;
+    if left.address.checked_add(left.bytes) != Some(address) {
+        return Err(format!("a gap or overlap before {address:#x}"));
+    }
+    if left.state().joins(right.state()) {
+        return Err(format!("two pieces at {address:#x} should be one"));
+    }
+    Ok(())
+}
+
 impl Piece {
+    /// Whether its state is one that is given to pieces: an epoch belongs to memory of a colour.
+    fn is_possible(&self) -> bool {
+        let epoch = self.state.0 >> COLOR_BITS;
+        matches!(self.state(), State::Free { color, .. } if color != Color::NEUTRAL) || epoch == 0
+    }
+
     pub fn end(&self) -> u64 {
         self.address + self.bytes
     }
@@ -149,6 +166,19 @@ impl Pieces {
         piece
     }
 
+    /// Adds a piece at the end of a range, behind its last one.
+    pub fn add_behind(&mut self, last: u32, bytes: u64, state: State) -> u32 {
+        let piece = self.add(Piece {
+            address: self.get(last).end(),
+            bytes,
+            before: last,
+            after: NONE,
+            state: state.into(),
+        });
+        self.get_mut(last).after = piece;
+        piece
+    }
+
     /// How many ranges there are.
     pub fn range_count(&self) -> usize {
         self.firsts.len()
@@ -206,40 +236,36 @@ impl Pieces {
         self.spare.push(right_number);
     }
 
-    /// Checks the order of pieces and calls `listed` for each; the bytes in use.
-    pub fn audit(&self, listed: impl Fn(u32) -> bool) -> Result<u64, String> {
-        let (mut used, mut count) = (0, 0);
+    /// Every piece in order, found without trust in what the pieces say of each other; what contradicts itself.
+    pub fn checked(&self) -> Result<Vec<(u32, Piece)>, String> {
+        let mut found = Vec::with_capacity(self.all.len());
         for first in &self.firsts {
             let (mut number, mut before) = (*first, NONE);
             while number != NONE {
-                let piece = self.get(number);
+                let piece = *(self.all.get(number as usize))
+                    .ok_or_else(|| format!("piece {number} does not exist"))?;
                 let address = piece.address;
                 if piece.before != before {
                     return Err(format!("the piece at {address:#x} has lost its neighbour"));
                 }
-                if before != NONE {
-                    let left = self.get(before);
-                    if left.end() != address {
-                        return Err(format!("a gap or overlap before {address:#x}"));
-                    }
-                    if left.state().joins(piece.state()) {
-                        return Err(format!("two pieces at {address:#x} should be one"));
-                    }
+                if let (Some((_, left)), true) = (found.last(), before != NONE) {
+                    check_neighbours(left, &piece)?;
                 }
-                if piece.bytes == 0 || !listed(number) {
-                    return Err(format!("the piece at {address:#x} is not listed"));
+                let end = address.checked_add(piece.bytes);
+                if piece.bytes == 0 || end.is_none() || !piece.is_possible() {
+                    return Err(format!("the piece at {address:#x} cannot be"));
                 }
-                if piece.state() == State::Used {
-                    used += piece.bytes;
+                found.push((number, piece));
+                if found.len() > self.all.len() {
+                    return Err("pieces lie in a circle".to_owned());
                 }
-                count += 1;
                 (before, number) = (number, piece.after);
             }
         }
-        if count + self.spare.len() != self.all.len() {
+        if found.len() + self.spare.len() != self.all.len() {
             return Err("pieces were lost".to_owned());
         }
-        Ok(used)
+        Ok(found)
     }
 
     /// Every piece, range by range.
@@ -251,5 +277,22 @@ impl Pieces {
             };
             std::iter::successors(Some(*first), after).map(|number| (number, self.get(number)))
         })
+    }
+}
+
+#[cfg(test)]
+impl Pieces {
+    pub const FIELDS: usize = 5;
+
+    /// Damages a field of what is known of a piece.
+    pub fn flip(&mut self, number: u32, field: usize, bit: u32) {
+        let piece = &mut self.all[number as usize];
+        match field {
+            0 => piece.address ^= 1 << bit,
+            1 => piece.bytes ^= 1 << bit,
+            2 => piece.before ^= 1 << (bit % 32),
+            3 => piece.after ^= 1 << (bit % 32),
+            _ => piece.state.0 ^= 1 << bit,
+        }
     }
 }

@@ -120,40 +120,4 @@ impl Space {
             self.join(number);
         }
     }
-
-    pub(super) fn audit_places(&self) -> Result<(), String> {
-        let mut places = self.places.iter();
-        let mut place = places.next();
-        let mut pieces: Vec<_> = self.pieces.iter().map(|(_, piece)| *piece).collect();
-        pieces.sort_by_key(|piece| piece.address);
-        for piece in pieces {
-            let backed = matches!(
-                piece.state(),
-                State::Used | State::Free { .. } | State::Dormant
-            );
-            let mut next = piece.address;
-            while let Some((address, bytes)) = place {
-                if *address >= piece.end() {
-                    break;
-                }
-                if !backed || *address > next {
-                    return Err(format!("the place at {address:#x} lies wrong"));
-                }
-                next = address + bytes;
-                if next > piece.end() {
-                    break;
-                }
-                place = places.next();
-            }
-            if backed && next < piece.end() {
-                return Err(format!("nothing backs {next:#x}"));
-            }
-        }
-        match place {
-            Some((address, bytes)) if places.next().is_some() || *bytes == 0 => {
-                Err(format!("the place at {address:#x} lies nowhere"))
-            }
-            _ => Ok(()),
-        }
-    }
 }

@@ -289,3 +289,39 @@ fn memory_freed_while_its_place_dozes_serves_after_it_only() {
     let again = space.allocate(GRANULE / 2, align(UNIT), Color(7)).unwrap();
     assert_eq!(again.address, blocks[0].address);
 }
+
+#[test]
+fn damage_to_any_field_of_any_piece_is_found() {
+    let mut space = Space::new(align(UNIT), Fit::Best);
+    space.add_backed_range(BASE, 64 * UNIT, Color::NEUTRAL);
+    space.add_backed_range(2 * BASE, 64 * UNIT, Color::NEUTRAL);
+    let blocks: Vec<Given> = (1..9)
+        .map(|units| {
+            let bytes = units * UNIT;
+            space.allocate(bytes, align(UNIT), Color::NEUTRAL).unwrap()
+        })
+        .collect();
+    for block in blocks.iter().step_by(2) {
+        space.free(block.piece, Color::NEUTRAL, 0);
+    }
+    space.audit().unwrap();
+    let pieces: Vec<u32> = space.pieces.iter().map(|(number, _)| number).collect();
+    assert!(pieces.len() > 8);
+    let mut damaged = 0;
+    for piece in pieces {
+        for field in 0..Space::FIELDS {
+            for bit in 0..64 {
+                if space.flip(piece, field, bit) {
+                    assert!(
+                        space.audit().is_err(),
+                        "piece {piece} field {field} bit {bit}"
+                    );
+                    space.flip(piece, field, bit);
+                    damaged += 1;
+                }
+            }
+        }
+        space.audit().unwrap();
+    }
+    assert!(damaged > 8 * 5 * 64);
+}

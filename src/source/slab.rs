@@ -1,0 +1,501 @@
+//! Memory of the host that grows: addresses for all of it from the start, a first part of memory before the
+//! first use, the rest part by part from a thread behind it, at a pace. Every part is registered as a whole,
+//! and a copy may not cross from one into the next.
+
+use super::host::{self, PageKind, Wanted};
+use crate::error::{Error, Result, Status, Warnings};
+use crate::gpu::{Device, Registered};
+use crate::sys::numa::Node;
+use crate::sys::pages::{HUGE_PAGE, Pages};
+use std::ffi::c_uint;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A slab that is wanted.
+pub struct SlabWanted<'a> {
+    /// Who asks, in errors.
+    pub operation: &'static str,
+    /// Its length once it is grown.
+    pub bytes: u64,
+    /// What is there before the first use, up to `bytes`.
+    pub first: u64,
+    /// The most that is registered at once by growing; 0 for 1 GiB, or a 64th of a slab above 64 GiB.
+    pub part: u64,
+    /// Bytes a second that growing takes on while nobody waits for it; 0 for [`PACE`].
+    pub pace: u64,
+    /// The pages behind it; shared ones are all there from the start.
+    pub pages: PageKind<'a>,
+    /// The node that it is to be on.
+    pub node: Option<Node>,
+    /// The device whose driver pins it, and the driver's flags.
+    pub pinned: Option<(Arc<Device>, c_uint)>,
+}
+
+/// What growing takes on in a second while nobody waits for it.
+pub const PACE: u64 = 8 << 30;
+/// What is populated between two looks at whether to stop, at pace and for somebody who waits.
+const STEP: u64 = 64 << 20;
+const STEP_IN_HASTE: u64 = 512 << 20;
+/// Threads that populate at pace; more take bandwidth from copies that run.
+const THREADS_AT_PACE: u64 = 2;
+const LEAST_PART: u64 = 1 << 30;
+const MOST_PARTS: u64 = 64;
+/// Threads that unregister at the end.
+const THREADS_AT_THE_END: usize = 4;
+
+/// A part that is there: its first address and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its first address.
+    pub address: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+enum Memory {
+    Pinned(Registered),
+    Plain(Pages),
+}
+
+impl Memory {
+    fn place(&self) -> Part {
+        match self {
+            Memory::Pinned(part) => Part {
+                address: part.address(),
+                bytes: part.bytes(),
+            },
+            Memory::Plain(pages) => Part {
+                address: pages.address(),
+                bytes: pages.bytes(),
+            },
+        }
+    }
+
+    fn into_pages(self) -> std::result::Result<Pages, (Memory, Error)> {
+        match self {
+            Memory::Plain(pages) => Ok(pages),
+            Memory::Pinned(part) => part
+                .into_pages()
+                .map_err(|(part, error)| (Memory::Pinned(part), error)),
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    parts: Vec<Memory>,
+    /// Addresses behind which nothing is yet.
+    rest: Option<Pages>,
+    ready: u64,
+    target: u64,
+    is_growing: bool,
+    must_stop: bool,
+    waiting: usize,
+    failure: Option<Error>,
+}
+
+/// How far a slab is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Bytes that are there.
+    pub ready: u64,
+    /// Bytes that it grows to.
+    pub target: u64,
+    /// In how many parts the bytes are.
+    pub parts: usize,
+    /// Whether it grows now.
+    pub is_growing: bool,
+    /// Why it stopped growing before the target.
+    pub failure: Option<Error>,
+}
+
+struct Shared {
+    operation: &'static str,
+    address: u64,
+    bytes: u64,
+    part: u64,
+    pace: u64,
+    processors: Vec<usize>,
+    node: Option<Node>,
+    pinned: Option<(Arc<Device>, c_uint)>,
+    is_set_aside: bool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Memory of the host that grows. Given back when dropped.
+pub struct Slab {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Slab {
+    /// Makes what is wanted; growing has begun when this returns.
+    pub fn open(wanted: SlabWanted<'_>, warnings: &Warnings) -> Result<Slab> {
+        let operation = wanted.operation;
+        let mut block = Wanted {
+            operation,
+            bytes: wanted.bytes,
+            pages: wanted.pages,
+            node: wanted.node.as_ref(),
+            pinned: None,
+        };
+        let bytes = host::length(&block)?;
+        let is_shared = matches!(wanted.pages, PageKind::Shared(_));
+        let is_set_aside = matches!(wanted.pages, PageKind::SetAside(_));
+        block.bytes = match is_shared {
+            true => bytes,
+            false => wanted.first.clamp(1, bytes),
+        };
+        let first = host::length(&block)?.next_multiple_of(HUGE_PAGE).min(bytes);
+        host::check_left(&block, if is_set_aside { bytes } else { first })?;
+        let pages = host::map_bound(&block, bytes, warnings)?;
+        let shared = Shared {
+            operation,
+            address: pages.address(),
+            bytes,
+            part: part_of(wanted.part, bytes),
+            pace: if wanted.pace == 0 { PACE } else { wanted.pace },
+            processors: wanted
+                .node
+                .as_ref()
+                .map_or(Vec::new(), |node| node.processors.clone()),
+            node: wanted.node,
+            pinned: wanted.pinned,
+            is_set_aside,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        shared.lock().rest = Some(pages);
+        let slab = Slab {
+            shared: Arc::new(shared),
+            thread: Mutex::default(),
+        };
+        slab.shared.add_part(first, None)?;
+        slab.grow(bytes)?;
+        Ok(slab)
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> u64 {
+        self.shared.address
+    }
+
+    /// Its length once it is grown.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.shared.lock().progress()
+    }
+
+    /// The parts that are there, but for the first `known`.
+    pub fn parts_from(&self, known: usize) -> Vec<Part> {
+        let state = self.shared.lock();
+        state.parts.iter().skip(known).map(Memory::place).collect()
+    }
+
+    /// Grows up to `target` bytes, in the background; goes on after a failure.
+    pub fn grow(&self, target: u64) -> Result<()> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.shared.lock();
+        state.target = target.clamp(state.ready, self.shared.bytes);
+        if state.is_growing || state.must_stop || state.target == state.ready {
+            return Ok(());
+        }
+        state.failure = None;
+        state.is_growing = true;
+        drop(state);
+        if let Some(ended) = thread.take() {
+            // It has let go of the state for good.
+            let _ = ended.join();
+        }
+        let shared = self.shared.clone();
+        let spawned = std::thread::Builder::new()
+            .name("hbmalloc-slab".to_owned())
+            .spawn(move || shared.grow_unless_it_panics());
+        match spawned {
+            Ok(spawned) => *thread = Some(spawned),
+            Err(error) => {
+                self.shared.lock().is_growing = false;
+                return Err(Error::new(Status::OutOfMemory, self.shared.operation)
+                    .detail(format!("no thread could be started to grow: {error}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there are more than `known` parts or no more are coming, at most until `deadline`; growing
+    /// makes haste meanwhile. How many there are then.
+    pub fn wait_for_part(&self, known: usize, deadline: Option<Instant>) -> usize {
+        self.shared
+            .wait(deadline, |state| state.parts.len() > known);
+        self.shared.lock().parts.len()
+    }
+
+    /// Waits until `bytes` are there, at most until `deadline`. The failure that stopped it, if one did.
+    pub fn wait_for_bytes(&self, bytes: u64, deadline: Option<Instant>) -> Result<Progress> {
+        self.shared.wait(deadline, |state| state.ready >= bytes);
+        let progress = self.progress();
+        match progress.failure {
+            Some(error) if progress.ready < bytes => Err(error),
+            _ => Ok(progress),
+        }
+    }
+
+    /// Stops growing where it is; returns once the thread is out of the driver.
+    pub fn stop_growing(&self) {
+        let mut state = self.shared.lock();
+        state.target = state.ready;
+        drop(state);
+        self.shared.wait(None, |_| false);
+    }
+
+    /// Gives whole parts back, which nobody uses, from the end, while `least` bytes stay; the bytes given back.
+    pub fn shrink_to(&self, least: u64) -> Result<u64> {
+        self.stop_growing();
+        let mut given_back = 0;
+        loop {
+            let last = self.parts_from(0).pop().map_or(0, |part| part.bytes);
+            if self.progress().ready.saturating_sub(last) < least {
+                return Ok(given_back);
+            }
+            match self.shrink()? {
+                0 => return Ok(given_back),
+                bytes => given_back += bytes,
+            }
+        }
+    }
+
+    /// Gives the memory of the last part back, which nobody uses, and stops growing; its length, 0 for the first
+    /// part, which stays. Its addresses stay.
+    pub fn shrink(&self) -> Result<u64> {
+        self.stop_growing();
+        let mut state = self.shared.lock();
+        let last = match state.parts.len() {
+            0 | 1 => None,
+            _ => state.parts.pop(),
+        };
+        let Some(last) = last else {
+            return Ok(0);
+        };
+        match last.into_pages() {
+            Ok(pages) => {
+                let bytes = pages.bytes();
+                pages.empty();
+                state.ready -= bytes;
+                state.target = state.ready;
+                state.give_to_rest(pages);
+                Ok(bytes)
+            }
+            Err((last, error)) => {
+                state.parts.push(last);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        self.shared.lock().must_stop = true;
+        self.shared.changed.notify_all();
+        let thread = (self.thread.get_mut()).unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            let _ = thread.join();
+        }
+        let parts = std::mem::take(&mut self.shared.lock().parts);
+        let parts = Mutex::new(parts);
+        let take = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        std::thread::scope(|scope| {
+            for _ in 1..THREADS_AT_THE_END {
+                // Who cannot be had leaves it to the others.
+                let _ =
+                    std::thread::Builder::new().spawn_scoped(scope, || while take().is_some() {});
+            }
+            while take().is_some() {}
+        });
+    }
+}
+
+impl State {
+    fn progress(&self) -> Progress {
+        Progress {
+            ready: self.ready,
+            target: self.target,
+            parts: self.parts.len(),
+            is_growing: self.is_growing,
+            failure: self.failure.clone(),
+        }
+    }
+
+    fn give_to_rest(&mut self, pages: Pages) {
+        self.rest = Some(match self.rest.take() {
+            Some(rest) => pages.join(rest),
+            None => pages,
+        });
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `is_there` holds or growing has stopped.
+    fn wait(&self, deadline: Option<Instant>, is_there: impl Fn(&State) -> bool) {
+        let mut state = self.lock();
+        state.waiting += 1;
+        self.changed.notify_all();
+        while state.is_growing && !is_there(&state) {
+            let left = deadline.map_or(Duration::from_secs(1), |deadline| {
+                deadline.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.waiting -= 1;
+    }
+
+    fn grow_unless_it_panics(&self) {
+        if catch_unwind(AssertUnwindSafe(|| self.grow())).is_err() {
+            let mut state = self.lock();
+            state.failure =
+                Some(Error::new(Status::Internal, "grow a slab").detail("a panic was caught"));
+            self.end(state);
+        }
+    }
+
+    fn grow(&self) {
+        loop {
+            let mut state = self.lock();
+            let missing = state.target.saturating_sub(state.ready);
+            if missing == 0 || state.must_stop {
+                break self.end(state);
+            }
+            drop(state);
+            match self.add_part(self.part.min(missing), Some(self.pace)) {
+                Ok(()) => self.changed.notify_all(),
+                Err(error) => {
+                    state = self.lock();
+                    state.failure = Some(error);
+                    break self.end(state);
+                }
+            }
+        }
+    }
+
+    fn end(&self, mut state: MutexGuard<'_, State>) {
+        state.is_growing = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Puts memory behind the next `bytes` of addresses, and pins them; at a pace if one is given. What nobody
+    /// wants any more is given up half-way.
+    fn add_part(&self, bytes: u64, pace: Option<u64>) -> Result<()> {
+        let Some(rest) = self.lock().rest.take() else {
+            return Ok(());
+        };
+        let (pages, rest) = match bytes < rest.bytes() {
+            true => {
+                let (pages, rest) = rest.split_at(bytes);
+                (pages, Some(rest))
+            }
+            false => (rest, None),
+        };
+        self.lock().rest = rest;
+        let populated = self.check_left(bytes).and_then(|()| match pace {
+            Some(pace) => self.populate_at(&pages, pace),
+            None => {
+                host::populate(&pages, 0, bytes, &self.processors, host::THREADS).map(|()| true)
+            }
+        });
+        let memory = match (populated, &self.pinned) {
+            (Ok(true), None) => Ok(Memory::Plain(pages)),
+            (Ok(true), Some((device, flags))) => Registered::try_register(device, pages, *flags)
+                .map(Memory::Pinned)
+                .map_err(|(pages, error)| (pages, Some(error))),
+            (Ok(false), _) => Err((pages, None)),
+            (Err(error), _) => Err((pages, Some(error))),
+        };
+        let mut state = self.lock();
+        match memory {
+            Ok(memory) => {
+                state.ready += memory.place().bytes;
+                state.parts.push(memory);
+                Ok(())
+            }
+            Err((pages, error)) => {
+                pages.empty();
+                state.give_to_rest(pages);
+                let ready = state.ready;
+                error.map_or(Ok(()), |error| {
+                    Err(error.also(&format!("{ready} bytes of the slab are there")))
+                })
+            }
+        }
+    }
+
+    fn check_left(&self, bytes: u64) -> Result<()> {
+        if self.is_set_aside {
+            return Ok(());
+        }
+        let wanted = Wanted {
+            operation: self.operation,
+            bytes,
+            pages: PageKind::Ordinary,
+            node: self.node.as_ref(),
+            pinned: None,
+        };
+        host::check_left(&wanted, bytes)
+    }
+
+    /// Whether all of it was populated; no where it was told to stop.
+    fn populate_at(&self, pages: &Pages, pace: u64) -> Result<bool> {
+        let (begun, mut done, mut in_haste) = (Instant::now(), 0, 0);
+        while done < pages.bytes() {
+            let due = begun + Duration::from_secs_f64((done - in_haste) as f64 / pace as f64);
+            let has_haste = {
+                let mut state = self.lock();
+                loop {
+                    if state.must_stop || state.ready >= state.target {
+                        return Ok(false);
+                    }
+                    let early = due.saturating_duration_since(Instant::now());
+                    if state.waiting > 0 || early.is_zero() {
+                        break state.waiting > 0;
+                    }
+                    let waited = self.changed.wait_timeout(state, early);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                }
+            };
+            let (step, threads) = match has_haste {
+                true => (STEP_IN_HASTE, host::THREADS),
+                false => (STEP, THREADS_AT_PACE),
+            };
+            let step = step.min(pages.bytes() - done);
+            host::populate(pages, done, step, &self.processors, threads)?;
+            done += step;
+            in_haste += if has_haste { step } else { 0 };
+        }
+        Ok(true)
+    }
+}
+
+fn part_of(wanted: u64, bytes: u64) -> u64 {
+    let part = match wanted {
+        0 => LEAST_PART.max(bytes.div_ceil(MOST_PARTS)),
+        wanted => wanted,
+    };
+    (part.checked_next_multiple_of(HUGE_PAGE)).map_or(host::MOST_REGISTERED, |part| {
+        part.min(host::MOST_REGISTERED)
+    })
+}
