@@ -1266,6 +1266,19 @@ int32_t hbm_object_release(struct hbm_objects_t *objects,
                            uint64_t handle,
                            uint32_t *count);
 
+// Adds a reference to each of `count` objects, or to none: as hbm_object_retain.
+//
+// Required: `handles` must hold `count` numbers.
+int32_t hbm_objects_retain(struct hbm_objects_t *objects, const uint64_t *handles, size_t count);
+
+// Takes a reference away from each of `count` objects: as hbm_object_release. What has none is HBM_NOT_OWNED, told after the
+// others were released.
+//
+// Required: `handles` must hold `count` numbers.
+int32_t hbm_objects_release(struct hbm_objects_t *objects,
+                            const uint64_t *handles,
+                            size_t count);
+
 // Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 4095
 // pins an object; how many there are is written to `*count` (which may be NULL).
 //

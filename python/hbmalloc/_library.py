@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 from ctypes import (
-    POINTER, c_char, c_char_p, c_double, c_int32, c_size_t, c_ssize_t, c_uint, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
+    POINTER, c_char, c_char_p, c_double, c_int32, c_int64, c_size_t, c_ssize_t, c_uint, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
 )
 
 from ._errors import BY_STATUS, HbmallocError
@@ -133,6 +133,19 @@ class HostBlocks(ctypes.Structure):
     _fields_ = _counts("blocks", "requested", "bytes", "pinned")
 
 
+class SlabWanted(ctypes.Structure):
+    _fields_ = [("struct_size", c_size_t), ("bytes", c_uint64), ("initial_bytes", c_uint64), ("part_bytes", c_uint64),
+                ("bytes_per_second", c_uint64), ("flags", c_uint), ("numa_node", c_int32), ("shm_name", c_char_p)]
+
+
+class SlabStats(ctypes.Structure):
+    _fields_ = _counts("address", "bytes", "ready", "target", "parts") + [("is_growing", c_int32), ("failure", c_int32)]
+
+
+class ObjectsUsage(ctypes.Structure):
+    _fields_ = _counts("used", "total", "largest_free", "objects")
+
+
 class Export(ctypes.Structure):
     """hbm_export_t."""
 
@@ -218,6 +231,28 @@ PROTOTYPES = {
     "hbm_attach_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
     "hbm_free_shm_pinned_ptr": (c_int32, [c_size_t, c_size_t, c_char_p]),
     "hbm_host_blocks": (c_int32, [POINTER(HostBlocks)]),
+    "hbm_slab_open": (c_int32, [POINTER(SlabWanted), POINTER(c_void_p)]),
+    "hbm_slab_close": (c_int32, [c_void_p]),
+    "hbm_slab_stats": (c_int32, [c_void_p, POINTER(SlabStats)]),
+    "hbm_slab_seams": (c_int32, [c_void_p, POINTER(c_uint64), c_size_t, POINTER(c_size_t)]),
+    "hbm_slab_wait": (c_int32, [c_void_p, c_uint64, c_int64]),
+    "hbm_slab_grow": (c_int32, [c_void_p, c_uint64]),
+    "hbm_slab_shrink": (c_int32, [c_void_p, c_uint64, POINTER(c_uint64)]),
+    "hbm_objects_open": (c_int32, [c_void_p, c_uint64, POINTER(c_void_p)]),
+    "hbm_objects_close": (c_int32, [c_void_p]),
+    "hbm_objects_extend": (c_int32, [c_void_p, c_uint64]),
+    "hbm_objects_allocate": (c_int32, [c_void_p, c_size_t, c_size_t, c_int64, c_void_p, c_void_p, c_void_p]),
+    "hbm_objects_free": (c_int32, [c_void_p, c_void_p, c_size_t]),
+    "hbm_objects_retain": (c_int32, [c_void_p, c_void_p, c_size_t]),
+    "hbm_objects_release": (c_int32, [c_void_p, c_void_p, c_size_t]),
+    "hbm_object_retain": (c_int32, [c_void_p, c_uint64, POINTER(c_uint)]),
+    "hbm_object_release": (c_int32, [c_void_p, c_uint64, POINTER(c_uint)]),
+    "hbm_object_pin": (c_int32, [c_void_p, c_uint64, c_uint64, POINTER(c_uint)]),
+    "hbm_object_unpin": (c_int32, [c_void_p, c_uint64, c_uint64, POINTER(c_uint)]),
+    "hbm_objects_unpin_all": (c_int32, [c_void_p, c_uint64, POINTER(c_uint)]),
+    "hbm_object_counts": (c_int32, [c_void_p, c_uint64, POINTER(c_uint), POINTER(c_uint)]),
+    "hbm_objects_usage": (c_int32, [c_void_p, POINTER(ObjectsUsage)]),
+    "hbm_objects_check": (c_int32, [c_void_p]),
     "hbm_export": (c_int32, [c_void_p, POINTER(Export)]),
     "hbm_export_close": (c_int32, [c_uint64]),
     "hbm_export_send": (c_int32, [c_int32, POINTER(Export)]),

@@ -268,6 +268,45 @@ pub unsafe extern "C" fn hbm_object_release(
     })
 }
 
+/// Adds a reference to each of `count` objects, or to none: as hbm_object_retain.
+///
+/// # Safety
+/// `handles` must hold `count` numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_objects_retain(
+    objects: *mut hbm_objects_t,
+    handles: *const u64,
+    count: usize,
+) -> i32 {
+    const OPERATION: &str = "hbm_objects_retain";
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let handles = unsafe { self::handles(OPERATION, handles, count)? };
+        with(OPERATION, objects, |pool| pool.hold_all(OPERATION, handles))
+    })
+}
+
+/// Takes a reference away from each of `count` objects: as hbm_object_release. What has none is HBM_NOT_OWNED, told after the
+/// others were released.
+///
+/// # Safety
+/// `handles` must hold `count` numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_objects_release(
+    objects: *mut hbm_objects_t,
+    handles: *const u64,
+    count: usize,
+) -> i32 {
+    const OPERATION: &str = "hbm_objects_release";
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let handles = unsafe { self::handles(OPERATION, handles, count)? };
+        with(OPERATION, objects, |pool| {
+            pool.drop_references(OPERATION, handles)
+        })
+    })
+}
+
 /// Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 4095
 /// pins an object; how many there are is written to `*count` (which may be NULL).
 ///

@@ -206,13 +206,8 @@ impl AddressIndex {
 
     /// Every piece and its size, cut off to 32 bits, by address.
     pub fn entries(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        let of_row = |row: &'_ Box<Row>| {
-            let places = 0..row.len;
-            places
-                .map(|at| (row.numbers[at], u64::from(row.sizes[at])))
-                .collect::<Vec<_>>()
-        };
-        self.rows.iter().flat_map(of_row)
+        let rows = self.rows.iter().map(AsRef::<Row>::as_ref);
+        rows.flat_map(|row| (0..row.len).map(|at| (row.numbers[at], u64::from(row.sizes[at]))))
     }
 
     /// The piece that `address` lies in, if it is listed.

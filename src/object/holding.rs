@@ -54,6 +54,26 @@ impl ObjectPool {
         .map(|(_, holders)| holders.references)
     }
 
+    /// One more reference to each object, or to none of them.
+    pub fn hold_all(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
+        for (place, object) in objects.iter().enumerate() {
+            if let Err(error) = self.hold(operation, *object) {
+                for held in &objects[..place] {
+                    self.drop_reference(operation, *held)?;
+                }
+                return Err(error.also(&format!("it is number {place} of {}", objects.len())));
+            }
+        }
+        Ok(())
+    }
+
+    /// One reference less to each object that has one; the first that has none is the error, after the others.
+    pub fn drop_references(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
+        let drop_one = |object: &Object| self.drop_reference(operation, *object).map(drop);
+        let outcomes = objects.iter().map(drop_one);
+        outcomes.fold(Ok(()), |first, outcome| first.and(outcome))
+    }
+
     /// One reference less; the last one, if nothing pins the object, frees it. How many are left.
     pub fn drop_reference(&self, operation: &'static str, object: Object) -> Result<u32> {
         let mut lists = self.shelves.own();

@@ -134,6 +134,13 @@ static void objects_on_a_slab(void) {
     uint32_t count = 0, pins = 0;
     EXPECT(HBM_OK, hbm_object_retain(objects, handles[0], &count));
     CHECK(count == 2);
+    EXPECT(HBM_OK, hbm_objects_retain(objects, handles, 10));
+    uint64_t with_a_wrong_one[3] = {handles[0], 12345, handles[1]};
+    EXPECT(HBM_NOT_OWNED, hbm_objects_retain(objects, with_a_wrong_one, 3));
+    EXPECT_ERROR_TEXT("number 1 of 3");
+    EXPECT(HBM_OK, hbm_objects_release(objects, handles, 10));
+    EXPECT(HBM_OK, hbm_object_counts(objects, handles[0], &count, &pins));
+    CHECK(count == 2 && pins == 0);
     EXPECT(HBM_OK, hbm_object_pin(objects, handles[0], 5, &count));
     EXPECT(HBM_OK, hbm_object_pin(objects, handles[1], 5, NULL));
     EXPECT(HBM_NOT_OWNED, hbm_object_unpin(objects, handles[0], 6, NULL));
