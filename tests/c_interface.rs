@@ -7,10 +7,11 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 15] = [
     "across_devices",
     "allocators",
     "cells",
+    "copies",
     "graphs",
     "host",
     "limits",
@@ -38,6 +39,11 @@ fn allocators() {
 #[test]
 fn cells() {
     run_shared("cells");
+}
+
+#[test]
+fn copies() {
+    run_shared("copies");
 }
 
 #[test]

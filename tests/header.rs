@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 17] = [
+const FACES: [&str; 19] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -18,6 +18,8 @@ const FACES: [&str; 17] = [
     "capi/graphs.rs",
     "capi/residency.rs",
     "capi/host.rs",
+    "capi/copies.rs",
+    "capi/python.rs",
     "capi/host_buffer.rs",
     "capi/sharing.rs",
     "torch/hooks.rs",
