@@ -4,8 +4,8 @@
 use super::{export, read_struct};
 use crate::error::{Error, Result, Status};
 use crate::sys::library::Library;
+use once_cell::sync::OnceCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::OnceLock;
 
 /// Memory of the host that is to be seen as a tensor.
 #[repr(C)]
@@ -118,8 +118,8 @@ python! {
 
 impl Python {
     fn here() -> Option<&'static Python> {
-        static PYTHON: OnceLock<Option<Python>> = OnceLock::new();
-        PYTHON.get_or_init(Python::find).as_ref()
+        static PYTHON: OnceCell<Python> = OnceCell::new();
+        PYTHON.get_or_try_init(|| Python::find().ok_or(())).ok()
     }
 
     /// Drops a reference, on any thread; an exception that is under way stays so. Once Python has ended, the process
