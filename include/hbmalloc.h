@@ -1104,7 +1104,7 @@ int hbm_host_blocks(struct hbm_host_blocks_t *out);
 
 // Copies `count` pieces, `sizes[i]` bytes from `sources[i]` to `destinations[i]`; those of size 0 are left out.
 // `direction` is of hbm_copy_direction. On the host it returns when all is copied, as if one piece after another (they
-// may overlap), by several threads from 8 MiB on; no driver is needed, `device` and `stream` are not looked at.
+// may overlap), by several threads from 4 MiB on; no driver is needed, `device` and `stream` are not looked at.
 // Else it gives the copies to `stream` of `device` in that order and returns; the host's memory, pinned best, must stay until
 // the stream has done them. Pieces may lie anywhere in blocks of hbm_alloc_pinned_ptr and its like: they are cut
 // where the driver needs it. What the driver refuses is an error that names the piece; those before it are under way.
