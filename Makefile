@@ -14,7 +14,7 @@ SOVERSION := 0
 LIBDIR := $(DESTDIR)$(PREFIX)/lib
 INCLUDEDIR := $(DESTDIR)$(PREFIX)/include
 BINDIR := $(DESTDIR)$(PREFIX)/bin
-HEADERS := $(wildcard include/*.h include/*.hpp)
+HEADERS := $(wildcard include/*.h include/*.hpp include/hbmalloc/*.h)
 INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so \
 	$(LIBDIR)/libhbmalloc.a $(LIBDIR)/libhbmalloc_sim.so $(LIBDIR)/pkgconfig/hbmalloc.pc \
 	$(HEADERS:include/%=$(INCLUDEDIR)/%) $(BINDIR)/hbmalloc
@@ -113,13 +113,14 @@ install: release
 	ln -sf libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so
 	install -m 644 $(TARGET)/release/libhbmalloc.a $(LIBDIR)/libhbmalloc.a
 	install -m 755 $(TARGET)/release/libhbmalloc_sim.so $(LIBDIR)/libhbmalloc_sim.so
-	install -m 644 $(HEADERS) $(INCLUDEDIR)/
+	$(foreach header,$(HEADERS),install -D -m 644 $(header) $(header:include/%=$(INCLUDEDIR)/%) && )true
 	install -m 755 $(TARGET)/release/hbmalloc $(BINDIR)/hbmalloc
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' scripts/hbmalloc.pc.in > $(LIBDIR)/pkgconfig/hbmalloc.pc
 	@test -n '$(DESTDIR)' || ldconfig 2>/dev/null || true
 
 uninstall:
 	rm -f $(INSTALLED)
+	rmdir $(INCLUDEDIR)/hbmalloc 2>/dev/null || true
 
 clean:
 	cargo clean

@@ -143,6 +143,16 @@ typedef enum hbm_export_kind {
     HBM_EXPORT_FABRIC = 2,
 } hbm_export_kind;
 
+// Between which memories a batch copies.
+typedef enum hbm_copy_direction {
+    // On the host.
+    HBM_COPY_ON_HOST = 0,
+    // From the host to a device.
+    HBM_COPY_TO_DEVICE = 1,
+    // From a device to the host.
+    HBM_COPY_TO_HOST = 2,
+} hbm_copy_direction;
+
 // An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 // allocator is an error, not a crash.
 typedef struct hbm_allocator_t hbm_allocator_t;
@@ -492,6 +502,30 @@ typedef struct hbm_host_blocks_t {
     // Those of them that are pinned.
     uint64_t pinned;
 } hbm_host_blocks_t;
+
+// Memory of the host that is to be seen as a tensor.
+typedef struct hbm_python_tensor_t {
+    // sizeof(hbm_python_tensor_t) as the program was compiled.
+    size_t struct_size;
+    // Its first element.
+    void *data;
+    // A PyObject that keeps the memory; the tensor has a reference to it.
+    void *owner;
+    // Its lengths; elements lie in C's order.
+    const int64_t *shape;
+    // How many those are, at most 64.
+    int32_t dimensions;
+    // DLPack's code of the element's kind.
+    uint8_t code;
+    // The element's bits.
+    uint8_t bits;
+    // How many of those an element has.
+    uint16_t lanes;
+    // 1 for the capsule of DLPack 1.x, "dltensor_versioned"; 0 for "dltensor".
+    int32_t is_versioned;
+    // 1 for memory that may not be written to; of a versioned one only.
+    int32_t is_read_only;
+} hbm_python_tensor_t;
 
 // What is pinned on the host for sleep, in the whole process.
 typedef struct hbm_host_buffer_t {
@@ -1148,6 +1182,30 @@ int hbm_free_shm_pinned_ptr(size_t address,
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.
 int hbm_host_blocks(struct hbm_host_blocks_t *out);
+
+// Copies `count` pieces, `sizes[i]` bytes from `sources[i]` to `destinations[i]`; those of size 0 are left out.
+// `direction` is of hbm_copy_direction. On the host it returns when all is copied, as if one piece after another (they
+// may overlap), by several threads from 4 MiB on; no driver is needed, `device` and `stream` are not looked at.
+// Else it gives the copies to `stream` of `device` in that order and returns; the host's memory, pinned best, must stay until
+// the stream has done them. Pieces may lie anywhere in blocks of hbm_alloc_pinned_ptr and its like: they are cut
+// where the driver needs it. What the driver refuses is an error that names the piece; those before it are under way.
+//
+// Required: The three arrays must have `count` elements, or be NULL where that is 0; each piece must be readable at its source
+// and writable at its destination until it is copied.
+int hbm_memcpy_batch(void *const *destinations,
+                     const void *const *sources,
+                     const size_t *sizes,
+                     size_t count,
+                     int direction,
+                     int device,
+                     void *stream);
+
+// For Python packages: a new capsule (a PyObject) for `__dlpack__` of what keeps memory of the host. Whoever takes the
+// tensor gives it back with the function that it names, from any thread; a capsule that nobody took does so as it goes. NULL on failure,
+// HBM_UNSUPPORTED where there is no Python in the process.
+//
+// Required: The calling thread must hold Python's global lock; `descriptor` must be NULL or point to a descriptor whose pointers are good.
+void *hbm_python_tensor(const struct hbm_python_tensor_t *descriptor);
 
 // Pins memory of the host until `bytes` are free for sleeps to come, which then need not do it: a first sleep
 // waits longer for pages than for copies. Brings device 0 into use where none is. HBM_OUT_OF_MEMORY, and what

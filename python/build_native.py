@@ -111,6 +111,14 @@ def cargo(arguments, environment):
     subprocess.run(["cargo"] + arguments, cwd=ROOT, env=environment, check=True)
 
 
+def headers():
+    """Those of `include/` by their names in a wheel."""
+    include = os.path.join(ROOT, "include")
+    found = (os.path.relpath(os.path.join(folder, name), include)
+             for folder, _, names in os.walk(include) for name in names)
+    return {"hbmalloc/include/" + name: os.path.join(include, name) for name in found if name.endswith((".h", ".hpp"))}
+
+
 def build(arch=None, portable=False):
     """Builds, and returns the files by their name in a wheel, and the wheel's platform tag."""
     arch = arch or host_arch()
@@ -153,6 +161,6 @@ def build(arch=None, portable=False):
         "hbmalloc/lib/libhbmalloc.so.0": os.path.join(built, "libhbmalloc.so"),
         "hbmalloc/lib/libhbmalloc_sim.so": os.path.join(built, "libhbmalloc_sim.so"),
         "hbmalloc/compat/vllm/cumem_allocator.abi3.so": os.path.join(built, "libcumem_allocator.so"),
-        "hbmalloc/include/hbmalloc.h": os.path.join(ROOT, "include", "hbmalloc.h"),
         "scripts/hbmalloc": os.path.join(built, "hbmalloc"),
+        **headers(),
     }, tag

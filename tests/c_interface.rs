@@ -11,6 +11,7 @@ const PROGRAMS: [&str; 15] = [
     "across_devices",
     "allocators",
     "cells",
+    "copies",
     "graphs",
     "host",
     "limits",
@@ -44,6 +45,11 @@ fn objects() {
 #[test]
 fn cells() {
     run_shared("cells");
+}
+
+#[test]
+fn copies() {
+    run_shared("copies");
 }
 
 #[test]

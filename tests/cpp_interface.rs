@@ -13,6 +13,13 @@ fn shared() {
 }
 
 #[test]
+fn mem_alloc() {
+    let bench = Workbench::new("cpp_mem_alloc");
+    let program = bench.program(Language::Cpp17, "cpp/mem_alloc.cpp");
+    bench.run(&program).succeeds();
+}
+
+#[test]
 fn linked_statically() {
     let bench = Workbench::new("cpp_static");
     let program = bench.path("interface");

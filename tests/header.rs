@@ -18,6 +18,8 @@ const FACES: [&str; 19] = [
     "capi/graphs.rs",
     "capi/residency.rs",
     "capi/host.rs",
+    "capi/copies.rs",
+    "capi/python.rs",
     "capi/host_buffer.rs",
     "capi/slab.rs",
     "capi/objects.rs",

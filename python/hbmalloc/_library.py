@@ -9,7 +9,8 @@ import ctypes
 import os
 import threading
 from ctypes import (
-    POINTER, c_char, c_char_p, c_double, c_int32, c_int64, c_size_t, c_ssize_t, c_uint, c_uint8, c_uint32, c_uint64, c_ulonglong, c_void_p,
+    POINTER, c_char, c_char_p, c_double, c_int32, c_int64, c_size_t, c_ssize_t, c_uint, c_uint8, c_uint16, c_uint32, c_uint64, c_ulonglong,
+    c_void_p,
 )
 
 from ._errors import BY_STATUS, HbmallocError
@@ -155,6 +156,15 @@ class Export(ctypes.Structure):
     ]
 
 
+class PythonTensor(ctypes.Structure):
+    """hbm_python_tensor_t."""
+
+    _fields_ = [
+        ("struct_size", c_size_t), ("data", c_void_p), ("owner", c_void_p), ("shape", c_void_p), ("dimensions", c_int32),
+        ("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16), ("is_versioned", c_int32), ("is_read_only", c_int32),
+    ]
+
+
 class OptionInfo(ctypes.Structure):
     """hbm_option_t."""
 
@@ -253,6 +263,8 @@ PROTOTYPES = {
     "hbm_object_counts": (c_int32, [c_void_p, c_uint64, POINTER(c_uint), POINTER(c_uint)]),
     "hbm_objects_usage": (c_int32, [c_void_p, POINTER(ObjectsUsage)]),
     "hbm_objects_check": (c_int32, [c_void_p]),
+    "hbm_memcpy_batch": (c_int32, [c_void_p, c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p]),
+    "hbm_python_tensor": (c_void_p, [c_void_p]),
     "hbm_export": (c_int32, [c_void_p, POINTER(Export)]),
     "hbm_export_close": (c_int32, [c_uint64]),
     "hbm_export_send": (c_int32, [c_int32, POINTER(Export)]),

@@ -9,6 +9,7 @@ pub mod gauge;
 pub mod limit;
 pub mod ownership;
 pub mod radix;
+pub mod seams;
 pub mod size;
 pub mod size_index;
 pub mod space;

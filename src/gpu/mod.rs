@@ -1,6 +1,7 @@
 //! One safe type a driver verb. What CUDA and HIP do differently is decided here and nowhere above;
 //! nothing here knows how memory is pooled.
 
+pub mod batch;
 pub mod capability;
 pub mod capture;
 pub mod chunk;
@@ -24,6 +25,7 @@ pub mod transfer;
 pub mod uses;
 pub mod workarounds;
 
+pub use batch::Way;
 pub use capability::Probe;
 pub use chunk::{Chunk, ChunkSpec, FabricHandle, Share};
 pub use copying::{CopyQueue, HostPiece};

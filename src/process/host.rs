@@ -11,6 +11,7 @@ use crate::sys::shm::{self, Segment};
 use rustc_hash::FxHashMap;
 use std::ffi::c_uint;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The kinds, each with a function that allocates it and one that frees it.
@@ -94,6 +95,13 @@ struct Owned {
 }
 
 impl Owned {
+    fn seams(&self) -> Vec<u64> {
+        match &self.memory {
+            Memory::Block(block) => block.seams(),
+            Memory::Driver { .. } => Vec::new(),
+        }
+    }
+
     fn give_back(self) -> std::result::Result<(), (Box<Owned>, Error)> {
         let outcome = match self.memory {
             Memory::Block(block) => {
@@ -110,6 +118,8 @@ impl Owned {
 #[derive(Default)]
 pub struct HostBlocks {
     table: Mutex<FxHashMap<u64, Owned>>,
+    /// As many bytes as are registered at once where that is not the usual number.
+    most_registered: AtomicU64,
 }
 
 /// What of the host is given out.
@@ -136,6 +146,20 @@ impl Process {
                     "the process was forked from one that had some, which the child does not have",
                 )
                 .advice("Start a new program in the child (exec, or Python's spawn)")),
+        }
+    }
+
+    /// Registers so many bytes of blocks to come at once, whole huge pages: so that a test has seams in less than what
+    /// drivers cannot do.
+    pub fn register_host_at_most(&self, bytes: u64) {
+        let most = &self.host_blocks.most_registered;
+        most.store(bytes, Ordering::Relaxed);
+    }
+
+    fn most_registered(&self) -> u64 {
+        match self.host_blocks.most_registered.load(Ordering::Relaxed) {
+            0 => host::MOST_REGISTERED,
+            bytes => bytes,
         }
     }
 
@@ -181,6 +205,7 @@ impl Process {
                 pages: kind.pages(),
                 node,
                 pinned: (device.as_ref()).map(|device| (device, flags | PORTABLE)),
+                most_registered: self.most_registered(),
             },
             &self.warnings,
         )?;
@@ -210,6 +235,7 @@ impl Process {
                 pages: PageKind::Shared(&segment),
                 node: None,
                 pinned: Some((&device, PORTABLE)),
+                most_registered: self.most_registered(),
             },
             &self.warnings,
         )?;
@@ -233,6 +259,7 @@ impl Process {
             bytes,
             segment,
         };
+        self.host_seams().add(&owned.seams());
         self.host_table().insert(address, owned);
         address
     }
@@ -283,7 +310,9 @@ impl Process {
         let Some(owned) = owned else {
             return Ok(());
         };
+        self.host_seams().remove(&owned.seams());
         owned.give_back().map_err(|(owned, error)| {
+            self.host_seams().add(&owned.seams());
             // Nobody was given the address meanwhile: it is still mapped.
             self.host_table().insert(address, *owned);
             error.advice("It is still allocated: free it again")

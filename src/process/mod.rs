@@ -7,6 +7,7 @@ mod blocks;
 mod cell_record;
 mod cells;
 mod choice;
+pub mod copies;
 mod devices;
 mod graphs;
 pub mod host;
@@ -71,6 +72,7 @@ pub struct Process {
     listening: residency::Listening,
     host_blocks: host::HostBlocks,
     slabs: slabs::Slabs,
+    host_seams: copies::HostSeams,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -125,6 +127,7 @@ impl Process {
             listening: residency::Listening::default(),
             host_blocks: host::HostBlocks::default(),
             slabs: slabs::Slabs::default(),
+            host_seams: copies::HostSeams::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

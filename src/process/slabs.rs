@@ -3,6 +3,7 @@
 use super::host::HostBlockStats;
 use super::lifetime;
 use super::{Process, host};
+use crate::core::seams::Seams;
 use crate::error::{Error, Result, Status};
 use crate::object::{Memory, ObjectPool};
 use crate::source::host::PageKind;
@@ -86,6 +87,18 @@ impl Slabs {
 
     fn number(&self) -> u64 {
         self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// With where parts of slabs meet. Few slabs have more than one, and objects lie in one part each.
+    pub(super) fn add_seams(&self, mut seams: Arc<Seams>) -> Arc<Seams> {
+        for open in self.read().slabs.values().filter(|open| open.is_pinned) {
+            let parts = open.slab.parts_from(1);
+            if !parts.is_empty() {
+                let begins: Vec<u64> = parts.iter().map(|part| part.address).collect();
+                Arc::make_mut(&mut seams).add(&begins);
+            }
+        }
+        seams
     }
 
     pub(super) fn add_to(&self, stats: &mut HostBlockStats) {

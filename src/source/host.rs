@@ -33,6 +33,8 @@ pub struct Wanted<'a> {
     pub node: Option<&'a Node>,
     /// The device whose driver pins it, and the driver's flags.
     pub pinned: Option<(&'a Arc<Device>, c_uint)>,
+    /// As many bytes are registered at once.
+    pub most_registered: u64,
 }
 
 /// Memory of the host.
@@ -50,7 +52,7 @@ pub(super) const THREADS: u64 = 8;
 /// What one of them populates at a time.
 const STEP: u64 = 16 << 20;
 /// Registrations of 512 GiB fail on drivers of the 580 series.
-pub(super) const MOST_REGISTERED: u64 = 256 << 30;
+pub const MOST_REGISTERED: u64 = 256 << 30;
 
 impl HostBlock {
     /// Makes what is wanted.
@@ -65,7 +67,7 @@ impl HostBlock {
         match wanted.pinned {
             None => plain = Some(pages),
             Some((device, flags)) => {
-                for part in pages.split(MOST_REGISTERED) {
+                for part in pages.split(wanted.most_registered) {
                     match Registered::register_as(device, part, flags) {
                         Ok(part) => pinned.push(part),
                         Err(error) => {
@@ -95,6 +97,15 @@ impl HostBlock {
     /// Its length, whole pages.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Where one registration ends and the next begins.
+    pub fn seams(&self) -> Vec<u64> {
+        self.pinned
+            .iter()
+            .skip(1)
+            .map(Registered::address)
+            .collect()
     }
 
     /// Gives it back to the system. What could not be unpinned stays as it is; where that is not all of it, the

@@ -52,6 +52,17 @@ impl Library {
         })
     }
 
+    /// What the program and the libraries of its global scope export.
+    pub fn of_program() -> Option<Library> {
+        // SAFETY: without a name this is what is loaded already.
+        let handle = unsafe { libc::dlopen(std::ptr::null(), libc::RTLD_NOW) };
+        (!handle.is_null()).then(|| Library {
+            handle,
+            path: PathBuf::from("the program"),
+            lookup: None,
+        })
+    }
+
     /// Whether the process has a library of that name loaded.
     pub fn is_loaded(name: &Path) -> bool {
         let name = CString::new(name.as_os_str().as_encoded_bytes());

@@ -16,7 +16,7 @@ from conftest import ROOT, built_library, environment
 
 PAGES = ["README.md"] + sorted(
     os.path.join("docs", name) for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md"))
-BLOCK = re.compile(r"(?:<!-- needs: (\w+) -->\n)?^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:<!-- needs: (\w+) -->\n)?^```(python|sh|cpp)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def examples():
@@ -26,6 +26,21 @@ def examples():
         for match in BLOCK.finditer(text):
             line = text[: match.start(3)].count("\n") + 1
             yield pytest.param(*match.groups(), id="%s:%d" % (page, line))
+
+
+def compiled(code, folder):
+    """The C++ program, and the variables that it finds the library by, laid out as after installation."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    library = built_library()
+    simulator = os.path.join(os.path.dirname(library), "libhbmalloc_sim.so")
+    for name, path in (("libhbmalloc.so.0", library), ("libhbmalloc.so", library), ("libhbmalloc_sim.so", simulator)):
+        shutil.copy(path, folder / name)
+    (folder / "example.cpp").write_text(code)
+    subprocess.run([compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", os.path.join(ROOT, "include"), "example.cpp",
+                    "-o", "example", "-L.", "-lhbmalloc"], cwd=folder, check=True)
+    return [str(folder / "example")], {"LD_LIBRARY_PATH": str(folder)}
 
 
 def gpu_is_there():
@@ -56,6 +71,9 @@ def test_example(needs, language, code, tmp_path):
     if built_library() is None:
         pytest.skip("libhbmalloc is not built")
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
+    if language == "cpp":
+        command, more = compiled(code, tmp_path)
+        variables.update(more)
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " WARN " not in done.stderr, done.stderr

@@ -54,13 +54,16 @@ def test_arrays_keep_it(sim):
     assert array.dtype == numpy.uint8 and int(array.sum()) == 3 << 20 and host.blocks()["blocks"] == 1
     buffer = host.pinned(4096)
     shown = numpy.asarray(buffer)
+    shown[7] = 1
+    assert shown.ctypes.data == buffer.address and buffer.memoryview()[7] == 1
     try:
         buffer.close()
         raise SystemExit("a buffer with an array was closed")
-    except BufferError:
-        pass
-    del buffer, shown
-    gc.collect()
+    except BufferError as error:
+        assert "views" in str(error)
+    del shown
+    buffer.close()
+    assert host.blocks()["blocks"] == 1
     part = array[10:20].view(numpy.uint16)
     del array
     gc.collect()
@@ -68,6 +71,198 @@ def test_arrays_keep_it(sim):
     del part
     gc.collect()
     assert host.blocks()["blocks"] == 0
+    """)
+
+
+def test_a_cycle(sim):
+    """The collector finalizes a cycle's objects in any order; each may still use its view then."""
+    sim("""
+    import gc
+    from hbmalloc import host
+    class Node:
+        def __del__(self):
+            self.view[-1] = 3
+            try:
+                self.buffer.close()
+                raise SystemExit("closed under a view")
+            except BufferError:
+                pass
+            ended.append(self.view[-1])
+            if is_kept:
+                kept.append(self.view)
+    ended, kept, is_kept = [], [], False
+    def cycle(buffer_first):
+        node = None if buffer_first else Node()
+        buffer = host.pinned(4 << 20)
+        node = node or Node()
+        node.view, node.buffer, buffer.node = buffer.memoryview(), buffer, node
+    for turn in range(20):
+        cycle(turn % 2)
+        assert host.blocks()["blocks"] == 1
+        gc.collect()
+        assert ended.pop() == 3 and host.blocks()["blocks"] == 0
+    is_kept = True
+    cycle(True)
+    gc.collect()
+    assert host.blocks()["blocks"] == 1
+    kept[0][5] = 8
+    gc.collect()
+    assert kept[0][5] == 8 and kept[0][-1] == 3
+    kept.clear()
+    gc.collect()
+    assert host.blocks()["blocks"] == 0 and len(ended) == 1
+    """)
+
+
+def test_threads_show_and_drop(sim):
+    sim("""
+    import threading
+    from hbmalloc import host
+    def work(seed):
+        for turn in range(300):
+            view = buffer.memoryview()
+            view[seed] = turn % 256
+            capsule = buffer.__dlpack__()
+    buffer = host.pinned(4096)
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    buffer.close()
+    assert host.blocks()["blocks"] == 0
+    """)
+
+
+def test_dlpack_capsules_that_nobody_takes(sim):
+    """They go in the middle of an exception too, which stays what it was."""
+    sim("""
+    import gc
+    from hbmalloc import host
+    buffer = host.pinned(4096)
+    assert buffer.__dlpack_device__() == (1, 0)
+    def kept():
+        return host.blocks()["blocks"]
+    def fail():
+        raise KeyError("this one")
+    for version in (None, (0, 8), (1, 0), (1, 3), (7, 0)):
+        capsule = buffer.__dlpack__(max_version=version)
+        assert ("versioned" in repr(capsule)) == (version is not None and version[0] > 0), capsule
+        try:
+            buffer.close()
+            raise SystemExit("closed under a capsule")
+        except BufferError:
+            pass
+        del capsule
+        try:
+            (lambda *_: None)(buffer.__dlpack__(max_version=version), fail())
+            raise SystemExit("nothing was raised")
+        except KeyError as error:
+            assert error.args == ("this one",)
+    for bad, error in (({"stream": 1}, ValueError), ({"dl_device": (2, 0)}, BufferError), ({"copy": True}, BufferError)):
+        try:
+            buffer.__dlpack__(**bad)
+            raise SystemExit("taken: %r" % bad)
+        except error:
+            pass
+    buffer.__dlpack__(dl_device=(1, 0), copy=False)
+    buffer.close()
+    assert kept() == 0
+    try:
+        buffer.__dlpack__()
+        raise SystemExit("a closed buffer has a capsule")
+    except ValueError:
+        pass
+    capsule = host.pinned(4096).__dlpack__()
+    gc.collect()
+    assert kept() == 1
+    del capsule
+    assert kept() == 0
+    left = host.pinned(4096).__dlpack__()      # at exit
+    """)
+
+
+def _taken_by(sim, consumer):
+    sim("""
+    import gc, hbmalloc, threading
+    import %s as consumer
+    from hbmalloc import host
+    for _ in range(100):
+        buffer = host.pinned(4096)
+        array = consumer.from_dlpack(buffer)
+        assert array.shape == (4096,) and array.dtype == consumer.uint8
+        array[9] = 5
+        view = buffer.memoryview()
+        assert view[9] == 5
+        view[10] = 6
+        assert array[10] == 6
+        del view
+        try:
+            buffer.close()
+            raise SystemExit("closed under an array")
+        except BufferError:
+            pass
+        part = array[8:16]
+        del array
+        kept = [part, buffer] if _ %% 2 else [buffer]
+        if _ %% 2:
+            del buffer, part
+            thread = threading.Thread(target=kept.clear)   # goes on another thread
+            thread.start()
+            thread.join()
+        else:
+            del part
+            buffer.close()
+        assert host.blocks()["blocks"] == 0
+    def fail():
+        raise KeyError("this one")
+    try:
+        (lambda *_: None)(consumer.from_dlpack(host.pinned(4096)), fail())
+    except KeyError:
+        pass
+    gc.collect()
+    assert host.blocks()["blocks"] == 0
+    left = consumer.from_dlpack(host.pinned(4096))         # at exit
+    """ % consumer)
+
+
+def test_dlpack_to_numpy(sim):
+    pytest.importorskip("numpy")
+    _taken_by(sim, "numpy")
+
+
+def test_dlpack_to_torch(sim):
+    pytest.importorskip("torch")
+    _taken_by(sim, "torch")
+
+
+def test_dlpack_of_what_a_consumer_does_not_know(sim):
+    """Numpy has no bfloat16: its error comes through, and the memory goes."""
+    pytest.importorskip("numpy")
+    sim("""
+    import numpy
+    from hbmalloc import _dlpack, host
+    class Tensor:
+        def __init__(self, buffer, element, **more):
+            self.buffer, self.element, self.more = buffer, element, more
+        def __dlpack_device__(self):
+            return _dlpack.DEVICE
+        def __dlpack__(self, **asked):
+            hold = self.buffer._view_hold()
+            return _dlpack.capsule(self.buffer.address, (4, 3), _dlpack.ELEMENTS[self.element], hold, **self.more, **asked)
+    buffer = host.pinned(4096)
+    buffer.memoryview()[:2] = bytes((0, 0x3c))
+    array = numpy.from_dlpack(Tensor(buffer, "float16"))
+    assert array.shape == (4, 3) and array.strides == (6, 2) and array[0, 0] == 1.0 and array[3, 2] == 0
+    assert array.ctypes.data == buffer.address
+    del array
+    try:
+        numpy.from_dlpack(Tensor(buffer, "bfloat16"))
+        raise SystemExit("numpy has bfloat16")
+    except (RuntimeError, BufferError) as error:
+        assert "dtype" in str(error).lower(), error
+    array = numpy.from_dlpack(Tensor(buffer, "int64", read_only=True))
+    assert not array.flags.writeable
+    del array
+    buffer.close()
     """)
 
 

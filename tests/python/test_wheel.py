@@ -43,6 +43,7 @@ def test_contents(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {"hbmalloc/__init__.py", "hbmalloc/torch.py", "hbmalloc/demo_torch.py", "hbmalloc/include/hbmalloc.h",
+            "hbmalloc/include/hbmalloc/mem_alloc.h",
             "hbmalloc/lib/libhbmalloc.so.0", "hbmalloc/lib/libhbmalloc_sim.so",
             "hbmalloc/compat/vllm/cumem_allocator.abi3.so", "hbmalloc/compat/vllm/cumem.py",
             "hbmalloc-0.1.0.data/scripts/hbmalloc"} <= names

@@ -4,6 +4,7 @@
 mod across;
 mod activity;
 mod contexts;
+mod copies;
 mod ends;
 mod fences;
 mod forgotten;
@@ -84,6 +85,8 @@ pub const SUITE: Suite = Suite {
         across::captured,
         across::unknown_device,
         contexts::contexts_of_the_program,
+        copies::over_seams,
+        copies::seams_of_blocks,
         forgotten::during,
         fences::reuse,
         fences::bounds,

@@ -148,6 +148,7 @@ impl Shared {
             pages: PageKind::Ordinary,
             node: self.node.as_ref(),
             pinned: None,
+            most_registered: host::MOST_REGISTERED,
         };
         host::check_left(&wanted, bytes)
     }

@@ -137,6 +137,7 @@ impl Slab {
             pages: wanted.pages,
             node: wanted.node.as_ref(),
             pinned: None,
+            most_registered: host::MOST_REGISTERED,
         };
         let bytes = host::length(&block)?;
         let is_shared = matches!(wanted.pages, PageKind::Shared(_));

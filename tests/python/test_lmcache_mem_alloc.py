@@ -1,0 +1,117 @@
+"""The functions of LMCache's mem_alloc under its names: what they give, refuse and copy, and who serves them."""
+
+COMMON = """
+import ctypes, threading, time
+from hbmalloc import compat, host
+from hbmalloc.compat import lmcache as lm
+MIB = 1 << 20
+def raises(error, call, *arguments, text=""):
+    try:
+        call(*arguments)
+    except error as raised:
+        assert text in str(raised), raised
+        return raised
+    raise SystemExit("no %s" % error.__name__)
+def in_bytes(address, size):
+    return (ctypes.c_ubyte * size).from_address(address)
+"""
+
+
+def test_every_kind(sim):
+    sim(COMMON + """
+size = 3 * MIB + 1
+def kinds():
+    yield lm.alloc_pinned_ptr, lm.free_pinned_ptr, (size, 0), (), True
+    yield lm.alloc_pinned_ptr, lm.free_pinned_ptr, (size, 7), (), True
+    yield lm.alloc_numa_ptr, lm.free_numa_ptr, (size, 0), (size,), False
+    yield lm.alloc_pinned_numa_ptr, lm.free_pinned_numa_ptr, (size, 0), (size,), True
+    name = "/hbmalloc-test-lmcache"
+    yield lm.alloc_shm_pinned_ptr, lm.free_shm_pinned_ptr, (size, name), (size, name), True
+for allocate, free, arguments, rest, is_pinned in kinds():
+    address = allocate(*arguments)
+    assert type(address) is int and address % 4096 == 0
+    now = host.blocks()
+    assert now["blocks"] == 1 and now["requested"] == size and (now["pinned"] > 0) == is_pinned, now
+    view = in_bytes(address, size)
+    view[0], view[size - 1] = 1, 2
+    del view
+    if rest:
+        raises(RuntimeError, free, address, size - 1, *rest[1:], text="bytes, not")
+    other = lm.free_numa_ptr if free is not lm.free_numa_ptr else lm.free_pinned_numa_ptr
+    raises(RuntimeError, other, address, size, text="was given out by")
+    assert free(address, *rest) is None
+    raises(RuntimeError, free, address, *rest, text="freed before")
+    assert host.blocks()["blocks"] == 0
+# Few machines have pages set aside: then the error counts them.
+for allocate, free, last in ((lm.alloc_hugepage_pinned_ptr, lm.free_hugepage_pinned_ptr, 0),
+                             (lm.alloc_hugepage_pinned_numa_ptr, lm.free_hugepage_pinned_numa_ptr, 0)):
+    try:
+        address = allocate(size, last)
+    except RuntimeError as error:
+        assert "huge pages of 2 MiB are needed" in str(error), error
+        raises(RuntimeError, free, 1 << 30, size)
+    else:
+        assert host.blocks()["bytes"] == 4 * MIB
+        free(address, size)
+""")
+
+
+def test_refused(sim):
+    sim(COMMON + """
+raises(RuntimeError, lm.alloc_pinned_ptr, 0, 0, text="alloc_pinned_ptr: ")
+raises(RuntimeError, lm.alloc_pinned_ptr, 4096, 8, text="flags 0x8")
+raises(RuntimeError, lm.alloc_pinned_ptr, 1 << 46, 0, text="bytes left")
+for node in (-1, 64, 1023):
+    raises(RuntimeError, lm.alloc_numa_ptr, 4096, node, text="Nodes with memory here")
+    raises(RuntimeError, lm.alloc_pinned_numa_ptr, 4096, node)
+raises(RuntimeError, lm.alloc_shm_pinned_ptr, 4096, "a/b")
+# What is none of the C type is neither cut nor wrapped.
+for size in (-1, 1 << 64, 1.5, "4096", None):
+    for call in (lm.alloc_pinned_ptr, lm.alloc_numa_ptr, lm.alloc_hugepage_pinned_ptr, lm.alloc_hugepage_pinned_numa_ptr):
+        raises(TypeError, call, size, 0, text="size is a")
+for flags in (-1, 1 << 32, None):
+    raises(TypeError, lm.alloc_pinned_ptr, 4096, flags)
+for node in (1 << 31, 1 << 32, "0"):
+    raises(TypeError, lm.alloc_numa_ptr, 4096, node)
+for name in (None, b"a", "a" + chr(0)):
+    raises(TypeError, lm.alloc_shm_pinned_ptr, 4096, name)
+for ptr in (-1, 1 << 64, None):
+    raises(TypeError, lm.free_pinned_ptr, ptr)
+assert host.blocks()["blocks"] == 0
+""")
+
+
+def test_batched_memcpy(run):
+    """Needs no driver."""
+    run(COMMON + """
+source, target = bytearray(range(250)) * 4, bytearray(1000)
+views = [(ctypes.c_ubyte * 1000).from_buffer(part) for part in (source, target)]
+s, t = (ctypes.addressof(view) for view in views)
+lm.batched_memcpy([], [], [])
+lm.batched_memcpy([s, s + 500, 0], (t + 500, t, 0), iter([500, 500, 0]))
+assert target == source[500:] + source[:500]
+for wrong in (([s], [t], []), ([s], [], [1]), ([], [t], [1]), ([s], [t, t], [1])):
+    raises(ValueError, lm.batched_memcpy, *wrong, text="there must be as many of each")
+for wrong in (([s], [t], [-1]), ([s], ["t"], [1]), ([1.5], [t], [1]), ([1 << 64], [t], [1]), (None, [t], [1])):
+    raises(TypeError, lm.batched_memcpy, *wrong, text="whole numbers")
+raises(RuntimeError, lm.batched_memcpy, [s], [0], [8], text="piece 0 of 1")
+# Python goes on meanwhile: this thread never waits for as long as another one copies in one call.
+size, times = 256 * MIB, 32
+one, other = lm.alloc_numa_ptr(size, 0), lm.alloc_numa_ptr(size, 0)
+in_bytes(one, size)[size - 1] = 9
+def copy():
+    begin = time.monotonic()
+    lm.batched_memcpy([one] * times, [other] * times, [size] * times)
+    took.append(time.monotonic() - begin)
+took, worst, thread = [], 0, threading.Thread(target=copy)
+last = time.monotonic()
+thread.start()
+while thread.is_alive():
+    now = time.monotonic()
+    worst, last = max(worst, now - last), now
+worst = max(worst, time.monotonic() - last)
+assert worst < took[0] / 2, (worst, took)
+assert in_bytes(other, size)[size - 1] == 9
+lm.free_numa_ptr(one, size)
+lm.free_numa_ptr(other, size)
+""")
