@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 15] = [
+const PROGRAMS: [&str; 16] = [
     "across_devices",
     "allocators",
     "cells",
