@@ -1,0 +1,110 @@
+"""Memory of the host that grows."""
+
+import ctypes
+
+from . import _library
+from ._buffer import HostBuffer
+from ._errors import HbmallocError
+
+_ON_NODE, _PAGEABLE, _HUGE_PAGES = 1, 2, 4
+
+
+def _number(name, value, least=0):
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 63:
+        raise ValueError("%s is a number of bytes of at least %d, not %r" % (name, least, value))
+    return value
+
+
+class Slab(HostBuffer):
+    """Memory of the host that grows: addresses for `nbytes` from the start, `initial` bytes of pinned memory before this
+    returns (all of it by default), the rest part by part in the background.
+
+    Views are of all its addresses; what of them is not ready yet is not pinned. `part` is the most that growing
+    pins at once, `pace` the bytes a second that it takes on; 0 leaves both to the library. `name` shares it as `shared`
+    does; such a slab does not grow. Any thread.
+    """
+
+    def __init__(self, nbytes, initial=None, numa_node=None, huge_pages=False, name=None, pinned=True, part=0, pace=0):
+        library = _library.library()
+        wanted = _library.SlabWanted(
+            struct_size=ctypes.sizeof(_library.SlabWanted), bytes=_number("a size", nbytes, 1),
+            initial_bytes=0 if initial is None else _number("initial", initial, 1), part_bytes=_number("part", part),
+            bytes_per_second=_number("pace", pace), shm_name=None if name is None else name.encode())
+        wanted.flags = (0 if pinned else _PAGEABLE) | (_HUGE_PAGES if huge_pages else 0)
+        if numa_node is not None:
+            wanted.flags |= _ON_NODE
+            wanted.numa_node = numa_node
+        handle = ctypes.c_void_p()
+        _library.check(library.hbm_slab_open(wanted, handle), "Slab")
+        self._handle = handle.value
+        super().__init__(self._stats().address, nbytes, _closer(library, handle.value), pinned)
+
+    def _stats(self):
+        stats = _library.SlabStats(struct_size=ctypes.sizeof(_library.SlabStats))
+        _library.check(_library.library().hbm_slab_stats(self._handle, stats), "Slab")
+        return stats
+
+    @property
+    def handle(self):
+        """The hbm_slab_t of the C interface, as a number."""
+        self._check_open()
+        return self._handle
+
+    @property
+    def ready(self):
+        """Bytes from its first address on that are there, and pinned."""
+        self._check_open()
+        return self._stats().ready
+
+    def progress(self):
+        """How far it is: a dict of bytes (`ready`, `target`, `nbytes`), `parts`, `is_growing`, and `error`, which says
+        what stopped it from growing, or is None."""
+        self._check_open()
+        stats = self._stats()
+        error = None
+        if stats.failure:
+            try:
+                self.wait(stats.target, 0)
+            except HbmallocError as failure:
+                error = failure
+        return {"ready": stats.ready, "target": stats.target, "nbytes": stats.bytes, "parts": stats.parts,
+                "is_growing": bool(stats.is_growing), "error": error}
+
+    def seams(self):
+        """Where its parts end, in bytes from its first address: one copy of the driver's may not cross from one into the
+        next."""
+        self._check_open()
+        library, count = _library.library(), ctypes.c_size_t()
+        _library.check(library.hbm_slab_seams(self._handle, None, 0, count), "Slab.seams")
+        # It may have grown by one meanwhile; what came first stays.
+        ends = (ctypes.c_uint64 * count.value)()
+        _library.check(library.hbm_slab_seams(self._handle, ends, len(ends), count), "Slab.seams")
+        return ends[:]
+
+    def wait(self, nbytes=None, timeout=None):
+        """Waits until `nbytes` are ready, all of them by default, at most `timeout` seconds, and says how many are.
+        Raises what stopped it from growing before."""
+        self._check_open()
+        milliseconds = -1 if timeout is None else int(timeout * 1000)
+        nbytes = self._nbytes if nbytes is None else _number("a size", nbytes)
+        _library.check(_library.library().hbm_slab_wait(self._handle, nbytes, milliseconds), "Slab.wait")
+        return self.ready
+
+    def grow(self, nbytes=None):
+        """Grows up to `nbytes`, all of it by default, in the background: after it was shrunk or stopped."""
+        self._check_open()
+        nbytes = self._nbytes if nbytes is None else _number("a size", nbytes)
+        _library.check(_library.library().hbm_slab_grow(self._handle, nbytes), "Slab.grow")
+
+    def shrink(self, least=0):
+        """Stops growing and gives parts back from the end, while `least` bytes stay; those without objects where a pool is
+        on it, else nobody may use them. How many bytes were given back."""
+        self._check_open()
+        released = ctypes.c_uint64()
+        _library.check(_library.library().hbm_slab_shrink(self._handle, _number("least", least), released), "Slab.shrink")
+        return released.value
+
+
+def _closer(library, handle):
+    # No method: the buffer's memory may outlive the buffer.
+    return lambda _address: _library.check(library.hbm_slab_close(handle), "Slab.close")
