@@ -476,6 +476,8 @@ typedef struct hbm_host_blocks_t {
     uint64_t bytes;
     // Those of them that are pinned.
     uint64_t pinned;
+    // Blocks that were to be on some nodes and may be anywhere, since the system refused to bind them.
+    uint64_t unbound;
 } hbm_host_blocks_t;
 
 // What is pinned on the host for sleep, in the whole process.
@@ -1007,7 +1009,8 @@ size_t hbm_alloc_pinned_ptr(size_t size,
 int hbm_free_pinned_ptr(size_t address);
 
 // Memory of the host, not pinned, on a node: bound to it, or, where the system refuses that with EPERM as many
-// containers do, wherever it comes from, with one warning. A node that is not there or has no memory is an error that names those that are;
+// containers do, wherever it comes from, with one warning and counted as unbound; with the option numa_policy=strict
+// that is HBM_UNSUPPORTED. A node that is not there or has no memory is an error that names those that are;
 // -1 is no node. No driver is needed. Otherwise as hbm_alloc_pinned_ptr.
 size_t hbm_alloc_numa_ptr(size_t size,
                           int node);
@@ -1084,6 +1087,16 @@ int32_t hbm_host_buffer_trim(uint64_t keep,
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.
 int32_t hbm_host_buffer(struct hbm_host_buffer_t *out);
+
+// Writes the number of the node of host memory that is nearest to a device, for the functions that take a node.
+// It is the one that the system names for the device on the bus; where that has no processors, as the
+// memory of a device that is a node has none, the nearest that has. The device need not be in use and does not
+// come into it; the driver is opened. HBM_UNSUPPORTED, and -1 written, where neither the system nor the driver
+// knows: name a node then, or none.
+//
+// Required: `node` must be valid for a write.
+int32_t hbm_nearest_numa_node(int32_t device,
+                              int32_t *node);
 
 // Exports the chunk that `address`, anywhere in a live block, lies in. Blocks of the vmm kind can be exported,
 // those of the pool over it, and segments of MemPools; HBM_UNSUPPORTED for others, and where the driver makes

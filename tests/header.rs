@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 17] = [
+const FACES: [&str; 18] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/allocator.rs",
@@ -19,6 +19,7 @@ const FACES: [&str; 17] = [
     "capi/residency.rs",
     "capi/host.rs",
     "capi/host_buffer.rs",
+    "capi/host_nodes.rs",
     "capi/sharing.rs",
     "torch/hooks.rs",
     "torch/segments.rs",

@@ -130,7 +130,7 @@ class HostBuffer(ctypes.Structure):
 class HostBlocks(ctypes.Structure):
     """hbm_host_blocks_t."""
 
-    _fields_ = _counts("blocks", "requested", "bytes", "pinned")
+    _fields_ = _counts("blocks", "requested", "bytes", "pinned", "unbound")
 
 
 class Export(ctypes.Structure):
@@ -217,6 +217,7 @@ PROTOTYPES = {
     "hbm_alloc_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
     "hbm_attach_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
     "hbm_free_shm_pinned_ptr": (c_int32, [c_size_t, c_size_t, c_char_p]),
+    "hbm_nearest_numa_node": (c_int32, [c_int32, POINTER(c_int32)]),
     "hbm_host_blocks": (c_int32, [POINTER(HostBlocks)]),
     "hbm_export": (c_int32, [c_void_p, POINTER(Export)]),
     "hbm_export_close": (c_int32, [c_uint64]),

@@ -111,14 +111,29 @@ def _size(nbytes):
 
 
 def _node(numa_node):
+    if isinstance(numa_node, str):
+        return nearest_node(numa_node)
     if isinstance(numa_node, bool) or not isinstance(numa_node, int) or not -1 << 31 <= numa_node < 1 << 31:
-        raise ValueError("numa_node is the number of a node, not %r" % (numa_node,))
+        raise ValueError("numa_node is the number of a node or "gpu:0", not %r" % (numa_node,))
     return numa_node
 
 
 def _make(operation, allocate, free, nbytes, *rest, is_pinned=True):
     address = _library.check_address(allocate(nbytes, *rest), operation)
     return HostBuffer(address, nbytes, lambda address: _library.check(free(address), operation), is_pinned)
+
+
+def nearest_node(device):
+    """The number of the node nearest to a device, named by its number or as "gpu:0". Raises UnsupportedError
+    where neither the system nor the driver knows it."""
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("gpu", ":", device)
+    if isinstance(number, str) and number.isascii() and number.isdigit():
+        number = int(number)
+    if kind != "gpu" or isinstance(number, bool) or not isinstance(number, int) or not -1 << 31 <= number < 1 << 31:
+        raise ValueError('a device is its number or "gpu:0", not %r' % (device,))
+    node = ctypes.c_int32()
+    _library.check(_library.library().hbm_nearest_numa_node(number, ctypes.byref(node)), "nearest_node")
+    return node.value
 
 
 def pinned(nbytes, numa_node=None, huge_pages=False):
@@ -156,7 +171,8 @@ def shared(nbytes, name, create=True):
 
 
 def blocks():
-    """What is given out: a dict of `blocks` and of bytes, `requested`, `bytes` in whole pages, `pinned`."""
+    """What is given out: a dict of `blocks` and of bytes, `requested`, `bytes` in whole pages, `pinned`; and
+    how many blocks are `unbound`: to be on some nodes, which the system refused."""
     found = _library.HostBlocks(struct_size=ctypes.sizeof(_library.HostBlocks))
     _library.check(_library.library().hbm_host_blocks(ctypes.byref(found)), "blocks")
-    return {name: getattr(found, name) for name in ("blocks", "requested", "bytes", "pinned")}
+    return {name: getattr(found, name) for name in ("blocks", "requested", "bytes", "pinned", "unbound")}

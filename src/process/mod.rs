@@ -10,6 +10,8 @@ mod choice;
 mod devices;
 mod graphs;
 pub mod host;
+pub mod host_making;
+mod host_nodes;
 mod lifetime;
 mod limits;
 mod naming;

@@ -3,8 +3,9 @@
 
 use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::gpu::{Device, Registered};
-use crate::sys::numa::{self, Node};
+use crate::sys::numa;
 use crate::sys::pages::{self, HUGE_PAGE, PAGE, Pages};
+use crate::sys::policy::Binding;
 use crate::sys::shm::Segment;
 use std::ffi::c_uint;
 use std::sync::Arc;
@@ -29,8 +30,8 @@ pub struct Wanted<'a> {
     pub bytes: u64,
     /// The pages behind it.
     pub pages: PageKind<'a>,
-    /// The node that it is to be on.
-    pub node: Option<&'a Node>,
+    /// The nodes that it is to be on.
+    pub binding: Option<&'a Binding>,
     /// The device whose driver pins it, and the driver's flags.
     pub pinned: Option<(&'a Arc<Device>, c_uint)>,
 }
@@ -43,6 +44,7 @@ pub struct HostBlock {
     plain: Option<Pages>,
     address: u64,
     bytes: u64,
+    is_unbound: bool,
 }
 
 /// Threads that populate: what the first sleep's pipeline was fastest with. Not measured for blocks by themselves.
@@ -63,10 +65,15 @@ impl HostBlock {
             PageKind::Shared(segment) => segment.map()?,
         };
         let address = pages.address();
-        if let Some(node) = wanted.node {
-            bind(&pages, node, warnings)?;
+        let is_bound = match wanted.binding {
+            Some(binding) => bind(&pages, binding, warnings)?,
+            None => false,
+        };
+        if is_bound {
+            check_nodes(wanted, bytes)?;
         }
-        populate(&pages, wanted.node.map_or(&[][..], |node| &node.processors))?;
+        let processors = wanted.binding.map(Binding::processors);
+        populate(&pages, &processors.unwrap_or_default())?;
         let (mut pinned, mut plain) = (Vec::new(), None);
         match wanted.pinned {
             None => plain = Some(pages),
@@ -90,6 +97,7 @@ impl HostBlock {
             plain,
             address,
             bytes,
+            is_unbound: wanted.binding.is_some() && !is_bound,
         })
     }
 
@@ -101,6 +109,11 @@ impl HostBlock {
     /// Its length, whole pages.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether it was to be on some nodes, and the system refused.
+    pub fn is_unbound(&self) -> bool {
+        self.is_unbound
     }
 
     /// Gives it back to the system. What could not be unpinned stays as it is; where that is not all of it, the
@@ -150,32 +163,55 @@ fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
     if is_there {
         return Ok(());
     }
-    let on_node = wanted.node.map_or(u64::MAX, |node| node.free);
-    let left = pages::available().min(on_node);
+    let left = pages::available();
     if bytes <= left {
         return Ok(());
     }
-    let node = wanted.node.map(|node| format!(" on node {}", node.number));
-    Err(Error::new(Status::OutOfMemory, wanted.operation)
-        .bytes(bytes)
-        .detail(format!(
-            "the host has {left} bytes left{}",
-            node.unwrap_or_default()
-        ))
-        .advice("Ask for less, or free memory of the host; a control group may limit the process"))
+    Err(lacking(wanted, bytes, left, ""))
 }
 
-fn bind(pages: &Pages, node: &Node, warnings: &Warnings) -> Result<()> {
-    if let Some(error) = numa::bind(pages, node.number)? {
-        warnings.warn(Warning::Unbound, || {
-            format!(
-                "memory is not bound to node {}, since the system refuses mbind ({error}): it comes from wherever the \
-                 threads that touch it first run; a container needs CAP_SYS_NICE for it",
-                node.number
-            )
-        });
+fn lacking(wanted: &Wanted<'_>, bytes: u64, left: u64, place: &str) -> Error {
+    Error::new(Status::OutOfMemory, wanted.operation)
+        .bytes(bytes)
+        .detail(format!("the host has {left} bytes left{place}"))
+        .advice("Ask for less, or free memory of the host; a control group may limit the process")
+}
+
+/// Memory that must be of some nodes is not elsewhere when they have run out: the system kills then.
+fn check_nodes(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
+    let Some((nodes, binding)) = wanted.binding.and_then(|all| Some((all.only()?, all))) else {
+        return Ok(());
+    };
+    if let PageKind::SetAside(_) = wanted.pages {
+        return Ok(());
     }
-    Ok(())
+    let left = nodes
+        .iter()
+        .fold(0, |sum: u64, node| sum.saturating_add(node.free));
+    match bytes <= left {
+        true => Ok(()),
+        false => Err(lacking(
+            wanted,
+            bytes,
+            left,
+            &format!(" to {}", binding.text()),
+        )),
+    }
+}
+
+/// Whether the system let it be bound.
+fn bind(pages: &Pages, binding: &Binding, warnings: &Warnings) -> Result<bool> {
+    let Some(error) = binding.apply(pages)? else {
+        return Ok(true);
+    };
+    warnings.warn(Warning::Unbound, || {
+        format!(
+            "memory could not be had by the policy {}, since the system refuses mbind ({error}): it comes from wherever \
+             the threads that touch it first run; a container needs CAP_SYS_NICE for it",
+            binding.text()
+        )
+    });
+    Ok(false)
 }
 
 /// Puts memory behind all pages, by threads on these processors, where any are named.

@@ -8,5 +8,6 @@ pub mod linux;
 pub mod meter;
 pub mod numa;
 pub mod pages;
+pub mod policy;
 pub mod scratch;
 pub mod shm;

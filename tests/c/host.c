@@ -90,7 +90,7 @@ static void wrong_arguments(void) {
         CHECK(hbm_alloc_hugepage_pinned_ptr(sizes[i], 0) == 0);
     }
     CHECK(hbm_alloc_numa_ptr((size_t)1 << 46, 0) == 0);
-    EXPECT_ERROR_TEXT("bytes left on node 0");
+    EXPECT_ERROR_TEXT("bytes left");
     CHECK(hbm_last_status() == HBM_OUT_OF_MEMORY);
     CHECK(hbm_alloc_pinned_ptr(MIB, 8) == 0);
     CHECK(hbm_last_status() == HBM_INVALID_ARGUMENT);
@@ -100,6 +100,17 @@ static void wrong_arguments(void) {
     EXPECT(HBM_NOT_OWNED, hbm_free_hugepage_pinned_numa_ptr(4096, 4096));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_host_blocks(NULL));
     CHECK(held().blocks == 0);
+}
+
+/* The simulated driver says it; the system has no such device on its bus. */
+static void nearest_node(void) {
+    int node = 7;
+    EXPECT(HBM_OK, hbm_nearest_numa_node(0, &node));
+    CHECK(node == 0);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_nearest_numa_node(99, &node));
+    CHECK(node == -1);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_nearest_numa_node(-1, &node));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_nearest_numa_node(0, NULL));
 }
 
 static void pinned(void) {
@@ -265,6 +276,7 @@ int main(int count, char **arguments) {
     on_a_node_without_a_driver();
     in_a_child();
     wrong_arguments();
+    nearest_node();
     pinned();
     from_pages_set_aside();
     a_driver_that_fails();

@@ -38,7 +38,7 @@ def test_buffers(sim):
     assert host.blocks()["blocks"] == 1 and view[5] == 9
     del view
     gc.collect()
-    assert host.blocks() == {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0}
+    assert host.blocks() == {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0, "unbound": 0}
     kept = host.pinned(MIB)     # at exit
     """)
 
@@ -85,7 +85,7 @@ def test_wrong_use(sim):
     for size in (0, -1, 1.5, "4", None, True, 1 << 63):
         raises(ValueError, lambda: host.pinned(size))
         raises(ValueError, lambda: host.numa(size, 0))
-    for node in (1.5, "0", None, 1 << 31):
+    for node in (1.5, "0", "gpu", None, 1 << 31):
         raises(ValueError, lambda: host.numa(4096, node))
     raises(hbmalloc.InvalidArgumentError, lambda: host.numa(4096, 999), "Nodes with memory here")
     raises(hbmalloc.InvalidArgumentError, lambda: host.pinned(4096, numa_node=-1), "unknown")
@@ -101,6 +101,42 @@ def test_wrong_use(sim):
             assert other.memoryview()[0] == 5
     assert host.blocks()["blocks"] == 0
     """)
+
+
+def test_the_nearest_node(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    assert host.nearest_node(0) == host.nearest_node("gpu:0") == 0
+    with host.pinned(4096, numa_node="gpu:0") as one, host.numa(4096, "gpu:0") as other:
+        assert host.blocks()["blocks"] == 2
+    for wrong in ("gpu", "gpu:", "gpu:x", "gpu:-1", "gpu: 1", "cpu:0", "0", 1.5, None, True, 1 << 31):
+        try:
+            host.nearest_node(wrong)
+            raise SystemExit("%r is a device" % (wrong,))
+        except ValueError:
+            pass
+    for device in (7, -1):
+        try:
+            host.nearest_node(device)
+            raise SystemExit("there is no such device")
+        except hbmalloc.InvalidArgumentError as error:
+            assert "devices 0 to 1" in str(error), error
+    """)
+
+
+def test_a_nearest_node_that_nobody_knows(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    for make in (lambda: host.pinned(4096, numa_node="gpu:0"), lambda: host.numa(4096, "gpu:1")):
+        try:
+            make()
+            raise SystemExit("an unknown node was guessed")
+        except hbmalloc.UnsupportedError as error:
+            assert "Name a node" in str(error) and "Nodes with memory here: 0" in str(error), error
+    assert host.blocks()["blocks"] == 0
+    """, HBMALLOC_SIM="devices=2,node_known=0")
 
 
 def test_without_a_driver(run):
