@@ -114,7 +114,7 @@ def _node(numa_node):
     if isinstance(numa_node, str):
         return nearest_node(numa_node)
     if isinstance(numa_node, bool) or not isinstance(numa_node, int) or not -1 << 31 <= numa_node < 1 << 31:
-        raise ValueError("numa_node is the number of a node or "gpu:0", not %r" % (numa_node,))
+        raise ValueError('numa_node is the number of a node or "gpu:0", not %r' % (numa_node,))
     return numa_node
 
 
