@@ -3,11 +3,13 @@
 
 use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::gpu::{Device, Registered};
-use crate::sys::numa;
+use crate::sys::limits::{self, Left};
+use crate::sys::numa::{self, Node};
 use crate::sys::pages::{self, HUGE_PAGE, PAGE, Pages};
 use crate::sys::policy::Binding;
 use crate::sys::shm::Segment;
 use std::ffi::c_uint;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -58,7 +60,7 @@ impl HostBlock {
     /// Makes what is wanted.
     pub fn make(wanted: &Wanted<'_>, warnings: &Warnings) -> Result<HostBlock> {
         let bytes = length(wanted)?;
-        check_left(wanted, bytes)?;
+        check_left(Path::new("/"), wanted, bytes)?;
         let pages = match wanted.pages {
             PageKind::Ordinary => Pages::map(bytes)?,
             PageKind::SetAside(page) => Pages::map_set_aside(bytes, page)?,
@@ -70,10 +72,14 @@ impl HostBlock {
             None => false,
         };
         if is_bound {
-            check_nodes(wanted, bytes)?;
+            check_nodes(Path::new("/"), wanted, bytes)?;
+        }
+        if let PageKind::Shared(segment) = wanted.pages {
+            segment.reserve(wanted.operation)?;
         }
         let processors = wanted.binding.map(Binding::processors);
-        populate(&pages, &processors.unwrap_or_default())?;
+        populate(&pages, step(wanted), &processors.unwrap_or_default())
+            .map_err(|error| short_of_pages(wanted, bytes, error))?;
         let (mut pinned, mut plain) = (Vec::new(), None);
         match wanted.pinned {
             None => plain = Some(pages),
@@ -84,8 +90,8 @@ impl HostBlock {
                         Err(error) => {
                             while pinned.pop().is_some() {}
                             return Err(error.advice(format!(
-                                "{bytes} bytes were to be pinned; the process may lock {} (ulimit -l)",
-                                pages::lockable()
+                                "{bytes} bytes were to be pinned; the process may lock {}",
+                                limits::lockable()
                             )));
                         }
                     }
@@ -153,49 +159,73 @@ fn whole_pages(operation: &'static str, bytes: u64, page: u64) -> Result<u64> {
 }
 
 /// What the system has not got is not tried: it would swap and kill before it said no.
-fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
-    // Pages that are set aside are in no other count, and are reserved by the mapping; others' are theirs.
-    let is_there = match wanted.pages {
-        PageKind::Ordinary => false,
-        PageKind::SetAside(_) => true,
-        PageKind::Shared(segment) => !segment.is_own(),
+fn check_left(root: &Path, wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
+    let left = match wanted.pages {
+        PageKind::Ordinary => limits::memory(root),
+        // In no other count.
+        PageKind::SetAside(page) => match limits::huge_pages_of_groups(root, page) {
+            Some(left) => left,
+            None => return Ok(()),
+        },
+        PageKind::Shared(segment) if segment.is_own() => limits::memory(root),
+        PageKind::Shared(_) => return Ok(()),
     };
-    if is_there {
-        return Ok(());
+    match bytes <= left.bytes {
+        true => Ok(()),
+        false => Err(lacking(wanted, bytes, &left)),
     }
-    let left = pages::available();
-    if bytes <= left {
-        return Ok(());
-    }
-    Err(lacking(wanted, bytes, left, ""))
 }
 
-fn lacking(wanted: &Wanted<'_>, bytes: u64, left: u64, place: &str) -> Error {
+fn lacking(wanted: &Wanted<'_>, bytes: u64, left: &Left) -> Error {
     Error::new(Status::OutOfMemory, wanted.operation)
         .bytes(bytes)
-        .detail(format!("the host has {left} bytes left{place}"))
-        .advice("Ask for less, or free memory of the host; a control group may limit the process")
+        .detail(format!(
+            "{} has {} bytes left, and {bytes} are needed",
+            left.whose, left.bytes
+        ))
+        .advice("Ask for less, free memory of the host, or have the limit raised")
 }
 
 /// Memory that must be of some nodes is not elsewhere when they have run out: the system kills then.
-fn check_nodes(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
+fn check_nodes(root: &Path, wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
     let Some((nodes, binding)) = wanted.binding.and_then(|all| Some((all.only()?, all))) else {
         return Ok(());
     };
-    if let PageKind::SetAside(_) = wanted.pages {
-        return Ok(());
+    let sum = |of: &dyn Fn(&Node) -> u64| nodes.iter().map(of).fold(0, u64::saturating_add);
+    if let PageKind::SetAside(page) = wanted.pages {
+        let told = |node: &Node| limits::huge_pages_on(root, page, node.number);
+        let free = sum(&|node| told(node).unwrap_or(u64::MAX));
+        let why = format!(" to {}", binding.text());
+        return match bytes / page <= free {
+            true => Ok(()),
+            false => Err(pages::too_few_set_aside(bytes, page, Some(free), &why)),
+        };
     }
-    let left = nodes
-        .iter()
-        .fold(0, |sum: u64, node| sum.saturating_add(node.free));
-    match bytes <= left {
+    let left = Left {
+        bytes: sum(&|node| node.free),
+        whose: format!("what there is to {}", binding.text()),
+    };
+    match bytes <= left.bytes {
         true => Ok(()),
-        false => Err(lacking(
-            wanted,
-            bytes,
-            left,
-            &format!(" to {}", binding.text()),
-        )),
+        false => Err(lacking(wanted, bytes, &left)),
+    }
+}
+
+/// What it means that pages which were set aside, and there a moment ago, could not be populated.
+fn short_of_pages(wanted: &Wanted<'_>, bytes: u64, error: Error) -> Error {
+    let PageKind::SetAside(page) = wanted.pages else {
+        return error;
+    };
+    let free = limits::huge_pages(Path::new("/"), page);
+    let why = format!(" by now, on whatever node and for whatever control group ({error})");
+    pages::too_few_set_aside(bytes, page, free, &why)
+}
+
+/// What one thread populates at a time: no page is of two threads.
+fn step(wanted: &Wanted<'_>) -> u64 {
+    match wanted.pages {
+        PageKind::SetAside(page) => STEP.max(page),
+        _ => STEP,
     }
 }
 
@@ -215,17 +245,17 @@ fn bind(pages: &Pages, binding: &Binding, warnings: &Warnings) -> Result<bool> {
 }
 
 /// Puts memory behind all pages, by threads on these processors, where any are named.
-fn populate(pages: &Pages, processors: &[usize]) -> Result<()> {
-    let steps = pages.bytes().div_ceil(STEP);
+fn populate(pages: &Pages, step: u64, processors: &[usize]) -> Result<()> {
+    let steps = pages.bytes().div_ceil(step);
     let there = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let next = AtomicU64::new(0);
     let work = || {
         loop {
-            let begin = next.fetch_add(1, Ordering::Relaxed) * STEP;
+            let begin = next.fetch_add(1, Ordering::Relaxed) * step;
             if begin >= pages.bytes() {
                 return Ok(());
             }
-            pages.populate_part(begin, STEP.min(pages.bytes() - begin))?;
+            pages.populate_part(begin, step.min(pages.bytes() - begin))?;
         }
     };
     if steps == 1 {
@@ -255,4 +285,112 @@ fn populate(pages: &Pages, processors: &[usize]) -> Result<()> {
         }
         outcome.and_then(|()| work())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::policy::Policy;
+
+    const MIB: u64 = 1 << 20;
+
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    fn nodes(policy: Policy, free: &[u64]) -> Binding {
+        let node = |(number, free): (usize, &u64)| Node {
+            number: number as u32,
+            processors: Vec::new(),
+            bytes: 1 << 40,
+            free: *free,
+            distances: Vec::new(),
+        };
+        let nodes = free.iter().enumerate().map(node).collect();
+        Binding::new("test", policy, nodes, false).unwrap()
+    }
+
+    fn wanted<'a>(pages: PageKind<'a>, binding: Option<&'a Binding>) -> Wanted<'a> {
+        Wanted {
+            operation: "test",
+            bytes: 8 * MIB,
+            pages,
+            binding,
+            pinned: None,
+        }
+    }
+
+    #[test]
+    fn a_control_group_s_limit_is_told() {
+        let files = [
+            ("proc/meminfo", "MemAvailable: 900000000 kB\n"),
+            ("proc/self/cgroup", "0::/pod/box\n"),
+            ("sys/fs/cgroup/pod/memory.max", "10485760\n"),
+            ("sys/fs/cgroup/pod/memory.current", "4194304\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.max", "4194304\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.current", "0\n"),
+        ];
+        let root = root(&files);
+        let fits = |pages, bytes| check_left(root.path(), &wanted(pages, None), bytes);
+        let error = fits(PageKind::Ordinary, 8 * MIB).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        let said = "control group /pod (limit 10485760 bytes) has 6291456 bytes left, and 8388608 are needed";
+        assert!(error.to_string().contains(said), "{error}");
+        fits(PageKind::Ordinary, 6 * MIB).unwrap();
+        let error = fits(PageKind::SetAside(2 * MIB), 6 * MIB).unwrap_err();
+        assert!(error.to_string().contains("4194304 bytes left"), "{error}");
+        fits(PageKind::SetAside(2 * MIB), 4 * MIB).unwrap();
+        fits(PageKind::SetAside(1024 * MIB), 1024 * MIB).unwrap();
+    }
+
+    #[test]
+    fn nodes_that_must_have_it_all_must_have_enough() {
+        let (bind, turns) = (
+            nodes(Policy::Bind, &[MIB, 5 * MIB]),
+            nodes(Policy::Interleave, &[1]),
+        );
+        let nowhere = root(&[]);
+        let fits = |binding, bytes| {
+            check_nodes(
+                nowhere.path(),
+                &wanted(PageKind::Ordinary, Some(binding)),
+                bytes,
+            )
+        };
+        fits(&bind, 6 * MIB).unwrap();
+        fits(&turns, 6 * MIB).unwrap();
+        let error = fits(&bind, 8 * MIB).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        let said = "bind to nodes 0, 1 has 6291456 bytes left";
+        assert!(error.to_string().contains(said), "{error}");
+    }
+
+    #[test]
+    fn pages_set_aside_on_a_node_are_counted_there() {
+        let of = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/free_hugepages";
+        let root = root(&[(of, "3\n")]);
+        let bind = nodes(Policy::Bind, &[0]);
+        let fits = |bytes| {
+            let pages = PageKind::SetAside(2 * MIB);
+            check_nodes(root.path(), &wanted(pages, Some(&bind)), bytes)
+        };
+        fits(6 * MIB).unwrap();
+        let error = fits(8 * MIB).unwrap_err();
+        let said = "4 huge pages of 2 MiB are needed, 3 are free to bind to node 0";
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(error.status(), Status::OutOfMemory);
+    }
+
+    #[test]
+    fn no_page_is_of_two_threads() {
+        assert_eq!(step(&wanted(PageKind::Ordinary, None)), STEP);
+        assert_eq!(step(&wanted(PageKind::SetAside(2 * MIB), None)), STEP);
+        assert_eq!(step(&wanted(PageKind::SetAside(1 << 30), None)), 1 << 30);
+    }
 }

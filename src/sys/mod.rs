@@ -2,8 +2,10 @@
 
 pub mod cuda;
 pub mod descriptors;
+pub mod heap;
 pub mod hip;
 pub mod library;
+pub mod limits;
 pub mod linux;
 pub mod meter;
 pub mod numa;

@@ -96,6 +96,31 @@ impl Segment {
         })
     }
 
+    /// Has the file system keep room for all of it now, by the policy of what is mapped of it: where it is full that is
+    /// an error here, and would be a signal for who touches it later. A segment of another process has its room.
+    pub fn reserve(&self, operation: &'static str) -> Result<()> {
+        /// Small enough that a signal, after which a part is begun anew, does not keep it from ending.
+        const PART: u64 = 256 << 20;
+        let mut at = 0;
+        while self.is_maker && at < self.bytes {
+            let part = PART.min(self.bytes - at);
+            // SAFETY: takes no pointers; the descriptor is the file's own.
+            let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, at as i64, part as i64) };
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                _ if done == 0 => at += part,
+                Some(libc::EINTR) => {}
+                _ => {
+                    let folder = self.path.parent().unwrap_or(Path::new(FOLDER));
+                    let full = check_room(operation, folder, self.bytes - at).err();
+                    let error = failed(operation, "fallocate", &self.path, self.bytes, &error);
+                    return Err(full.unwrap_or(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Maps all of it.
     pub fn map(&self) -> Result<Pages> {
         Pages::map_file(&self.file, self.bytes)
