@@ -7,12 +7,13 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 15] = [
     "across_devices",
     "allocators",
     "cells",
     "graphs",
     "host",
+    "host_kinds",
     "limits",
     "placed_pool",
     "wrong_use",
@@ -84,6 +85,11 @@ fn placed_pool() {
 #[test]
 fn host() {
     run_shared("host");
+}
+
+#[test]
+fn host_kinds() {
+    run_shared("host_kinds");
 }
 
 #[test]

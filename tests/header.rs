@@ -5,9 +5,10 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 18] = [
+const FACES: [&str; 19] = [
     "capi/status.rs",
     "capi/options.rs",
+    "capi/descriptor.rs",
     "capi/allocator.rs",
     "capi/stats.rs",
     "capi/block_stats.rs",

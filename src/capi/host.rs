@@ -1,13 +1,14 @@
 //! Memory of the host under the names that LMCache's `mem_alloc` gives it.
 
-use super::{export, text_argument, write_struct};
+use super::descriptor::{OLDER_SIZES, hbm_allocator_desc_t, host_plan};
+use super::{export, read_struct, text_argument, write_struct};
 use crate::observe;
 use crate::process::host::HostKind;
 use crate::process::host_making::{HostPages, HostPlan};
 use crate::sys::policy::Policy;
 use std::ffi::{c_char, c_int, c_uint};
 
-/// What of the host was given out by the functions below and not yet taken back.
+/// What of the host was given out by the functions below, and by allocators of its kinds, and not yet taken back.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -47,7 +48,10 @@ fn huge(nodes: Option<(Policy, Vec<i32>)>, flags: c_uint) -> HostPlan {
 
 fn free(kind: HostKind, address: usize, size: Option<usize>) -> c_int {
     let size = size.map(|size| size as u64);
-    export(|| observe::process().free_host(kind, address as u64, size, None))
+    export(|| {
+        let freed = observe::process().free_host(kind, address as u64, size, None);
+        freed.map(|_| ())
+    })
 }
 
 /// Pinned memory of the host: `size` bytes of zeros, populated by a few threads with huge pages and then
@@ -183,11 +187,41 @@ pub unsafe extern "C" fn hbm_free_shm_pinned_ptr(
         // SAFETY: passed on to the caller.
         let name = unsafe { text_argument("hbm_free_shm_pinned_ptr", "name", name) }?;
         let (kind, size) = (HostKind::SharedPinned, Some(size as u64));
-        observe::process().free_host(kind, address as u64, size, Some(name))
+        let freed = observe::process().free_host(kind, address as u64, size, Some(name));
+        freed.map(|_| ())
     })
 }
 
-/// Writes what the functions above gave out and did not take back yet.
+/// Memory of the host as a descriptor of HBM_KIND_HEAP or a kind behind it says: policies over several nodes, huge pages
+/// of 1 GiB, names without pinning. 0 on failure.
+///
+/// # Safety
+/// `descriptor` must point to a filled-in descriptor.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_alloc_host_ptr(
+    size: usize,
+    descriptor: *const hbm_allocator_desc_t,
+) -> usize {
+    const OPERATION: &str = "hbm_alloc_host_ptr";
+    let mut address = 0;
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let descriptor = unsafe { read_struct(OPERATION, descriptor, OLDER_SIZES)? };
+        // SAFETY: as above.
+        let plan = unsafe { host_plan(OPERATION, &descriptor)? };
+        address = observe::process().allocate_host(HostKind::Described, size as u64, &plan)?;
+        Ok(())
+    });
+    address as usize
+}
+
+/// Gives back what hbm_alloc_host_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_host_ptr(address: usize, size: usize) -> c_int {
+    free(HostKind::Described, address, Some(size))
+}
+
+/// Writes what the functions above, and allocators of the host's kinds, gave out and did not take back yet.
 ///
 /// # Safety
 /// `out` must point to a struct whose `struct_size` is filled in.

@@ -7,6 +7,7 @@ use crate::error::{Error, Result, Status};
 use crate::gpu::Device;
 use crate::registry::AllocatorId;
 use crate::source::host::HostBlock;
+use crate::sys::heap::Heap;
 use crate::sys::shm::Segment;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -63,7 +64,17 @@ impl HostKind {
     }
 }
 
+/// How long a block is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSize {
+    /// As asked for.
+    pub requested: u64,
+    /// In whole pages.
+    pub bytes: u64,
+}
+
 pub(super) enum Memory {
+    Heap(Heap),
     Block(HostBlock),
     /// Of the driver's own, which alone makes write-combined memory.
     Driver {
@@ -75,10 +86,7 @@ pub(super) enum Memory {
 pub(super) struct Owned {
     pub memory: Memory,
     pub kind: HostKind,
-    /// As asked for.
-    pub requested: u64,
-    /// In whole pages.
-    pub bytes: u64,
+    pub size: HostSize,
     pub is_pinned: bool,
     /// What it is a map of, if others share it: gone after it.
     pub segment: Option<Segment>,
@@ -87,6 +95,10 @@ pub(super) struct Owned {
 impl Owned {
     fn give_back(self) -> std::result::Result<(), (Box<Owned>, Error)> {
         let outcome = match self.memory {
+            Memory::Heap(heap) => {
+                drop(heap);
+                Ok(())
+            }
             Memory::Block(block) => {
                 (block.give_back()).map_err(|(block, error)| (Memory::Block(block), error))
             }
@@ -109,15 +121,19 @@ impl Owned {
         name: Option<&str>,
     ) -> Option<Error> {
         let invalid = |detail: String| Some(Error::invalid(kind.deallocator(), detail));
+        if let (HostKind::Allocator(_), true) = (kind, self.kind != kind) {
+            let what = format!("{address:#x} is no block of this allocator");
+            return Some(Error::new(Status::NotOwned, kind.deallocator()).detail(what));
+        }
         if self.kind != kind {
             let by = self.kind.allocator();
             let error = invalid(format!("{address:#x} was given out by {by}"))?;
             return Some(error.advice(format!("Free it by {}", self.kind.deallocator())));
         }
-        if let Some(bytes) = bytes.filter(|bytes| *bytes != self.requested) {
+        if let Some(bytes) = bytes.filter(|bytes| *bytes != self.size.requested) {
             return invalid(format!(
                 "{address:#x} has {} bytes, not {bytes}",
-                self.requested
+                self.size.requested
             ));
         }
         let other = |segment: &&Segment| name.is_some_and(|name| !segment.is_called(name));
@@ -169,7 +185,12 @@ impl Process {
         (self.host_blocks.table.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn give_out(&self, address: u64, owned: Owned) -> u64 {
+    pub(super) fn give_out(&self, owned: Owned) -> u64 {
+        let address = match &owned.memory {
+            Memory::Heap(heap) => heap.address(),
+            Memory::Block(block) => block.address(),
+            Memory::Driver { address, .. } => *address,
+        };
         self.host_table().insert(address, owned);
         address
     }
@@ -182,9 +203,9 @@ impl Process {
         address: u64,
         bytes: Option<u64>,
         name: Option<&str>,
-    ) -> Result<()> {
+    ) -> Result<HostSize> {
         if lifetime::is_exiting() {
-            return Ok(());
+            return Ok(HostSize::default());
         }
         self.check_host_is_ours()?;
         let owned = {
@@ -200,37 +221,35 @@ impl Process {
             table.remove(&address)
         };
         let Some(owned) = owned else {
-            return Ok(());
+            return Ok(HostSize::default());
         };
-        owned.give_back().map_err(|(owned, error)| {
+        let size = owned.size;
+        owned.give_back().map(|()| size).map_err(|(owned, error)| {
             // Nobody was given the address meanwhile: it is still mapped.
             self.host_table().insert(address, *owned);
             error.advice("It is still allocated: free it again")
         })
     }
 
+    /// An error for what is no block of that kind.
+    pub fn check_host_block(&self, kind: HostKind, address: u64) -> Result<()> {
+        self.check_host_is_ours()?;
+        match self.host_table().get(&address) {
+            Some(owned) if owned.kind == kind => Ok(()),
+            _ => Err(Error::new(Status::NotOwned, kind.deallocator())
+                .detail(format!("{address:#x} is no block of this allocator"))),
+        }
+    }
+
     /// What is given out.
     pub fn host_block_stats(&self) -> Result<HostBlockStats> {
-        self.host_stats_where(|_| true)
-    }
-
-    /// What an allocator has given out.
-    pub fn host_stats_of(&self, allocator: AllocatorId) -> Result<HostBlockStats> {
-        self.host_stats_where(|kind| kind == HostKind::Allocator(allocator))
-    }
-
-    fn host_stats_where(&self, counts: impl Fn(HostKind) -> bool) -> Result<HostBlockStats> {
         self.check_host_is_ours()?;
         let mut stats = HostBlockStats::default();
-        for owned in self
-            .host_table()
-            .values()
-            .filter(|owned| counts(owned.kind))
-        {
+        for owned in self.host_table().values() {
             stats.blocks += 1;
-            stats.requested += owned.requested;
-            stats.bytes += owned.bytes;
-            stats.pinned += if owned.is_pinned { owned.bytes } else { 0 };
+            stats.requested += owned.size.requested;
+            stats.bytes += owned.size.bytes;
+            stats.pinned += if owned.is_pinned { owned.size.bytes } else { 0 };
             stats.unbound += u64::from(owned.is_unbound());
         }
         Ok(stats)

@@ -1,12 +1,14 @@
 //! Memory of the host made as a program describes it.
 
 use super::Process;
-use super::host::{HostKind, Memory, Owned};
+use super::host::{HostKind, HostSize, Memory, Owned};
 use crate::config::table::Opt;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
 use crate::source::host::{self, HostBlock, PageKind, Wanted};
+use crate::sys::heap::Heap;
 use crate::sys::numa::Topology;
+use crate::sys::pages::{HUGE_PAGE, PAGE};
 use crate::sys::policy::{Binding, Policy};
 use crate::sys::shm::{self, Segment};
 use std::ffi::c_uint;
@@ -19,6 +21,8 @@ pub enum HostPages {
     /// Ordinary pages, huge ones where the system makes them by itself.
     #[default]
     Ordinary,
+    /// Of the heap.
+    Heap,
     /// Pages of this length that the administrator has set aside.
     SetAside(u64),
     /// Those of a name, made anew or another process's.
@@ -28,6 +32,13 @@ pub enum HostPages {
         /// Whether it is made anew.
         is_new: bool,
     },
+}
+
+impl HostPages {
+    /// Whether such pages may be pinned or not.
+    pub fn can_be_either(&self) -> bool {
+        matches!(self, HostPages::SetAside(_) | HostPages::Shared { .. })
+    }
 }
 
 /// Memory as a program describes it, all but its length.
@@ -59,8 +70,11 @@ impl HostPlan {
         }
     }
 
-    /// Whether the flags are ones that such memory can have.
-    pub fn check_flags(&self, operation: &'static str) -> Result<()> {
+    /// Whether such memory can be on nodes, and have such flags.
+    pub fn check(&self, operation: &'static str) -> Result<()> {
+        if self.pages == HostPages::Heap && self.nodes.is_some() {
+            return Err(Error::invalid(operation, "the heap is on no node"));
+        }
         let is_drivers =
             self.is_pinned && self.pages == HostPages::Ordinary && self.nodes.is_none();
         let (known, more) = match (is_drivers, self.is_pinned) {
@@ -81,6 +95,18 @@ impl HostPlan {
 impl Process {
     /// Memory of the host. The driver is opened for what is pinned.
     pub fn allocate_host(&self, kind: HostKind, bytes: u64, plan: &HostPlan) -> Result<u64> {
+        self.allocate_host_aligned(kind, bytes, 1, plan)
+            .map(|(address, _)| address)
+    }
+
+    /// The same at a multiple of `align`, a power of two.
+    pub fn allocate_host_aligned(
+        &self,
+        kind: HostKind,
+        bytes: u64,
+        align: u64,
+        plan: &HostPlan,
+    ) -> Result<(u64, HostSize)> {
         let operation = match (&plan.pages, kind) {
             (HostPages::Shared { is_new: false, .. }, HostKind::SharedPinned) => {
                 "hbm_attach_shm_pinned_ptr"
@@ -88,18 +114,62 @@ impl Process {
             _ => kind.allocator(),
         };
         self.check_host_is_ours()?;
-        plan.check_flags(operation)?;
+        plan.check(operation)?;
         if bytes == 0 {
             return Err(Error::invalid(operation, "a size of 0 bytes"));
         }
+        let owned = match (&plan.pages, plan.flags & WRITE_COMBINED) {
+            (HostPages::Heap, _) => (
+                Memory::Heap(Heap::new(operation, bytes, align)?),
+                bytes,
+                None,
+            ),
+            (_, 0) => self.block(operation, bytes, align, plan)?,
+            _ => {
+                let device = self.pinning_device()?;
+                let address = device.allocate_pinned_as(bytes, plan.flags)?;
+                (Memory::Driver { device, address }, bytes, None)
+            }
+        };
+        let (memory, held, segment) = owned;
+        let size = HostSize {
+            requested: bytes,
+            bytes: held,
+        };
+        let address = self.give_out(Owned {
+            memory,
+            kind,
+            size,
+            is_pinned: plan.is_pinned,
+            segment,
+        });
+        Ok((address, size))
+    }
+
+    /// Pages, how many bytes of them, and what they are a map of.
+    fn block(
+        &self,
+        operation: &'static str,
+        bytes: u64,
+        align: u64,
+        plan: &HostPlan,
+    ) -> Result<(Memory, u64, Option<Segment>)> {
+        // Pages from 2 MiB on are aligned to that.
+        let bytes = match align {
+            0..=PAGE => bytes,
+            _ if align <= HUGE_PAGE => bytes.max(HUGE_PAGE),
+            _ => {
+                return Err(Error::invalid(
+                    operation,
+                    format!("an alignment of {align} bytes is more than the {HUGE_PAGE} of pages"),
+                ));
+            }
+        };
         let binding = self.binding(operation, plan)?;
         let device = match plan.is_pinned {
             true => Some(self.pinning_device()?),
             false => None,
         };
-        if let Some(device) = device.as_ref().filter(|_| plan.flags & WRITE_COMBINED != 0) {
-            return self.write_combined(kind, bytes, device, plan.flags);
-        }
         let segment = match &plan.pages {
             HostPages::Shared { name, is_new } => Some(segment(operation, bytes, name, *is_new)?),
             _ => None,
@@ -118,16 +188,8 @@ impl Process {
             },
             &self.warnings,
         )?;
-        let address = block.address();
-        let owned = Owned {
-            kind,
-            requested: bytes,
-            bytes: block.bytes(),
-            is_pinned: plan.is_pinned,
-            memory: Memory::Block(block),
-            segment,
-        };
-        Ok(self.give_out(address, owned))
+        let held = block.bytes();
+        Ok((Memory::Block(block), held, segment))
     }
 
     /// The nodes that are named, which must be there.
@@ -141,26 +203,6 @@ impl Process {
             .collect::<Result<Vec<_>>>()?;
         let is_strict = self.settings.text(Opt::NumaPolicy).trim() == "strict";
         Binding::new(operation, *policy, nodes, is_strict).map(Some)
-    }
-
-    fn write_combined(
-        &self,
-        kind: HostKind,
-        bytes: u64,
-        device: &Arc<Device>,
-        flags: c_uint,
-    ) -> Result<u64> {
-        let address = device.allocate_pinned_as(bytes, flags)?;
-        let device = device.clone();
-        let owned = Owned {
-            kind,
-            requested: bytes,
-            bytes,
-            is_pinned: true,
-            memory: Memory::Driver { device, address },
-            segment: None,
-        };
-        Ok(self.give_out(address, owned))
     }
 
     /// The device whose driver pins: any will do, since what is pinned is so for all.

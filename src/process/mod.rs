@@ -10,6 +10,7 @@ mod choice;
 mod devices;
 mod graphs;
 pub mod host;
+pub mod host_counts;
 pub mod host_making;
 mod host_nodes;
 mod lifetime;
