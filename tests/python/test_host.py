@@ -139,6 +139,40 @@ def test_a_nearest_node_that_nobody_knows(sim):
     """, HBMALLOC_SIM="devices=2,node_known=0")
 
 
+def test_policies(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    for policy in ("bind", "preferred", "interleave"):
+        for node in (0, [0], ("gpu:0",), "gpu:0"):
+            with host.pinned(3 << 20, numa_node=node, policy=policy) as one, host.numa(5000, node, policy=policy) as other:
+                one.memoryview()[0] = other.memoryview()[0] = 1
+                assert host.blocks()["blocks"] == 2 and host.blocks()["unbound"] in (0, 2)
+    for wrong in (lambda: host.pinned(4096, 0, policy="near"), lambda: host.pinned(4096, policy="interleave"),
+                  lambda: host.numa(4096, []), lambda: host.numa(4096, [0, 64]), lambda: host.numa(4096, [0.5]),
+                  lambda: host.pinned(4096, huge_pages=4096), lambda: host.pinned(4096, huge_pages=1),
+                  lambda: host.pinned(4096, huge_pages=[]), lambda: host.pinned(4096, huge_pages="4MiB")):
+        try:
+            wrong()
+            raise SystemExit("taken")
+        except ValueError as error:
+            assert not isinstance(error, hbmalloc.HbmallocError)
+    try:
+        host.numa(4096, [0, 40], policy="interleave")
+        raise SystemExit("there is no node 40")
+    except hbmalloc.InvalidArgumentError as error:
+        assert "Nodes with memory here: 0" in str(error)
+    for pages, size in ((True, 2), ("2MiB", 2), ("1GiB", 1024), (1 << 30, 1024)):
+        for node in (None, 0, "gpu:0"):
+            try:
+                host.pinned(1 << 44, numa_node=node, huge_pages=pages)
+                raise SystemExit("nobody has so many")
+            except hbmalloc.OutOfMemoryError as error:
+                assert "%d huge pages of %d MiB are needed" % ((1 << 24) // size, size) in str(error), error
+    assert host.blocks()["blocks"] == 0
+    """)
+
+
 def test_without_a_driver(run):
     run("""
     import hbmalloc
