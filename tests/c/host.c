@@ -173,7 +173,9 @@ static void a_driver_that_fails(void) {
 
 /* What a process makes another sees; what a killed one leaves is no obstacle. */
 static void shared(void) {
-    const char *name = "/hbmalloc-test-host";
+    char name[64], path[80];
+    snprintf(name, sizeof name, "/hbmalloc-test-host-%ld", (long)getpid());
+    snprintf(path, sizeof path, "/dev/shm%s", name);
     uintptr_t block = hbm_alloc_shm_pinned_ptr(5 * MIB, name);
     CHECK(block != 0 && block % (2 * MIB) == 0);
     use(block, 5 * MIB);
@@ -189,15 +191,15 @@ static void shared(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_free_pinned_ptr(block));
     fail("cuMemHostUnregister", 999, 1);
     EXPECT(HBM_DRIVER, hbm_free_shm_pinned_ptr(block, 5 * MIB, name));
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) == 0);
+    CHECK(access(path, F_OK) == 0);
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(block, 5 * MIB, name));
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(access(path, F_OK) != 0);
     CHECK(((unsigned char *)other)[4096] == 1);
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, 5 * MIB, name));
     CHECK(hbm_attach_shm_pinned_ptr(MIB, name) == 0);
     fail("cuMemHostRegister_v2", 2, 1);
     CHECK(hbm_alloc_shm_pinned_ptr(MIB, name) == 0);
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(access(path, F_OK) != 0);
     clear();
 
     pid_t child = fork();
@@ -208,7 +210,7 @@ static void shared(void) {
     }
     int status = 0;
     CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) == 0);
+    CHECK(access(path, F_OK) == 0);
     block = hbm_alloc_shm_pinned_ptr(3 * MIB, name);
     CHECK(block != 0);
     use(block, 3 * MIB);
@@ -235,14 +237,14 @@ static void shared(void) {
     CHECK(hbm_attach_shm_pinned_ptr(MIB, name) == 0);
     EXPECT_ERROR_TEXT("nobody who lives");
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, MIB, name));
-    CHECK(unlink("/dev/shm/hbmalloc-test-host") == 0);
+    CHECK(unlink(path) == 0);
     child = fork();
     if (child == 0) {
         execl("/proc/self/exe", "host", "leave", name, (char *)NULL);
         _exit(9);
     }
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(access(path, F_OK) != 0);
     CHECK(held().blocks == 0);
 }
 

@@ -1,15 +1,17 @@
 """Memory of the host from Python: what it is, how long it stays, what is refused."""
 
+import textwrap
+
 import pytest
 
 
 def test_buffers(sim):
     sim("""
-    import gc, hbmalloc
+    import gc, hbmalloc, os
     from hbmalloc import host
     MIB = 1 << 20
     for make in (lambda n: host.pinned(n), lambda n: host.pinned(n, numa_node=0), lambda n: host.numa(n, 0),
-                 lambda n: host.shared(n, "/hbmalloc-test-python")):
+                 lambda n: host.shared(n, "/hbmalloc-python-%d" % os.getpid())):
         for nbytes in (1, 5000, 3 * MIB + 1):
             with make(nbytes) as buffer:
                 assert len(buffer) == buffer.nbytes == nbytes and buffer.address % 4096 == 0
@@ -73,7 +75,7 @@ def test_arrays_keep_it(sim):
 
 def test_wrong_use(sim):
     sim("""
-    import hbmalloc
+    import hbmalloc, os
     from hbmalloc import host
     def raises(error, make, text=""):
         try:
@@ -93,10 +95,11 @@ def test_wrong_use(sim):
     raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "a/b"))
     for name in (None, 3, b"a", "a\\0b"):
         raises(ValueError, lambda: host.shared(4096, name))
-    raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this", create=False))
-    with host.shared(4096, "hbmalloc-test-twice") as one:
-        raises(hbmalloc.BusyError, lambda: host.shared(4096, "hbmalloc-test-twice"), "lives")
-        with host.shared(4096, "hbmalloc-test-twice", create=False) as other:
+    raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this-%d" % os.getpid(), create=False))
+    name = "hbmalloc-twice-%d" % os.getpid()
+    with host.shared(4096, name) as one:
+        raises(hbmalloc.BusyError, lambda: host.shared(4096, name), "lives")
+        with host.shared(4096, name, create=False) as other:
             one.memoryview()[0] = 5
             assert other.memoryview()[0] == 5
     assert host.blocks()["blocks"] == 0
@@ -137,6 +140,66 @@ def test_a_nearest_node_that_nobody_knows(sim):
             assert "Name a node" in str(error) and "Nodes with memory here: 0" in str(error), error
     assert host.blocks()["blocks"] == 0
     """, HBMALLOC_SIM="devices=2,node_known=0")
+
+
+TWO_PROCESSES = """
+import hbmalloc, os, signal, subprocess, sys
+from hbmalloc import host
+NAME = "hbmalloc-two-%d" % os.getpid()
+MAKER = '''
+import os, signal, sys
+from hbmalloc import host
+buffer = host.shared(3 << 20, sys.argv[1])
+buffer.memoryview()[:4] = b"made"
+print("ready", flush=True)
+sys.stdin.readline()
+if sys.argv[2] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+assert bytes(buffer.memoryview()[:4]) == b"seen"
+'''
+def maker(how):
+    child = subprocess.Popen([sys.executable, "-c", MAKER, NAME, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\\n"
+    return child
+def end(child, status):
+    child.communicate("end\\n", timeout=60)
+    assert child.returncode == status, child.returncode
+def refuses(error, **arguments):
+    try:
+        host.shared(3 << 20, NAME, **arguments)
+    except error as raised:
+        return str(raised)
+    raise SystemExit("no %s" % error.__name__)
+PATH = "/dev/shm/" + NAME
+"""
+
+
+def test_a_segment_of_two_processes(sim):
+    sim(TWO_PROCESSES + textwrap.dedent("""
+    child = maker("live")
+    assert os.stat(PATH).st_mode & 0o777 == 0o600
+    assert "lives" in refuses(hbmalloc.BusyError)
+    with host.shared(3 << 20, NAME, create=False) as buffer:
+        assert bytes(buffer.memoryview()[:4]) == b"made"
+        buffer.memoryview()[:4] = b"seen"
+        assert host.blocks()["pinned"] == 4 << 20
+        end(child, 0)
+        # The name went with its maker; the memory is there as long as anybody has it.
+        assert not os.path.exists(PATH) and bytes(buffer.memoryview()[:4]) == b"seen"
+        refuses(hbmalloc.InvalidArgumentError, create=False)
+    assert host.blocks()["blocks"] == 0
+    """))
+
+
+def test_what_a_killed_process_left(sim):
+    sim(TWO_PROCESSES + textwrap.dedent("""
+    end(maker("die"), -signal.SIGKILL)
+    assert os.path.exists(PATH)
+    assert "nobody who lives" in refuses(hbmalloc.InvalidArgumentError, create=False)
+    with host.shared(1 << 20, NAME) as buffer:
+        assert bytes(buffer.memoryview()[:4]) == bytes(4)
+    assert not os.path.exists(PATH) and host.blocks()["blocks"] == 0
+    """))
 
 
 def test_policies(sim):
