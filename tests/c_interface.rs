@@ -67,6 +67,12 @@ fn files() {
     run_shared("files");
 }
 
+/// Alone, as the one above.
+#[test]
+fn host_faults() {
+    run_shared("host_faults");
+}
+
 #[test]
 fn graphs() {
     run_shared("graphs");
