@@ -59,6 +59,11 @@ const MOST_REGISTERED: u64 = 256 << 30;
 impl HostBlock {
     /// Makes what is wanted.
     pub fn make(wanted: &Wanted<'_>, warnings: &Warnings) -> Result<HostBlock> {
+        HostBlock::make_in_parts(wanted, warnings, MOST_REGISTERED)
+    }
+
+    /// The same, registered in parts of at most so many bytes, a multiple of 2 MiB.
+    pub fn make_in_parts(wanted: &Wanted<'_>, warnings: &Warnings, most: u64) -> Result<HostBlock> {
         let bytes = length(wanted)?;
         check_left(Path::new("/"), wanted, bytes)?;
         let pages = match wanted.pages {
@@ -80,24 +85,10 @@ impl HostBlock {
         let processors = wanted.binding.map(Binding::processors);
         populate(&pages, step(wanted), &processors.unwrap_or_default())
             .map_err(|error| short_of_pages(wanted, bytes, error))?;
-        let (mut pinned, mut plain) = (Vec::new(), None);
-        match wanted.pinned {
-            None => plain = Some(pages),
-            Some((device, flags)) => {
-                for part in pages.split(MOST_REGISTERED) {
-                    match Registered::register_as(device, part, flags) {
-                        Ok(part) => pinned.push(part),
-                        Err(error) => {
-                            while pinned.pop().is_some() {}
-                            return Err(error.advice(format!(
-                                "{bytes} bytes were to be pinned; the process may lock {}",
-                                limits::lockable()
-                            )));
-                        }
-                    }
-                }
-            }
-        }
+        let (pinned, plain) = match wanted.pinned {
+            None => (Vec::new(), Some(pages)),
+            Some((device, flags)) => (pin(device, flags, pages, most)?, None),
+        };
         Ok(HostBlock {
             pinned,
             plain,
@@ -134,6 +125,25 @@ impl HostBlock {
         self.plain = None;
         Ok(())
     }
+}
+
+/// Registers pages in parts; where one fails, those before it are undone, the last first.
+fn pin(device: &Arc<Device>, flags: c_uint, pages: Pages, most: u64) -> Result<Vec<Registered>> {
+    let bytes = pages.bytes();
+    let mut pinned = Vec::new();
+    for part in pages.split(most) {
+        match Registered::register_as(device, part, flags) {
+            Ok(part) => pinned.push(part),
+            Err(error) => {
+                while pinned.pop().is_some() {}
+                return Err(error.advice(format!(
+                    "{bytes} bytes were to be pinned; the process may lock {}",
+                    limits::lockable()
+                )));
+            }
+        }
+    }
+    Ok(pinned)
 }
 
 fn length(wanted: &Wanted<'_>) -> Result<u64> {
