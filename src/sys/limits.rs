@@ -43,8 +43,12 @@ pub fn huge_pages(root: &Path, page: u64) -> Option<u64> {
     Some(here.saturating_add(more))
 }
 
-/// The free ones of them on a node; none where the system does not tell.
+/// The free ones of them on a node; none where the system does not tell, or makes more when they run out.
 pub fn huge_pages_on(root: &Path, page: u64, node: u32) -> Option<u64> {
+    let all = root.join("sys/kernel/mm/hugepages").join(folder_of(page));
+    if number(&all.join("nr_overcommit_hugepages")).is_some_and(|more| more > 0) {
+        return None;
+    }
     let folder = format!("sys/devices/system/node/node{node}/hugepages");
     let path = root.join(folder).join(folder_of(page));
     number(&path.join("free_hugepages"))
@@ -325,6 +329,10 @@ mod tests {
                 "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
                 "4\n",
             ),
+            (
+                "sys/devices/system/node/node1/hugepages/hugepages-1048576kB/free_hugepages",
+                "4\n",
+            ),
             ("proc/self/cgroup", "0::/job\n"),
             ("sys/fs/cgroup/job/hugetlb.2MB.max", "8388608\n"),
             ("sys/fs/cgroup/job/hugetlb.2MB.current", "2097152\n"),
@@ -334,8 +342,9 @@ mod tests {
         assert_eq!(huge_pages(root.path(), 2 * MIB), Some(11));
         assert_eq!(huge_pages(root.path(), 1024 * MIB), Some(2));
         assert_eq!(huge_pages(root.path(), 64 * MIB), None);
-        assert_eq!(huge_pages_on(root.path(), 2 * MIB, 1), Some(4));
-        assert_eq!(huge_pages_on(root.path(), 2 * MIB, 0), None);
+        assert_eq!(huge_pages_on(root.path(), 2 * MIB, 1), None);
+        assert_eq!(huge_pages_on(root.path(), 1024 * MIB, 1), Some(4));
+        assert_eq!(huge_pages_on(root.path(), 1024 * MIB, 0), None);
         let left = huge_pages_of_groups(root.path(), 2 * MIB).unwrap();
         assert_eq!(left.bytes, 6 * MIB);
         assert_eq!(huge_pages_of_groups(root.path(), 1024 * MIB), None);

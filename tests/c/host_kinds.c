@@ -4,6 +4,7 @@
 #include "driver.h"
 
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static hbm_host_blocks_t held(void) {
@@ -251,9 +252,52 @@ static void named(void) {
     CHECK(held().blocks == 0);
 }
 
-int main(void) {
+/* Blocks that are still there at exit, and in a forked child that has none of them. */
+static int leave(char *told) {
+    const int32_t kinds[] = {HBM_KIND_HEAP, HBM_KIND_NUMA, HBM_KIND_SHM};
+    strncpy(name, told, sizeof name - 1);
+    for (int i = 0; i < 3; i++) {
+        hbm_allocator_desc_t descriptor = kinds[i] == HBM_KIND_SHM ? unpinned(kinds[i]) : of(kinds[i]);
+        hbm_allocator_t *allocator = NULL;
+        void *block = NULL;
+        EXPECT(HBM_OK, hbm_allocator_create(&descriptor, &allocator));
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
+        pid_t child = fork();
+        if (child == 0) {
+            EXPECT(HBM_FORKED, hbm_allocator_allocate(allocator, MIB, 0, NULL, &block));
+            EXPECT(HBM_FORKED, hbm_allocator_deallocate(allocator, block, NULL));
+            exit(0);
+        }
+        int status = 1;
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        *(volatile char *)block = 1;
+    }
+    char path[80];
+    snprintf(path, sizeof path, "/dev/shm%s", name);
+    /* The child's exit was not its maker's. */
+    CHECK(access(path, F_OK) == 0);
+    CHECK(hbm_driver_used() == 0 && held().blocks == 3);
+    return 0;
+}
+
+static void leaving(void) {
+    char path[80];
+    int status = 1;
+    snprintf(path, sizeof path, "/dev/shm%s-left", name);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/proc/self/exe", "host_kinds", path + strlen("/dev/shm"), (char *)NULL);
+        _exit(9);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(access(path, F_OK) != 0);
+}
+
+int main(int count, char **arguments) {
+    if (count == 2) return leave(arguments[1]);
     snprintf(name, sizeof name, "/hbmalloc-kinds-%ld", (long)getpid());
     named();
+    leaving();
     kind("heap", of(HBM_KIND_HEAP), 0, 64 * MIB);
     kind("numa", of(HBM_KIND_NUMA), 0, 2 * MIB);
     kind("numa in turn", on_node(HBM_KIND_NUMA, HBM_NUMA_INTERLEAVE, 1), 0, 2 * MIB);
