@@ -93,6 +93,19 @@ typedef enum hbm_kind {
     // that used the block. Making and freeing it is slow (about 0.4 and 0.1 s a GiB): the pool over
     // it keeps it.
     HBM_KIND_PINNED = 5,
+    // Memory of the host's heap, of any alignment. This kind and those below are of no device, and need
+    // no driver unless they are pinned; streams mean nothing to them: a free of pinned memory waits for the
+    // devices' work. Blocks are zeros, and neither tagged nor limited.
+    HBM_KIND_HEAP = 6,
+    // Memory of the host on nodes, not pinned: as hbm_alloc_numa_ptr.
+    HBM_KIND_NUMA = 7,
+    // Pinned memory of the host on nodes: as hbm_alloc_pinned_numa_ptr.
+    HBM_KIND_PINNED_NUMA = 8,
+    // Pinned memory of the host from huge pages that were set aside, on nodes if a policy is named.
+    HBM_KIND_HUGEPAGE = 9,
+    // Pinned memory of the host under a name, on nodes if a policy is named: as hbm_alloc_shm_pinned_ptr, so one
+    // block at a time.
+    HBM_KIND_SHM = 10,
 } hbm_kind;
 
 // Where virtual-memory blocks live.
@@ -104,6 +117,18 @@ typedef enum hbm_location {
     // In host memory of the NUMA node `numa_node`, mapped for the device.
     HBM_LOCATION_HOST_NUMA = 2,
 } hbm_location;
+
+// How the nodes of host memory are meant.
+typedef enum hbm_numa_policy {
+    // HBM_NUMA_BIND for the kinds that are on nodes, else no node.
+    HBM_NUMA_DEFAULT = 0,
+    // Memory of these nodes and no other.
+    HBM_NUMA_BIND = 1,
+    // Of one node, and of others once that has none left.
+    HBM_NUMA_PREFERRED = 2,
+    // Of these nodes in turn, a page each.
+    HBM_NUMA_INTERLEAVE = 3,
+} hbm_numa_policy;
 
 // Where memory of a tag lives.
 typedef enum hbm_placement {
@@ -201,8 +226,22 @@ typedef struct hbm_allocator_desc_t {
     const char *tag;
     // An hbm_location; only for HBM_KIND_VMM.
     int32_t location;
-    // The NUMA node of HBM_LOCATION_HOST_NUMA.
+    // The NUMA node of HBM_LOCATION_HOST_NUMA, and of memory of the host where `numa_nodes` is 0.
     int32_t numa_node;
+    // An hbm_numa_policy. This and what follows only for HBM_KIND_HEAP and the kinds behind it.
+    int32_t numa_policy;
+    // Those of cudaHostAlloc, for what is pinned: 1 portable (always so), 2 mapped.
+    uint32_t host_flags;
+    // Several nodes at once, bit i for node i; 0 for `numa_node` alone.
+    uint64_t numa_nodes;
+    // The length of the huge pages: 2 MiB (also where it is 0) or 1 GiB. Only for HBM_KIND_HUGEPAGE.
+    uint64_t page_bytes;
+    // The name, as for shm_open; copied. Only for HBM_KIND_SHM.
+    const char *shm_name;
+    // Not 0: what another process, or this one, has under the name, rather than made anew.
+    int32_t shm_attach;
+    // Not 0: HBM_KIND_HUGEPAGE and HBM_KIND_SHM without pinning, so that no driver is needed.
+    int32_t unpinned;
 } hbm_allocator_desc_t;
 
 // Statistics. Fill in `struct_size` before the call. Sizes in bytes; peaks are since the start or the
@@ -489,7 +528,7 @@ typedef void (*hbm_residency_function)(int32_t device,
                                        int32_t change,
                                        void *data);
 
-// What of the host was given out by the functions below and not yet taken back.
+// What of the host was given out by the functions below, and by allocators of its kinds, and not yet taken back.
 typedef struct hbm_host_blocks_t {
     // sizeof(hbm_host_blocks_t) as the program was compiled.
     size_t struct_size;
@@ -501,6 +540,8 @@ typedef struct hbm_host_blocks_t {
     uint64_t bytes;
     // Those of them that are pinned.
     uint64_t pinned;
+    // Blocks that were to be on some nodes and may be anywhere, since the system refused to bind them.
+    uint64_t unbound;
 } hbm_host_blocks_t;
 
 // Memory of the host that is to be seen as a tensor.
@@ -545,8 +586,8 @@ typedef struct hbm_slab_desc_t {
     uint64_t bytes;
     // How much of it is there, and pinned, when hbm_slab_open returns; 0 for all of it.
     uint64_t initial_bytes;
-    // The most that growing registers at once, and so the longest object behind the first part: 0 for 1 GiB, or a 64th
-    // of a slab above 64 GiB.
+    // The most that growing registers at once, until an object needs more in one piece; 0 for 256 MiB. Other driver calls wait
+    // while it does.
     uint64_t part_bytes;
     // How fast it grows while nobody waits; 0 for 8 GiB a second.
     uint64_t bytes_per_second;
@@ -697,7 +738,7 @@ size_t hbm_option_count(void);
 int32_t hbm_option_describe(size_t index, struct hbm_option_t *out);
 
 // Makes an allocator and writes it to `*out`. The device is opened now, so that a machine without
-// one shows here. Any thread.
+// one shows here; memory of the host is of none. Any thread.
 //
 // Required: `descriptor` must point to a filled-in descriptor, `out` be valid for a write.
 int32_t hbm_allocator_create(const struct hbm_allocator_desc_t *descriptor,
@@ -706,8 +747,8 @@ int32_t hbm_allocator_create(const struct hbm_allocator_desc_t *descriptor,
 // Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine.
 int32_t hbm_allocator_destroy(struct hbm_allocator_t *allocator);
 
-// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512,
-// and only the pool and vmm give more than 256), for use on `stream` (a CUstream or cudaStream_t of
+// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512;
+// only the pool, vmm and the heap give any, other kinds of the host up to 2 MiB, the rest 256), for use on `stream` (a CUstream or cudaStream_t of
 // the device, HBM_INVALID_ARGUMENT for another's; NULL is the legacy stream), and writes the address
 // to `*out`. Any thread, with any context current or none.
 //
@@ -745,7 +786,7 @@ int32_t hbm_allocator_record_stream(struct hbm_allocator_t *allocator,
 // Required: `released` must be NULL or valid for a write.
 int32_t hbm_allocator_trim(struct hbm_allocator_t *allocator, uint64_t keep, uint64_t *released);
 
-// Statistics of the allocator's kind on its device.
+// Statistics of the allocator's kind on its device; of memory of the host, the allocator's own.
 //
 // Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
 int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator, struct hbm_stats_t *out);
@@ -1122,7 +1163,8 @@ size_t hbm_alloc_pinned_ptr(size_t size,
 int hbm_free_pinned_ptr(size_t address);
 
 // Memory of the host, not pinned, on a node: bound to it, or, where the system refuses that with EPERM as many
-// containers do, wherever it comes from, with one warning. A node that is not there or has no memory is an error that names those that are;
+// containers do, wherever it comes from, with one warning and counted as unbound; with the option numa_policy=strict
+// that is HBM_UNSUPPORTED. A node that is not there or has no memory is an error that names those that are;
 // -1 is no node. No driver is needed. Otherwise as hbm_alloc_pinned_ptr.
 size_t hbm_alloc_numa_ptr(size_t size,
                           int node);
@@ -1178,7 +1220,18 @@ int hbm_free_shm_pinned_ptr(size_t address,
                             size_t size,
                             const char *name);
 
-// Writes what the functions above gave out and did not take back yet.
+// Memory of the host as a descriptor of HBM_KIND_HEAP or a kind behind it says: policies over several nodes, huge pages
+// of 1 GiB, names without pinning. 0 on failure.
+//
+// Required: `descriptor` must point to a filled-in descriptor.
+size_t hbm_alloc_host_ptr(size_t size,
+                          const struct hbm_allocator_desc_t *descriptor);
+
+// Gives back what hbm_alloc_host_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+int hbm_free_host_ptr(size_t address,
+                      size_t size);
+
+// Writes what the functions above, and allocators of the host's kinds, gave out and did not take back yet.
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.
 int hbm_host_blocks(struct hbm_host_blocks_t *out);
@@ -1385,6 +1438,16 @@ int32_t hbm_objects_check(struct hbm_objects_t *objects);
 int32_t hbm_layout(const struct hbm_group_t *groups,
                    size_t count,
                    uint64_t *offsets);
+
+// Writes the number of the node of host memory that is nearest to a device, for the functions that take a node.
+// It is the one that the system names for the device on the bus; where that has no processors, as the
+// memory of a device that is a node has none, the nearest that has. The device need not be in use and does not
+// come into it; the driver is opened. HBM_UNSUPPORTED, and -1 written, where neither the system nor the driver
+// knows: name a node then, or none.
+//
+// Required: `node` must be valid for a write.
+int32_t hbm_nearest_numa_node(int32_t device,
+                              int32_t *node);
 
 // Exports the chunk that `address`, anywhere in a live block, lies in. Blocks of the vmm kind can be exported,
 // those of the pool over it, and segments of MemPools; HBM_UNSUPPORTED for others, and where the driver makes

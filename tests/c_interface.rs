@@ -7,13 +7,14 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 17] = [
     "across_devices",
     "allocators",
     "cells",
     "copies",
     "graphs",
     "host",
+    "host_kinds",
     "limits",
     "objects",
     "placed_pool",
@@ -78,6 +79,12 @@ fn files() {
     run_shared("files");
 }
 
+/// Alone, as the one above.
+#[test]
+fn host_faults() {
+    run_shared("host_faults");
+}
+
 #[test]
 fn graphs() {
     run_shared("graphs");
@@ -96,6 +103,11 @@ fn placed_pool() {
 #[test]
 fn host() {
     run_shared("host");
+}
+
+#[test]
+fn host_kinds() {
+    run_shared("host_kinds");
 }
 
 #[test]

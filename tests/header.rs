@@ -5,9 +5,10 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 21] = [
+const FACES: [&str; 23] = [
     "capi/status.rs",
     "capi/options.rs",
+    "capi/descriptor.rs",
     "capi/allocator.rs",
     "capi/stats.rs",
     "capi/block_stats.rs",
@@ -23,6 +24,7 @@ const FACES: [&str; 21] = [
     "capi/host_buffer.rs",
     "capi/slab.rs",
     "capi/objects.rs",
+    "capi/host_nodes.rs",
     "capi/sharing.rs",
     "torch/hooks.rs",
     "torch/segments.rs",

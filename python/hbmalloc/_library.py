@@ -128,10 +128,21 @@ class HostBuffer(ctypes.Structure):
     _fields_ = _counts("pinned", "used")
 
 
+class AllocatorDescriptor(ctypes.Structure):
+    """hbm_allocator_desc_t."""
+
+    _fields_ = [
+        ("struct_size", c_size_t), ("kind", c_int32), ("device", c_int32), ("tag", c_char_p),
+        ("location", c_int32), ("numa_node", c_int32), ("numa_policy", c_int32), ("host_flags", c_uint32),
+        ("numa_nodes", c_uint64), ("page_bytes", c_uint64), ("shm_name", c_char_p),
+        ("shm_attach", c_int32), ("unpinned", c_int32),
+    ]
+
+
 class HostBlocks(ctypes.Structure):
     """hbm_host_blocks_t."""
 
-    _fields_ = _counts("blocks", "requested", "bytes", "pinned")
+    _fields_ = _counts("blocks", "requested", "bytes", "pinned", "unbound")
 
 
 class SlabWanted(ctypes.Structure):
@@ -240,6 +251,9 @@ PROTOTYPES = {
     "hbm_alloc_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
     "hbm_attach_shm_pinned_ptr": (c_size_t, [c_size_t, c_char_p]),
     "hbm_free_shm_pinned_ptr": (c_int32, [c_size_t, c_size_t, c_char_p]),
+    "hbm_alloc_host_ptr": (c_size_t, [c_size_t, POINTER(AllocatorDescriptor)]),
+    "hbm_free_host_ptr": (c_int32, [c_size_t, c_size_t]),
+    "hbm_nearest_numa_node": (c_int32, [c_int32, POINTER(c_int32)]),
     "hbm_host_blocks": (c_int32, [POINTER(HostBlocks)]),
     "hbm_slab_open": (c_int32, [POINTER(SlabWanted), POINTER(c_void_p)]),
     "hbm_slab_close": (c_int32, [c_void_p]),

@@ -40,11 +40,12 @@ class Layout:
 class _Batch:
     """What the objects of one `allocate` share. Those that nobody freed are freed with the last of them."""
 
-    __slots__ = ("pool", "layout", "size", "handles", "addresses", "fmt", "tensors", "used", "left", "hold")
+    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "used", "left", "hold")
 
     def __init__(self, pool, layout, size, handles, addresses, fmt):
         self.pool, self.layout, self.size, self.fmt = pool, layout, size, fmt
-        self.handles, self.addresses = handles, addresses
+        self.handles, self.numbers, self.addresses = handles, handles[:], addresses
+        #: A tensor of each object, by group; only while none was freed or said to be used in part.
         self.tensors, self.used = {}, None
         #: The handles that were not freed: all, as an array, or a set.
         self.left = [handles]
@@ -71,6 +72,9 @@ def _dropper(library, pool, left):
     return drop
 
 
+_handle_of = itemgetter(1)
+
+
 class MemoryObj(tuple):
     """An object: memory of a layout, with counts of who holds it.
 
@@ -83,7 +87,7 @@ class MemoryObj(tuple):
     #: The address of its memory.
     data_ptr = property(itemgetter(0))
     #: The library's number of it.
-    handle = property(itemgetter(1))
+    handle = property(_handle_of)
     _batch = property(itemgetter(2))
     _index = property(itemgetter(3))
 
@@ -171,6 +175,7 @@ class MemoryObj(tuple):
             if batch.used is None:
                 batch.used = {}
             batch.used[self[3]] = n
+            batch.tensors = {}
 
     def get_shape(self):
         return self[2].layout.shapes[0]
@@ -207,11 +212,10 @@ class MemoryObj(tuple):
     def tensor(self):
         """Its first group: a tensor where the layout's types are torch's, else a memoryview; without a copy. None if it is
         freed."""
-        batch = self[2]
-        tensors = batch.tensors.get(0)
-        if tensors is not None and batch.is_whole and batch.used is None:
-            return tensors[self[3]]
-        return self.get_tensor(0)
+        try:
+            return self[2].tensors[0][self[3]]
+        except KeyError:
+            return self.get_tensor(0)
 
     def get_tensor(self, index):
         """The same of any group."""
@@ -222,7 +226,7 @@ class MemoryObj(tuple):
         index %= len(layout.shapes)
         if batch.used is not None and self[3] in batch.used:
             return self._one(0, batch.used[self[3]], None)
-        if layout.is_torch and batch.is_whole:
+        if layout.is_torch and batch.is_whole and batch.used is None:
             tensors = batch.tensors.get(index)
             if tensors is None:
                 tensors = batch.pool.tensors(batch, index)
@@ -257,7 +261,7 @@ class MemoryObj(tuple):
         return memoryview(array).cast("B")
 
     def _hold(self):
-        return self[2].pool.hold((self[1],))
+        return self[2].pool.hold(_numbers(1)(self[1]))
 
     @property
     def __array_interface__(self):
@@ -300,16 +304,16 @@ class Pool:
         addresses = addresses[:]
         size = -(-layout.nbytes // self.align) * self.align
         batch = _Batch(self, layout, size, handles, addresses, fmt)
-        return list(map(tuple.__new__, repeat(MemoryObj, count), zip(addresses, handles[:], repeat(batch), range(count))))
+        return list(map(tuple.__new__, repeat(MemoryObj, count), zip(addresses, batch.numbers, repeat(batch), range(count))))
 
     def free(self, objects):
         """Drops their makers' references. Raises what was no object, or freed before, after the others."""
         count = len(objects)
         if not count:
             return
-        numbers = [found[1] for found in objects]
+        numbers = list(map(_handle_of, objects))
         batch = objects[0][2]
-        if count == len(batch.handles) and batch.pool is self and numbers == batch.handles[:]:
+        if numbers == batch.numbers and batch.pool is self:
             batch.tensors, batch.left[0] = {}, ()
             handles = batch.handles
         else:
@@ -323,14 +327,13 @@ class Pool:
             handles = _numbers(count)(*numbers)
         _library.check(self.library.hbm_objects_free(self.handle, handles, count), "free")
 
-    def hold(self, numbers):
+    def hold(self, handles):
         """References to objects that a view holds, and the slab with them."""
-        handles = _numbers(len(numbers))(*numbers)
         with self.lock:
             if not self._block.free:
                 raise NotOwnedError("the pool of objects is closed")
             slab = Hold(self._block)
-        _library.check(self.library.hbm_objects_retain(self.handle, handles, len(numbers)), "view")
+        _library.check(self.library.hbm_objects_retain(self.handle, handles, len(handles)), "view")
         return Hold(Block(0, _view_closer(self.library, self.handle, handles, slab)))
 
     def tensors(self, batch, group):
@@ -345,10 +348,10 @@ class Pool:
         if begin % element or size % element:
             return None
         with self.lock:
-            if not batch.is_whole:
+            if not batch.is_whole or batch.used is not None:
                 return None
             try:
-                hold = self.hold(batch.handles[:])
+                hold = self.hold(batch.handles)
             except HbmallocError:
                 return None
             array = bytes_type(count * size).from_address(first)

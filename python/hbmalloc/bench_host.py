@@ -159,14 +159,18 @@ class _Copying:
         time.sleep(0.3)
 
     def run(self):
-        stream = self.torch.cuda.Stream()
+        stream, under_way = self.torch.cuda.Stream(), []
         with self.torch.cuda.stream(stream):
             while not self.stop:
                 for part in range(8):
                     at = slice(part * GIB // 8, (part + 1) * GIB // 8)
                     self.device[at].copy_(self.host[at], non_blocking=True)
-                stream.synchronize()
-                self.ends.append(time.perf_counter())
+                under_way.append(stream.record_event())
+                # The next GiB is given before the last is done, as by who keeps the link busy.
+                if len(under_way) == 2:
+                    under_way.pop(0).synchronize()
+                    self.ends.append(time.perf_counter())
+            stream.synchronize()
 
     def rate(self, begun, ended):
         inside = [end for end in self.ends if begun <= end <= ended]
@@ -177,8 +181,9 @@ class _Copying:
         self.thread.join()
 
 
-def slab(pace):
-    """A slab of 64 GiB, 512 MiB at first: the time to the first object, and copies that run while it grows."""
+def slab(pace, part):
+    """A slab of 64 GiB, 512 MiB at first: the time to the first object; and while it grows, seconds, copies that run
+    in GB/s and as a share of those alone, and then milliseconds to close."""
     import torch
 
     from hbmalloc import host
@@ -201,20 +206,20 @@ def slab(pace):
     manager.close()
     copying = _Copying()
     time.sleep(1)
-    alone = copying.rate(copying.ends[0], time.perf_counter())
-    begun = time.perf_counter()
-    manager = host.L1MemoryManager(host.L1MemoryManagerConfig(64 * GIB, bytes_per_second=pace))
-    while manager.slab.progress()["is_growing"]:
-        time.sleep(0.01)
-    ended = time.perf_counter()
-    found["grown_seconds"], found["error"] = ended - begun, str(manager.slab.progress()["error"])
-    found["grown_gib"] = manager.slab.ready / GIB
-    found["copies_alone"], found["copies_while_growing"] = alone, copying.rate(begun, ended)
-    found["share"] = found["copies_while_growing"] / alone
+    found["copies_alone"] = copying.rate(copying.ends[0], time.perf_counter())
+    for touch in ("first_touch", "again"):
+        begun = time.perf_counter()
+        grown = host.Slab(64 * GIB, initial=512 * MIB, part=part, pace=pace)
+        while grown.progress()["is_growing"]:
+            time.sleep(0.01)
+        ended = time.perf_counter()
+        copies = copying.rate(begun, ended)
+        found[touch] = [ended - begun, copies, copies / found["copies_alone"]]
+        found[touch + "_error"] = str(grown.progress()["error"])
+        begun = time.perf_counter()
+        grown.close()
+        found[touch].append((time.perf_counter() - begun) * 1e3)
     copying.end()
-    begun = time.perf_counter()
-    manager.close()
-    found["close_grown_ms"] = (time.perf_counter() - begun) * 1e3
     return found
 
 
@@ -273,7 +278,7 @@ def objects():
 def _child(arguments):
     try:
         if arguments.row == "slab":
-            found = slab(int(arguments.pace * GIB))
+            found = slab(int(arguments.pace * GIB), int(arguments.part * MIB))
         elif arguments.row == "objects":
             found = objects()
         else:
@@ -285,7 +290,7 @@ def _child(arguments):
 
 def _run(row, arguments):
     command = [sys.executable, "-m", "hbmalloc.bench_host", "--row", row, "--repeats", str(arguments.repeats),
-               "--pace", str(arguments.pace), "--sizes", ",".join(map(str, arguments.sizes))]
+               "--pace", str(arguments.pace), "--part", str(arguments.part), "--sizes", ",".join(map(str, arguments.sizes))]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         return json.loads(done.stdout.splitlines()[-1])
@@ -304,7 +309,7 @@ def _show(row, found):
     elif row == "slab":
         print(ROWS[row])
         for name, figure in found.items():
-            text = " ".join("%.1f" % one for one in figure) if isinstance(figure, list) else figure
+            text = " ".join("%.3g" % one for one in figure) if isinstance(figure, list) else figure
             print("  %-24s %s" % (name, "%.3f" % figure if isinstance(figure, float) else text))
     else:
         for name, figures in found.items():
@@ -321,6 +326,7 @@ def main():
                         help="GiB to get at once")
     parser.add_argument("--repeats", default=3, type=int)
     parser.add_argument("--pace", default=0, type=float, help="GiB a second that the slab grows by; 0 for the default")
+    parser.add_argument("--part", default=0, type=float, help="MiB that the slab registers at once; 0 for the default")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

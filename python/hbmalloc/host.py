@@ -8,8 +8,9 @@ All of it is zeros at first. No torch or numpy is needed.
 
 import ctypes
 
-from . import _library
+from . import _host_nodes, _library
 from ._buffer import HostBuffer
+from ._host_nodes import nearest_node
 from ._l1 import (
     L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc, MemoryObj, create_memory_allocator,
 )
@@ -17,7 +18,7 @@ from ._slab import Slab
 
 __all__ = [
     "HostBuffer", "L1Error", "L1MemoryManager", "L1MemoryManagerConfig", "MemoryLayoutDesc", "MemoryObj", "Slab", "blocks",
-    "create_memory_allocator", "numa", "pinned", "shared",
+    "create_memory_allocator", "nearest_node", "numa", "pinned", "shared",
 ]
 
 
@@ -27,37 +28,36 @@ def _size(nbytes):
     return nbytes
 
 
-def _node(numa_node):
-    if isinstance(numa_node, bool) or not isinstance(numa_node, int) or not -1 << 31 <= numa_node < 1 << 31:
-        raise ValueError("numa_node is the number of a node, not %r" % (numa_node,))
-    return numa_node
-
-
 def _make(operation, allocate, free, nbytes, *rest, is_pinned=True):
     address = _library.check_address(allocate(nbytes, *rest), operation)
     return HostBuffer(address, nbytes, lambda address: _library.check(free(address), operation), is_pinned)
 
 
-def pinned(nbytes, numa_node=None, huge_pages=False):
-    """Pinned memory of the host, on a node if one is named, from huge pages that the administrator has set
-    aside if `huge_pages`. Raises OutOfMemoryError, naming what is there, or InvalidArgumentError for a node
-    that is not there."""
-    nbytes, library = _size(nbytes), _library.library()
-    kind = "hugepage_pinned" if huge_pages else "pinned"
-    if numa_node is not None:
-        allocate = getattr(library, "hbm_alloc_%s_numa_ptr" % kind)
-        give_back = getattr(library, "hbm_free_%s_numa_ptr" % kind)
-        return _make("pinned", allocate, lambda address: give_back(address, nbytes), nbytes, _node(numa_node))
-    allocate, give_back = getattr(library, "hbm_alloc_%s_ptr" % kind), getattr(library, "hbm_free_%s_ptr" % kind)
-    rest = (nbytes,) if huge_pages else ()
-    return _make("pinned", allocate, lambda address: give_back(address, *rest), nbytes, 0)
+def _described(operation, nbytes, descriptor, is_pinned=True):
+    library = _library.library()
+    return _make(operation, library.hbm_alloc_host_ptr, lambda address: library.hbm_free_host_ptr(address, nbytes),
+                 nbytes, ctypes.byref(descriptor), is_pinned=is_pinned)
 
 
-def numa(nbytes, numa_node):
-    """Memory of a node, not pinned; needs no driver."""
-    nbytes, library = _size(nbytes), _library.library()
-    return _make("numa", library.hbm_alloc_numa_ptr, lambda address: library.hbm_free_numa_ptr(address, nbytes),
-                 nbytes, _node(numa_node), is_pinned=False)
+def pinned(nbytes, numa_node=None, huge_pages=False, policy="bind"):
+    """Pinned memory of the host. `numa_node` is a node's number, "gpu:0" for the one nearest to a device, or a list
+    of these; `policy` says how it is meant: `bind` to it, `preferred`, or `interleave` over several. `huge_pages`
+    (True or "2MiB", "1GiB") takes such as the administrator has set aside. Raises OutOfMemoryError, naming what is
+    there, InvalidArgumentError for a node that is not there, or UnsupportedError for a nearest one that is unknown."""
+    nbytes, page_bytes = _size(nbytes), _host_nodes.page_bytes(huge_pages)
+    if numa_node is not None or page_bytes or policy != "bind":
+        kind = _host_nodes.HUGEPAGE if page_bytes else _host_nodes.PINNED_NUMA
+        return _described("pinned", nbytes, _host_nodes.describe(kind, numa_node, policy, page_bytes))
+    library = _library.library()
+    return _make("pinned", library.hbm_alloc_pinned_ptr, library.hbm_free_pinned_ptr, nbytes, 0)
+
+
+def numa(nbytes, numa_node, policy="bind"):
+    """Memory of nodes, named as for `pinned`, not pinned; needs no driver but to find the nearest one."""
+    if numa_node is None:
+        raise ValueError("numa_node is missing")
+    descriptor = _host_nodes.describe(_host_nodes.NUMA, numa_node, policy)
+    return _described("numa", _size(nbytes), descriptor, is_pinned=False)
 
 
 def shared(nbytes, name, create=True):
@@ -73,7 +73,8 @@ def shared(nbytes, name, create=True):
 
 
 def blocks():
-    """What is given out: a dict of `blocks` and of bytes, `requested`, `bytes` in whole pages, `pinned`."""
+    """What is given out: a dict of `blocks` and of bytes, `requested`, `bytes` in whole pages, `pinned`; and
+    how many blocks are `unbound`: to be on some nodes, which the system refused."""
     found = _library.HostBlocks(struct_size=ctypes.sizeof(_library.HostBlocks))
     _library.check(_library.library().hbm_host_blocks(ctypes.byref(found)), "blocks")
-    return {name: getattr(found, name) for name in ("blocks", "requested", "bytes", "pinned")}
+    return {name: getattr(found, name) for name in ("blocks", "requested", "bytes", "pinned", "unbound")}

@@ -51,7 +51,10 @@ pub fn value(config: &Config, which: i32, device: i32) -> Option<i32> {
         130 => config.coherent as i32,
         131 if config.coherent => config.numa_nodes as i32 + device,
         132 => config.multicast as i32,
+        // The domain of its address on the bus: one that no machine has.
+        50 => 0xFFFF,
         // The nearest host node.
+        134 if !config.node_known => -1,
         134 => device % config.numa_nodes as i32,
         141 => (config.host_numa && config.vmm) as i32,
         142 => (config.host_numa && config.pools) as i32,

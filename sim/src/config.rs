@@ -29,6 +29,8 @@ pub struct Config {
     pub peers: bool,
     pub host_numa: bool,
     pub numa_nodes: u32,
+    /// Whether it says which of them is nearest to a device.
+    pub node_known: bool,
     pub granularity: u64,
     /// Play HIP, of this version, instead of the CUDA driver.
     pub hip: Option<i32>,
@@ -62,6 +64,7 @@ impl Default for Config {
             peers: true,
             host_numa: true,
             numa_nodes: 1,
+            node_known: true,
             granularity: 2 << 20,
             hip: None,
             quirks: Quirks::default(),
@@ -133,6 +136,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), String> {
         "peers" => config.peers = flag(value)?,
         "host_numa" => config.host_numa = flag(value)?,
         "numa_nodes" => config.numa_nodes = number(value, 1, 64)? as u32,
+        "node_known" => config.node_known = flag(value)?,
         "granularity" => config.granularity = granularity(value)?,
         "hip" => config.hip = Some(hip::version(value)?),
         quirk if quirk.starts_with("hip_") => config.quirks.set(quirk, value)?,

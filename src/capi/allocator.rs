@@ -1,69 +1,22 @@
 //! Allocators as objects: one interface over every kind of source.
 
+use super::descriptor::{Backing, OLDER_SIZES, backing, hbm_allocator_desc_t};
 use super::{export, hbm_stats_t, read_struct, text_argument, write_out, write_struct};
-use crate::config::value::Location;
 use crate::core::size::Align;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
+use crate::process::host::HostKind;
+use crate::process::host_counts::HostCounts;
 use crate::process::{self, AllocatorId, Demand, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
-use std::ffi::{c_char, c_void};
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-
-/// The kinds of allocator.
-#[allow(non_camel_case_types, missing_docs)]
-#[repr(C)]
-pub enum hbm_kind {
-    /// Synchronous device memory: a free waits for all work of the device.
-    HBM_KIND_DEVICE = 0,
-    /// Managed memory.
-    HBM_KIND_MANAGED = 1,
-    /// The driver's stream-ordered pools.
-    HBM_KIND_ASYNC = 2,
-    /// Virtual memory management; at least one granule (2 MiB) a block.
-    HBM_KIND_VMM = 3,
-    /// The caching pool, which the option `backend` names unless it is set. It gets its memory from what
-    /// the option `pool_source` names and keeps what is freed, for its own blocks, until hbm_trim or
-    /// until memory is short. Blocks take multiples of 512 bytes and are aligned to 512; any other power
-    /// of two on request.
-    ///
-    /// Streams: a freed block serves requests for its own stream again at once, with no driver call, as
-    /// whatever uses it still comes before in that stream's order. Other streams get its memory once
-    /// that work is done. Streams named besides, by hbm_allocator_record_stream or by a free on another
-    /// stream than the block's own, hold it back until the work they have been given is done. No free
-    /// waits; an allocation waits only where memory would otherwise have run out.
-    ///
-    /// Threads: any thread may allocate and free any block. A thread keeps some of what it frees for
-    /// itself, by stream and tag, and then takes no lock; what it keeps goes to the others when it
-    /// ends, by hbm_trim, and when memory is short.
-    ///
-    /// Captures: each allocation asks the driver whether its stream captures, which costs more than the
-    /// rest of it; not in programs that promise by hbm_captures_told to tell of every capture.
-    HBM_KIND_POOL = 4,
-    /// Pinned memory of the host, which every device and the host use at the same address; devices
-    /// reach it over the link. It takes nothing of the device's limit. A free waits for the streams
-    /// that used the block. Making and freeing it is slow (about 0.4 and 0.1 s a GiB): the pool over
-    /// it keeps it.
-    HBM_KIND_PINNED = 5,
-}
-
-/// Where virtual-memory blocks live.
-#[allow(non_camel_case_types, missing_docs)]
-#[repr(C)]
-pub enum hbm_location {
-    /// As the option `vmm_location` says.
-    HBM_LOCATION_DEFAULT = 0,
-    /// In the memory of the device.
-    HBM_LOCATION_DEVICE = 1,
-    /// In host memory of the NUMA node `numa_node`, mapped for the device.
-    HBM_LOCATION_HOST_NUMA = 2,
-}
 
 /// An allocator; only ever used through its pointer. A pointer that was destroyed or never was an
 /// allocator is an error, not a crash.
@@ -72,35 +25,90 @@ pub struct hbm_allocator_t {
     _opaque: [u8; 0],
 }
 
-/// What allocator to make. Zero it, fill in `struct_size`, then what differs from zero.
-#[repr(C)]
-#[derive(Clone, Copy)]
-#[allow(non_camel_case_types)]
-pub struct hbm_allocator_desc_t {
-    /// sizeof(hbm_allocator_desc_t) as the program was compiled.
-    pub struct_size: usize,
-    /// An hbm_kind.
-    pub kind: i32,
-    /// The device's ordinal.
-    pub device: i32,
-    /// A tag for its blocks, of 1 to 255 bytes; or NULL: that of the allocating thread. Copied.
-    pub tag: *const c_char,
-    /// An hbm_location; only for HBM_KIND_VMM.
-    pub location: i32,
-    /// The NUMA node of HBM_LOCATION_HOST_NUMA.
-    pub numa_node: i32,
-}
-
-/// What `hbm_allocator_desc_t` was in earlier versions: up to and with `tag`.
-const OLDER_SIZES: &[usize] = &[std::mem::offset_of!(hbm_allocator_desc_t, location)];
-
 struct Allocator {
     id: AllocatorId,
-    kind: Kind,
+    backing: Backing,
     device: i32,
-    location: Option<Location>,
     tag: TagId,
     live: AtomicU64,
+    /// Of memory of the host, which no device counts.
+    counts: HostCounts,
+}
+
+impl Allocator {
+    fn is_pool(&self) -> bool {
+        matches!(
+            self.backing,
+            Backing::Device {
+                kind: Kind::Pool,
+                ..
+            }
+        )
+    }
+
+    /// # Safety
+    /// The texts of the descriptor must be NULL or C strings.
+    unsafe fn new(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
+        const OPERATION: &str = "hbm_allocator_create";
+        // SAFETY: passed on to the caller.
+        let backing = unsafe { backing(OPERATION, descriptor) }?;
+        let tag = if descriptor.tag.is_null() {
+            TagId::NONE
+        } else {
+            // SAFETY: passed on to the caller.
+            tags::table().intern(unsafe { text_argument(OPERATION, "tag", descriptor.tag)? })?
+        };
+        Ok(Allocator {
+            id: AllocatorId::new(),
+            backing,
+            device: descriptor.device,
+            tag,
+            live: AtomicU64::new(0),
+            counts: HostCounts::default(),
+        })
+    }
+
+    fn allocate(&self, bytes: u64, align: Align, stream: Stream) -> Result<u64> {
+        let (kind, location) = match &self.backing {
+            Backing::Device { kind, location } => (*kind, *location),
+            Backing::Host(plan) => {
+                let kind = HostKind::Allocator(self.id);
+                let made = observe::process().allocate_host_aligned(kind, bytes, align.get(), plan);
+                return self.counts.note_made(bytes, made);
+            }
+        };
+        observe::process().allocate(Demand {
+            kind,
+            device: self.device,
+            bytes,
+            align,
+            stream,
+            owner: Owner::Block,
+            last_use: LastUse::Streams,
+            allocator: Some(self.id),
+            location,
+            tag: self.tag.or_else(tags::current),
+        })
+    }
+
+    /// Whether the block is gone now, and how it went.
+    fn deallocate(&self, address: u64, used_on: Option<Stream>) -> (bool, Result<()>) {
+        let process = observe::process();
+        match &self.backing {
+            Backing::Device { .. } => {
+                let outcome = process.deallocate(address, Some(self.id), used_on);
+                let is_gone = !matches!(&outcome, Err(error) if error.status() == Status::NotOwned);
+                (is_gone, outcome)
+            }
+            Backing::Host(_) => {
+                let freed = process.free_host(HostKind::Allocator(self.id), address, None, None);
+                (
+                    freed.is_ok(),
+                    freed.map(|freed| self.counts.note_freed(freed)),
+                )
+            }
+        }
+    }
 }
 
 static ALLOCATORS: RwLock<Option<Table>> = RwLock::new(None);
@@ -166,7 +174,7 @@ fn recent(handle: *mut hbm_allocator_t) -> Option<Recent> {
 
 /// `destroyed` must have been read before the allocator was found.
 fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator, destroyed: u64) {
-    if allocator.kind == Kind::Pool {
+    if allocator.is_pool() {
         let recent = Recent {
             handle: handle as usize,
             destroyed,
@@ -178,47 +186,8 @@ fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator, destroyed: u64)
     }
 }
 
-fn parse(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
-    const OPERATION: &str = "hbm_allocator_create";
-    let kind = Kind::from_number(descriptor.kind).ok_or_else(|| {
-        Error::invalid(OPERATION, format!("kind {} is none", descriptor.kind))
-            .advice("Kinds: 0 device, 1 managed, 2 async, 3 vmm, 4 pool, 5 pinned")
-    })?;
-    let location = match descriptor.location {
-        0 => None,
-        _ if kind != Kind::Vmm => {
-            return Err(Error::invalid(OPERATION, "only vmm takes a location"));
-        }
-        1 => Some(Location::Device),
-        2 if descriptor.numa_node >= 0 => Some(Location::HostNuma(descriptor.numa_node)),
-        other => {
-            return Err(Error::invalid(
-                OPERATION,
-                format!(
-                    "location {other} with NUMA node {} is none",
-                    descriptor.numa_node
-                ),
-            ));
-        }
-    };
-    let tag = if descriptor.tag.is_null() {
-        TagId::NONE
-    } else {
-        // SAFETY: the caller of hbm_allocator_create vouches for it.
-        tags::table().intern(unsafe { text_argument(OPERATION, "tag", descriptor.tag)? })?
-    };
-    Ok(Allocator {
-        id: AllocatorId::new(),
-        kind,
-        device: descriptor.device,
-        location,
-        tag,
-        live: AtomicU64::new(0),
-    })
-}
-
 /// Makes an allocator and writes it to `*out`. The device is opened now, so that a machine without
-/// one shows here. Any thread.
+/// one shows here; memory of the host is of none. Any thread.
 ///
 /// # Safety
 /// `descriptor` must point to a filled-in descriptor, `out` be valid for a write.
@@ -231,8 +200,11 @@ pub unsafe extern "C" fn hbm_allocator_create(
         process::check_not_forked()?;
         // SAFETY: passed on to the caller.
         let descriptor = unsafe { read_struct("hbm_allocator_create", descriptor, OLDER_SIZES)? };
-        let allocator = parse(&descriptor)?;
-        observe::process().device(allocator.device)?;
+        // SAFETY: passed on to the caller.
+        let allocator = unsafe { Allocator::new(&descriptor)? };
+        if let Backing::Device { .. } = allocator.backing {
+            observe::process().device(allocator.device)?;
+        }
         let handle = allocator.id.get() as usize;
         // SAFETY: passed on to the caller.
         unsafe { write_out("hbm_allocator_create", out, handle as *mut hbm_allocator_t)? };
@@ -255,9 +227,9 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
         let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
         let found = look_up(table.as_ref(), "hbm_allocator_destroy", allocator)?;
         DESTROYED.fetch_add(1, Ordering::AcqRel);
-        let live = match found.kind {
-            Kind::Pool => observe::process().pooled_blocks_of(found.id),
-            _ => found.live.load(Ordering::Acquire),
+        let live = match found.is_pool() {
+            true => observe::process().pooled_blocks_of(found.id),
+            false => found.live.load(Ordering::Acquire),
         };
         if live > 0 {
             return Err(Error::new(Status::Busy, "hbm_allocator_destroy")
@@ -270,8 +242,8 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
     })
 }
 
-/// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512,
-/// and only the pool and vmm give more than 256), for use on `stream` (a CUstream or cudaStream_t of
+/// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512;
+/// only the pool, vmm and the heap give any, other kinds of the host up to 2 MiB, the rest 256), for use on `stream` (a CUstream or cudaStream_t of
 /// the device, HBM_INVALID_ARGUMENT for another's; NULL is the legacy stream), and writes the address
 /// to `*out`. Any thread, with any context current or none.
 ///
@@ -327,20 +299,8 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
         let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find_for_block(OPERATION, allocator)?;
         remember(allocator, &found, destroyed);
-        let address = observe::process()
-            .allocate(Demand {
-                kind: found.kind,
-                device: found.device,
-                bytes: bytes as u64,
-                align,
-                stream: Stream::from_raw(stream),
-                owner: Owner::Block,
-                last_use: LastUse::Streams,
-                allocator: Some(found.id),
-                location: found.location,
-                tag: found.tag.or_else(tags::current),
-            })
-            .inspect_err(|_| {
+        let address =
+            (found.allocate(bytes as u64, align, Stream::from_raw(stream))).inspect_err(|_| {
                 found.live.fetch_sub(1, Ordering::AcqRel);
             })?;
         // SAFETY: checked for null above; the rest is the caller's promise.
@@ -373,9 +333,8 @@ pub extern "C" fn hbm_allocator_deallocate(
         let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find("hbm_allocator_deallocate", allocator)?;
         remember(allocator, &found, destroyed);
-        let outcome = process.deallocate(address as u64, Some(found.id), used_on);
-        let gone = !matches!(&outcome, Err(error) if error.status() == Status::NotOwned);
-        if gone {
+        let (is_gone, outcome) = found.deallocate(address as u64, used_on);
+        if is_gone {
             found.live.fetch_sub(1, Ordering::AcqRel);
         }
         outcome
@@ -401,7 +360,12 @@ pub extern "C" fn hbm_allocator_record_stream(
         if process::has_forked() {
             return Ok(());
         }
-        find("hbm_allocator_record_stream", allocator)?;
+        let found = find("hbm_allocator_record_stream", allocator)?;
+        if let Backing::Host(_) = found.backing {
+            // A free waits for all work that could use it.
+            let kind = HostKind::Allocator(found.id);
+            return observe::process().check_host_block(kind, address as u64);
+        }
         observe::process().record_stream(address as u64, Stream::from_raw(stream))
     })
 }
@@ -420,12 +384,16 @@ pub unsafe extern "C" fn hbm_allocator_trim(
 ) -> i32 {
     export(|| {
         let found = find("hbm_allocator_trim", allocator)?;
+        if let Backing::Host(_) = found.backing {
+            // SAFETY: passed on to the caller.
+            return unsafe { write_released("hbm_allocator_trim", released, 0) };
+        }
         // SAFETY: passed on to the caller.
         unsafe { trim("hbm_allocator_trim", found.device, keep, released) }
     })
 }
 
-/// Statistics of the allocator's kind on its device.
+/// Statistics of the allocator's kind on its device; of memory of the host, the allocator's own.
 ///
 /// # Safety
 /// `out` must point to an hbm_stats_t whose `struct_size` is filled in.
@@ -436,7 +404,11 @@ pub unsafe extern "C" fn hbm_allocator_stats(
 ) -> i32 {
     export(|| {
         let found = find("hbm_allocator_stats", allocator)?;
-        let stats = observe::process().stats(found.device, Some(found.kind))?;
+        let process = observe::process();
+        let stats = match &found.backing {
+            Backing::Device { kind, .. } => process.stats(found.device, Some(*kind))?,
+            Backing::Host(_) => found.counts.read(process.warnings().total()),
+        };
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_allocator_stats", out, &hbm_stats_t::from(stats)) }
     })
@@ -454,11 +426,16 @@ pub unsafe extern "C" fn hbm_trim(device: i32, keep: u64, released: *mut u64) ->
 
 unsafe fn trim(operation: &'static str, device: i32, keep: u64, released: *mut u64) -> Result<()> {
     let given_back = observe::process().trim(device, keep)?;
+    // SAFETY: passed on to the caller.
+    unsafe { write_released(operation, released, given_back) }
+}
+
+unsafe fn write_released(operation: &'static str, released: *mut u64, bytes: u64) -> Result<()> {
     if released.is_null() {
         return Ok(());
     }
     // SAFETY: passed on to the caller.
-    unsafe { write_out(operation, released, given_back) }
+    unsafe { write_out(operation, released, bytes) }
 }
 
 /// Call this before destroying a stream that was named to the library, so that the library never

@@ -1,11 +1,14 @@
 //! Memory of the host under the names that LMCache's `mem_alloc` gives it.
 
-use super::{export, text_argument, write_struct};
+use super::descriptor::{OLDER_SIZES, hbm_allocator_desc_t, host_plan};
+use super::{export, read_struct, text_argument, write_struct};
 use crate::observe;
 use crate::process::host::HostKind;
+use crate::process::host_making::{HostPages, HostPlan};
+use crate::sys::policy::Policy;
 use std::ffi::{c_char, c_int, c_uint};
 
-/// What of the host was given out by the functions below and not yet taken back.
+/// What of the host was given out by the functions below, and by allocators of its kinds, and not yet taken back.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(non_camel_case_types)]
@@ -20,20 +23,35 @@ pub struct hbm_host_blocks_t {
     pub bytes: u64,
     /// Those of them that are pinned.
     pub pinned: u64,
+    /// Blocks that were to be on some nodes and may be anywhere, since the system refused to bind them.
+    pub unbound: u64,
 }
 
-fn allocate(kind: HostKind, size: usize, node: Option<c_int>, flags: c_uint) -> usize {
+fn allocate(kind: HostKind, size: usize, plan: HostPlan) -> usize {
     let mut address = 0;
     export(|| {
-        address = observe::process().allocate_host(kind, size as u64, node, flags)?;
+        address = observe::process().allocate_host(kind, size as u64, &plan)?;
         Ok(())
     });
     address as usize
 }
 
+/// The pages of 2 MiB that are set aside, pinned.
+fn huge(nodes: Option<(Policy, Vec<i32>)>, flags: c_uint) -> HostPlan {
+    HostPlan {
+        pages: HostPages::SetAside(2 << 20),
+        nodes,
+        is_pinned: true,
+        flags,
+    }
+}
+
 fn free(kind: HostKind, address: usize, size: Option<usize>) -> c_int {
     let size = size.map(|size| size as u64);
-    export(|| observe::process().free_host(kind, address as u64, size, None))
+    export(|| {
+        let freed = observe::process().free_host(kind, address as u64, size, None);
+        freed.map(|_| ())
+    })
 }
 
 /// Pinned memory of the host: `size` bytes of zeros, populated by a few threads with huge pages and then
@@ -42,7 +60,12 @@ fn free(kind: HostKind, address: usize, size: Option<usize>) -> c_int {
 /// such pages. One copy may not cross from one block into another. 0 on failure, see hbm_last_error. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_alloc_pinned_ptr(size: usize, flags: c_uint) -> usize {
-    allocate(HostKind::Pinned, size, None, flags)
+    let plan = HostPlan {
+        is_pinned: true,
+        flags,
+        ..HostPlan::default()
+    };
+    allocate(HostKind::Pinned, size, plan)
 }
 
 /// Gives back what hbm_alloc_pinned_ptr gave; waits for the devices' work. HBM_NOT_OWNED for what is none, or no
@@ -53,11 +76,12 @@ pub extern "C" fn hbm_free_pinned_ptr(address: usize) -> c_int {
 }
 
 /// Memory of the host, not pinned, on a node: bound to it, or, where the system refuses that with EPERM as many
-/// containers do, wherever it comes from, with one warning. A node that is not there or has no memory is an error that names those that are;
+/// containers do, wherever it comes from, with one warning and counted as unbound; with the option numa_policy=strict
+/// that is HBM_UNSUPPORTED. A node that is not there or has no memory is an error that names those that are;
 /// -1 is no node. No driver is needed. Otherwise as hbm_alloc_pinned_ptr.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_alloc_numa_ptr(size: usize, node: c_int) -> usize {
-    allocate(HostKind::Numa, size, Some(node), 0)
+    allocate(HostKind::Numa, size, HostPlan::on_node(node, false))
 }
 
 /// Gives back what hbm_alloc_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
@@ -69,7 +93,7 @@ pub extern "C" fn hbm_free_numa_ptr(address: usize, size: usize) -> c_int {
 /// Pinned memory of the host on a node: as hbm_alloc_numa_ptr and hbm_alloc_pinned_ptr.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_alloc_pinned_numa_ptr(size: usize, node: c_int) -> usize {
-    allocate(HostKind::PinnedNuma, size, Some(node), 0)
+    allocate(HostKind::PinnedNuma, size, HostPlan::on_node(node, true))
 }
 
 /// Gives back what hbm_alloc_pinned_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
@@ -82,7 +106,7 @@ pub extern "C" fn hbm_free_pinned_numa_ptr(address: usize, size: usize) -> c_int
 /// of them are an error that says how many are free. `flags` as of hbm_alloc_pinned_ptr, but not write-combined.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_alloc_hugepage_pinned_ptr(size: usize, flags: c_uint) -> usize {
-    allocate(HostKind::HugePinned, size, None, flags)
+    allocate(HostKind::HugePinned, size, huge(None, flags))
 }
 
 /// Gives back what hbm_alloc_hugepage_pinned_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
@@ -94,7 +118,8 @@ pub extern "C" fn hbm_free_hugepage_pinned_ptr(address: usize, size: usize) -> c
 /// As hbm_alloc_hugepage_pinned_ptr, on a node as of hbm_alloc_numa_ptr.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_alloc_hugepage_pinned_numa_ptr(size: usize, node: c_int) -> usize {
-    allocate(HostKind::HugePinnedNuma, size, Some(node), 0)
+    let nodes = Some((Policy::Bind, vec![node]));
+    allocate(HostKind::HugePinnedNuma, size, huge(nodes, 0))
 }
 
 /// Gives back what hbm_alloc_hugepage_pinned_numa_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
@@ -108,7 +133,16 @@ unsafe fn share(operation: &'static str, size: usize, name: *const c_char, is_ne
     export(|| {
         // SAFETY: passed on to the caller.
         let name = unsafe { text_argument(operation, "name", name) }?;
-        address = observe::process().share_host(size as u64, name, is_new)?;
+        let plan = HostPlan {
+            pages: HostPages::Shared {
+                name: name.to_owned(),
+                is_new,
+            },
+            is_pinned: true,
+            ..HostPlan::default()
+        };
+        let kind = HostKind::SharedPinned;
+        address = observe::process().allocate_host(kind, size as u64, &plan)?;
         Ok(())
     });
     address as usize
@@ -153,11 +187,41 @@ pub unsafe extern "C" fn hbm_free_shm_pinned_ptr(
         // SAFETY: passed on to the caller.
         let name = unsafe { text_argument("hbm_free_shm_pinned_ptr", "name", name) }?;
         let (kind, size) = (HostKind::SharedPinned, Some(size as u64));
-        observe::process().free_host(kind, address as u64, size, Some(name))
+        let freed = observe::process().free_host(kind, address as u64, size, Some(name));
+        freed.map(|_| ())
     })
 }
 
-/// Writes what the functions above gave out and did not take back yet.
+/// Memory of the host as a descriptor of HBM_KIND_HEAP or a kind behind it says: policies over several nodes, huge pages
+/// of 1 GiB, names without pinning. 0 on failure.
+///
+/// # Safety
+/// `descriptor` must point to a filled-in descriptor.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_alloc_host_ptr(
+    size: usize,
+    descriptor: *const hbm_allocator_desc_t,
+) -> usize {
+    const OPERATION: &str = "hbm_alloc_host_ptr";
+    let mut address = 0;
+    export(|| {
+        // SAFETY: passed on to the caller.
+        let descriptor = unsafe { read_struct(OPERATION, descriptor, OLDER_SIZES)? };
+        // SAFETY: as above.
+        let plan = unsafe { host_plan(OPERATION, &descriptor)? };
+        address = observe::process().allocate_host(HostKind::Described, size as u64, &plan)?;
+        Ok(())
+    });
+    address as usize
+}
+
+/// Gives back what hbm_alloc_host_ptr gave; `size` must be the one asked for. As hbm_free_pinned_ptr.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_free_host_ptr(address: usize, size: usize) -> c_int {
+    free(HostKind::Described, address, Some(size))
+}
+
+/// Writes what the functions above, and allocators of the host's kinds, gave out and did not take back yet.
 ///
 /// # Safety
 /// `out` must point to a struct whose `struct_size` is filled in.
@@ -171,6 +235,7 @@ pub unsafe extern "C" fn hbm_host_blocks(out: *mut hbm_host_blocks_t) -> c_int {
             requested: stats.requested,
             bytes: stats.bytes,
             pinned: stats.pinned,
+            unbound: stats.unbound,
         };
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_host_blocks", out, &stats) }

@@ -31,8 +31,8 @@ pub struct hbm_slab_desc_t {
     pub bytes: u64,
     /// How much of it is there, and pinned, when hbm_slab_open returns; 0 for all of it.
     pub initial_bytes: u64,
-    /// The most that growing registers at once, and so the longest object behind the first part: 0 for 1 GiB, or a 64th
-    /// of a slab above 64 GiB.
+    /// The most that growing registers at once, until an object needs more in one piece; 0 for 256 MiB. Other driver calls wait
+    /// while it does.
     pub part_bytes: u64,
     /// How fast it grows while nobody waits; 0 for 8 GiB a second.
     pub bytes_per_second: u64,

@@ -45,6 +45,8 @@ pub enum Opt {
     KeepHost,
     /// Where memory sleeps in files.
     SleepDir,
+    /// What a system that refuses to place memory on a node is.
+    NumaPolicy,
 }
 
 /// A checked value of an option.
@@ -111,7 +113,7 @@ fn chunk(text: &str) -> Option<Value> {
 }
 
 /// The table, in the order of [`Opt`].
-pub static TABLE: [Spec; 19] = [
+pub static TABLE: [Spec; 20] = [
     Spec {
         opt: Opt::Backend,
         name: "backend",
@@ -267,6 +269,14 @@ pub static TABLE: [Spec; 19] = [
         accepted: "a folder; empty for the one of temporary files",
         help: "Where memory that sleeps in files has them: a local disk with room, not memory.",
         parse: text,
+    },
+    Spec {
+        opt: Opt::NumaPolicy,
+        name: "numa_policy",
+        default: "fallback",
+        accepted: "fallback or strict",
+        help: "What becomes of memory of the host for which nodes are named where the system refuses to bind it, as in many containers: memory from anywhere, counted as unbound, with one warning (fallback), or an error (strict).",
+        parse: |text| word(text, &["fallback", "strict"]),
     },
 ];
 

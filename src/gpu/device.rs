@@ -6,11 +6,9 @@ use super::fence::IdleEvents;
 use super::workarounds::Workarounds;
 use crate::error::{DriverCode, Result, Warnings};
 use crate::sys::cuda::{Cuda, Handle, Refusal};
+use once_cell::sync::OnceCell;
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::sync::Arc;
-
-/// The attribute that tells the nearest NUMA node of the host, -1 where there are none.
-const HOST_NUMA_ID: c_int = 134;
 
 /// A device whose primary context this library has retained, for good: contexts end with the process.
 pub struct Device {
@@ -25,6 +23,8 @@ pub struct Device {
     captures: Captures,
     idle_events: IdleEvents,
     workarounds: Workarounds,
+    /// The host's that is nearest, once asked for.
+    host_node: OnceCell<Option<u32>>,
 }
 
 struct Context(Handle);
@@ -61,6 +61,7 @@ impl Device {
             captures: Captures::default(),
             idle_events: IdleEvents::default(),
             workarounds: Workarounds::default(),
+            host_node: OnceCell::new(),
             cuda,
         })
     }
@@ -150,9 +151,8 @@ impl Device {
         }
     }
 
-    /// The NUMA node of the host that is nearest to this device; 0 on a machine without such nodes.
-    pub fn nearest_host_node(&self) -> Result<i32> {
-        Ok(self.attribute(HOST_NUMA_ID)?.max(0))
+    pub(super) fn host_node(&self) -> &OnceCell<Option<u32>> {
+        &self.host_node
     }
 
     fn is_current(&self) -> bool {

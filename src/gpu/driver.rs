@@ -158,20 +158,19 @@ impl Driver {
 
     /// The device of an ordinal, its primary context retained at first use.
     pub fn device(&self, ordinal: i32) -> Result<&Arc<Device>> {
+        self.slot(ordinal)?.get_or_try_init(|| {
+            Device::open(self.cuda.clone(), ordinal, self.warnings.clone()).map(Arc::new)
+        })
+    }
+
+    /// Where the device of an ordinal is kept; an error that says which there are.
+    pub(super) fn slot(&self, ordinal: i32) -> Result<&OnceCell<Arc<Device>>> {
         let slot = usize::try_from(ordinal)
             .ok()
-            .and_then(|index| self.devices.get(index))
-            .ok_or_else(|| {
-                Error::invalid(
-                    "device",
-                    format!(
-                        "there is no device {ordinal}: {}",
-                        shown(self.devices.len())
-                    ),
-                )
-            })?;
-        slot.get_or_try_init(|| {
-            Device::open(self.cuda.clone(), ordinal, self.warnings.clone()).map(Arc::new)
+            .and_then(|index| self.devices.get(index));
+        slot.ok_or_else(|| {
+            let shown = shown(self.devices.len());
+            Error::invalid("device", format!("there is no device {ordinal}: {shown}"))
         })
     }
 }

@@ -45,9 +45,12 @@ impl Device {
         if self.attribute(PAGEABLE_MEMORY_ACCESS)? == 0 {
             return host(HOST);
         }
+        let Some(nearest) = self.nearest_host_node()? else {
+            return host(HOST);
+        };
         let node = MemLocation {
             type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST_NUMA,
-            id: self.nearest_host_node()?,
+            id: nearest as c_int,
         };
         // A machine without NUMA, or a driver that knows no nodes here, still knows the host.
         host(node).or_else(|_| host(HOST))

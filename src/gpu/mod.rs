@@ -12,6 +12,7 @@ pub mod fence;
 pub mod gate;
 pub mod managed;
 pub mod mapping;
+pub mod nearness;
 mod opening;
 pub mod pinned;
 pub mod placing;

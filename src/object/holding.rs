@@ -69,9 +69,11 @@ impl ObjectPool {
 
     /// One reference less to each object that has one; the first that has none is the error, after the others.
     pub fn drop_references(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
-        let drop_one = |object: &Object| self.drop_reference(operation, *object).map(drop);
-        let outcomes = objects.iter().map(drop_one);
-        outcomes.fold(Ok(()), |first, outcome| first.and(outcome))
+        let mut outcome = Ok(());
+        for object in objects {
+            outcome = outcome.and(self.drop_reference(operation, *object).map(drop));
+        }
+        outcome
     }
 
     /// One reference less; the last one, if nothing pins the object, frees it. How many are left.

@@ -223,6 +223,9 @@ impl ObjectPool {
             if !std::mem::replace(&mut swept, true) {
                 until = deadline();
                 self.sweep();
+                if let Some(slab) = self.slab() {
+                    slab.need(size);
+                }
             } else if !self.wait(parts, until) {
                 return Err(self.shortage(operation, size, count, feasible));
             }

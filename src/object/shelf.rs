@@ -1,11 +1,14 @@
 //! Memory given back that waits for an object of the same size.
 
+use crate::core::radix::UNIT;
 use crate::core::sync::lock;
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+/// Lengths below 256 KiB are found without hashing.
+const SHORT: usize = 512;
 /// The most objects of one size on a shelf: a few batches.
 const MOST_OF_A_SIZE: usize = 1024;
 
@@ -15,14 +18,27 @@ struct List {
 }
 
 /// Records by the length of their memory.
-#[derive(Default)]
 pub struct Lists {
     lists: Vec<List>,
     by_bytes: FxHashMap<u64, usize>,
+    /// The same for short lengths, by how many units they have, one more than the place.
+    by_units: [u32; SHORT],
     /// Which list was used last: the next object is likely to have the same size.
     recent: usize,
     /// Bytes of all of it.
     pub idle: u64,
+}
+
+impl Default for Lists {
+    fn default() -> Lists {
+        Lists {
+            lists: Vec::new(),
+            by_bytes: FxHashMap::default(),
+            by_units: [0; SHORT],
+            recent: 0,
+            idle: 0,
+        }
+    }
 }
 
 impl Lists {
@@ -30,7 +46,10 @@ impl Lists {
     fn find(&mut self, bytes: u64) -> Option<&mut List> {
         let is_it = (self.lists.get(self.recent)).is_some_and(|list| list.bytes == bytes);
         if !is_it {
-            self.recent = *self.by_bytes.get(&bytes)?;
+            self.recent = match self.by_units.get((bytes / UNIT) as usize) {
+                Some(place) => (*place as usize).checked_sub(1)?,
+                None => *self.by_bytes.get(&bytes)?,
+            };
         }
         self.lists.get_mut(self.recent)
     }
@@ -57,6 +76,10 @@ impl Lists {
     fn add(&mut self, bytes: u64) -> &mut List {
         let place = self.lists.len();
         self.by_bytes.insert(bytes, place);
+        if let Some(short) = self.by_units.get_mut((bytes / UNIT) as usize) {
+            *short = place as u32 + 1;
+        }
+        self.recent = place;
         self.lists.push(List {
             bytes,
             numbers: Vec::new(),

@@ -29,7 +29,7 @@ fn slab(bytes: u64, first: u64, part: u64, pace: u64) -> Arc<Slab> {
         part,
         pace,
         pages: PageKind::Ordinary,
-        node: None,
+        binding: None,
         pinned: None,
     };
     Arc::new(Slab::open(wanted, &Warnings::default()).unwrap())
@@ -415,6 +415,15 @@ fn allocation_waits_for_growth_only_where_it_must() {
         .allocate(TEST, 1 << 20, 1, || None, |_, _, _| ())
         .unwrap_err();
     assert_eq!((error.feasible, pool.usage().total), (0, 8 << 20));
+    pool.check().unwrap();
+}
+
+#[test]
+fn parts_are_as_long_as_an_object_needs() {
+    let slab = slab(16 << 20, 2 << 20, 2 << 20, 1 << 20);
+    let pool = ObjectPool::new(TEST, Memory::Slab(slab.clone()), 4096).unwrap();
+    pool.allocate(TEST, 6 << 20, 2, || None, |_, _, _| ())
+        .unwrap();
     pool.check().unwrap();
 }
 

@@ -5,16 +5,15 @@ use super::Process;
 use super::lifetime;
 use crate::error::{Error, Result, Status};
 use crate::gpu::Device;
-use crate::source::host::{self, HostBlock, PageKind, Wanted};
-use crate::sys::numa::Topology;
-use crate::sys::shm::{self, Segment};
+use crate::registry::AllocatorId;
+use crate::source::host::{HostBlock, MOST_REGISTERED};
+use crate::sys::heap::Heap;
+use crate::sys::shm::Segment;
 use rustc_hash::FxHashMap;
-use std::ffi::c_uint;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The kinds, each with a function that allocates it and one that frees it.
+/// Which function gives memory out, and so which takes it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostKind {
     /// Pinned.
@@ -29,6 +28,10 @@ pub enum HostKind {
     HugePinnedNuma,
     /// Pinned, named, and shared with other processes.
     SharedPinned,
+    /// As a descriptor says.
+    Described,
+    /// As the descriptor of an allocator says.
+    Allocator(AllocatorId),
 }
 
 impl HostKind {
@@ -41,6 +44,8 @@ impl HostKind {
             HostKind::HugePinned => "hbm_alloc_hugepage_pinned_ptr",
             HostKind::HugePinnedNuma => "hbm_alloc_hugepage_pinned_numa_ptr",
             HostKind::SharedPinned => "hbm_alloc_shm_pinned_ptr",
+            HostKind::Described => "hbm_alloc_host_ptr",
+            HostKind::Allocator(_) => "hbm_allocator_allocate",
         }
     }
 
@@ -53,28 +58,23 @@ impl HostKind {
             HostKind::HugePinned => "hbm_free_hugepage_pinned_ptr",
             HostKind::HugePinnedNuma => "hbm_free_hugepage_pinned_numa_ptr",
             HostKind::SharedPinned => "hbm_free_shm_pinned_ptr",
-        }
-    }
-
-    const fn is_pinned(self) -> bool {
-        !matches!(self, HostKind::Numa)
-    }
-
-    const fn pages(self) -> PageKind<'static> {
-        match self {
-            HostKind::HugePinned | HostKind::HugePinnedNuma => PageKind::SetAside(2 << 20),
-            _ => PageKind::Ordinary,
+            HostKind::Described => "hbm_free_host_ptr",
+            HostKind::Allocator(_) => "hbm_allocator_deallocate",
         }
     }
 }
 
-/// `cudaHostAllocPortable`, `cudaHostAllocMapped`; registering has the same.
-pub(super) const PORTABLE: c_uint = 1;
-const MAPPED: c_uint = 2;
-/// `cudaHostAllocWriteCombined`; registering has none.
-const WRITE_COMBINED: c_uint = 4;
+/// How long a block is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSize {
+    /// As asked for.
+    pub requested: u64,
+    /// In whole pages.
+    pub bytes: u64,
+}
 
-enum Memory {
+pub(super) enum Memory {
+    Heap(Heap),
     Block(HostBlock),
     /// Of the driver's own, which alone makes write-combined memory.
     Driver {
@@ -83,27 +83,29 @@ enum Memory {
     },
 }
 
-struct Owned {
-    memory: Memory,
-    kind: HostKind,
-    /// As asked for.
-    requested: u64,
-    /// In whole pages.
-    bytes: u64,
+pub(super) struct Owned {
+    pub memory: Memory,
+    pub kind: HostKind,
+    pub size: HostSize,
+    pub is_pinned: bool,
     /// What it is a map of, if others share it: gone after it.
-    segment: Option<Segment>,
+    pub segment: Option<Segment>,
 }
 
 impl Owned {
     fn seams(&self) -> Vec<u64> {
         match &self.memory {
             Memory::Block(block) => block.seams(),
-            Memory::Driver { .. } => Vec::new(),
+            Memory::Heap(_) | Memory::Driver { .. } => Vec::new(),
         }
     }
 
     fn give_back(self) -> std::result::Result<(), (Box<Owned>, Error)> {
         let outcome = match self.memory {
+            Memory::Heap(heap) => {
+                drop(heap);
+                Ok(())
+            }
             Memory::Block(block) => {
                 (block.give_back()).map_err(|(block, error)| (Memory::Block(block), error))
             }
@@ -111,6 +113,39 @@ impl Owned {
                 .map_err(|error| (Memory::Driver { device, address }, error)),
         };
         outcome.map_err(|(memory, error)| (Box::new(Owned { memory, ..self }), error))
+    }
+
+    fn is_unbound(&self) -> bool {
+        matches!(&self.memory, Memory::Block(block) if block.is_unbound())
+    }
+
+    /// Why it may not be freed so.
+    fn objection(
+        &self,
+        kind: HostKind,
+        address: u64,
+        bytes: Option<u64>,
+        name: Option<&str>,
+    ) -> Option<Error> {
+        let invalid = |detail: String| Some(Error::invalid(kind.deallocator(), detail));
+        if let (HostKind::Allocator(_), true) = (kind, self.kind != kind) {
+            let what = format!("{address:#x} is no block of this allocator");
+            return Some(Error::new(Status::NotOwned, kind.deallocator()).detail(what));
+        }
+        if self.kind != kind {
+            let by = self.kind.allocator();
+            let error = invalid(format!("{address:#x} was given out by {by}"))?;
+            return Some(error.advice(format!("Free it by {}", self.kind.deallocator())));
+        }
+        if let Some(bytes) = bytes.filter(|bytes| *bytes != self.size.requested) {
+            return invalid(format!(
+                "{address:#x} has {} bytes, not {bytes}",
+                self.size.requested
+            ));
+        }
+        let other = |segment: &&Segment| name.is_some_and(|name| !segment.is_called(name));
+        let segment = self.segment.as_ref().filter(other)?;
+        invalid(format!("{address:#x} is of {}", segment.path().display()))
     }
 }
 
@@ -133,6 +168,8 @@ pub struct HostBlockStats {
     pub bytes: u64,
     /// Those of them that are pinned.
     pub pinned: u64,
+    /// Blocks that were to be on some nodes, and may be anywhere since the system refused.
+    pub unbound: u64,
 }
 
 impl Process {
@@ -156,9 +193,9 @@ impl Process {
         most.store(bytes, Ordering::Relaxed);
     }
 
-    fn most_registered(&self) -> u64 {
+    pub(super) fn most_registered(&self) -> u64 {
         match self.host_blocks.most_registered.load(Ordering::Relaxed) {
-            0 => host::MOST_REGISTERED,
+            0 => MOST_REGISTERED,
             bytes => bytes,
         }
     }
@@ -167,97 +204,11 @@ impl Process {
         (self.host_blocks.table.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Memory of the host, on a node if one is named; `flags` are those of `cudaHostAlloc`. The driver is opened for
-    /// what is pinned.
-    pub fn allocate_host(
-        &self,
-        kind: HostKind,
-        bytes: u64,
-        node: Option<i32>,
-        flags: c_uint,
-    ) -> Result<u64> {
-        let operation = kind.allocator();
-        self.check_host_is_ours()?;
-        lifetime::watch_host_memory();
-        check_flags(kind, flags)?;
-        if bytes == 0 {
-            return Err(Error::invalid(operation, "a size of 0 bytes"));
-        }
-        let topology = node.map(|_| Topology::read(Path::new("/")));
-        let node = match (&topology, node) {
-            (Some(topology), Some(number)) => Some(topology.node(operation, number)?),
-            _ => None,
-        };
-        let device = match kind.is_pinned() {
-            true => Some(self.pinning_device()?),
-            false => None,
-        };
-        if let Some(device) = device.as_ref().filter(|_| flags & WRITE_COMBINED != 0) {
-            let address = device.allocate_pinned_as(bytes, flags)?;
-            let device = device.clone();
-            let memory = Memory::Driver { device, address };
-            return Ok(self.give_out(kind, memory, address, (bytes, bytes), None));
-        }
-        let block = HostBlock::make(
-            &Wanted {
-                operation,
-                bytes,
-                pages: kind.pages(),
-                node,
-                pinned: (device.as_ref()).map(|device| (device, flags | PORTABLE)),
-                most_registered: self.most_registered(),
-            },
-            &self.warnings,
-        )?;
-        let (address, held) = (block.address(), block.bytes());
-        Ok(self.give_out(kind, Memory::Block(block), address, (bytes, held), None))
-    }
-
-    /// Pinned memory under a name: made anew, or what another process, or this one, has under it.
-    pub fn share_host(&self, bytes: u64, name: &str, is_new: bool) -> Result<u64> {
-        let (kind, folder) = (HostKind::SharedPinned, Path::new(shm::FOLDER));
-        self.check_host_is_ours()?;
-        lifetime::watch_host_memory();
-        let operation = match is_new {
-            true => kind.allocator(),
-            false => "hbm_attach_shm_pinned_ptr",
-        };
-        let whole = host::whole(operation, bytes)?;
-        let device = self.pinning_device()?;
-        let segment = match is_new {
-            true => Segment::create(operation, folder, name, whole)?,
-            false => Segment::attach(operation, folder, name, whole)?,
-        };
-        let block = HostBlock::make(
-            &Wanted {
-                operation,
-                bytes,
-                pages: PageKind::Shared(&segment),
-                node: None,
-                pinned: Some((&device, PORTABLE)),
-                most_registered: self.most_registered(),
-            },
-            &self.warnings,
-        )?;
-        let address = block.address();
-        let sizes = (bytes, block.bytes());
-        Ok(self.give_out(kind, Memory::Block(block), address, sizes, Some(segment)))
-    }
-
-    fn give_out(
-        &self,
-        kind: HostKind,
-        memory: Memory,
-        address: u64,
-        (requested, bytes): (u64, u64),
-        segment: Option<Segment>,
-    ) -> u64 {
-        let owned = Owned {
-            memory,
-            kind,
-            requested,
-            bytes,
-            segment,
+    pub(super) fn give_out(&self, owned: Owned) -> u64 {
+        let address = match &owned.memory {
+            Memory::Heap(heap) => heap.address(),
+            Memory::Block(block) => block.address(),
+            Memory::Driver { address, .. } => *address,
         };
         self.host_seams().add(&owned.seams());
         self.host_table().insert(address, owned);
@@ -272,51 +223,44 @@ impl Process {
         address: u64,
         bytes: Option<u64>,
         name: Option<&str>,
-    ) -> Result<()> {
-        let operation = kind.deallocator();
+    ) -> Result<HostSize> {
         if lifetime::is_exiting() {
-            return Ok(());
+            return Ok(HostSize::default());
         }
         self.check_host_is_ours()?;
         let owned = {
             let mut table = self.host_table();
-            let Some(found) = table.get(&address) else {
-                return Err(Error::new(Status::NotOwned, operation).detail(format!(
+            let found = (table.get(&address)).ok_or_else(|| {
+                Error::new(Status::NotOwned, kind.deallocator()).detail(format!(
                     "{address:#x} is no block of the host, or was freed before"
-                )));
-            };
-            if found.kind != kind {
-                return Err(Error::invalid(
-                    operation,
-                    format!("{address:#x} was given out by {}", found.kind.allocator()),
-                )
-                .advice(format!("Free it by {}", found.kind.deallocator())));
-            }
-            if bytes.is_some_and(|bytes| bytes != found.requested) {
-                let detail = format!(
-                    "{address:#x} has {} bytes, not {}",
-                    found.requested,
-                    bytes.unwrap_or(0)
-                );
-                return Err(Error::invalid(operation, detail));
-            }
-            let other = |segment: &&Segment| name.is_some_and(|name| !segment.is_called(name));
-            if let Some(segment) = found.segment.as_ref().filter(other) {
-                let detail = format!("{address:#x} is of {}", segment.path().display());
-                return Err(Error::invalid(operation, detail));
+                ))
+            })?;
+            if let Some(error) = found.objection(kind, address, bytes, name) {
+                return Err(error);
             }
             table.remove(&address)
         };
         let Some(owned) = owned else {
-            return Ok(());
+            return Ok(HostSize::default());
         };
         self.host_seams().remove(&owned.seams());
-        owned.give_back().map_err(|(owned, error)| {
+        let size = owned.size;
+        owned.give_back().map(|()| size).map_err(|(owned, error)| {
             self.host_seams().add(&owned.seams());
             // Nobody was given the address meanwhile: it is still mapped.
             self.host_table().insert(address, *owned);
             error.advice("It is still allocated: free it again")
         })
+    }
+
+    /// An error for what is no block of that kind.
+    pub fn check_host_block(&self, kind: HostKind, address: u64) -> Result<()> {
+        self.check_host_is_ours()?;
+        match self.host_table().get(&address) {
+            Some(owned) if owned.kind == kind => Ok(()),
+            _ => Err(Error::new(Status::NotOwned, kind.deallocator())
+                .detail(format!("{address:#x} is no block of this allocator"))),
+        }
     }
 
     /// What is given out.
@@ -325,44 +269,12 @@ impl Process {
         let mut stats = HostBlockStats::default();
         for owned in self.host_table().values() {
             stats.blocks += 1;
-            stats.requested += owned.requested;
-            stats.bytes += owned.bytes;
-            stats.pinned += if owned.kind.is_pinned() {
-                owned.bytes
-            } else {
-                0
-            };
+            stats.requested += owned.size.requested;
+            stats.bytes += owned.size.bytes;
+            stats.pinned += if owned.is_pinned { owned.size.bytes } else { 0 };
+            stats.unbound += u64::from(owned.is_unbound());
         }
         self.slabs.add_to(&mut stats);
         Ok(stats)
     }
-
-    /// The device whose driver pins: any will do, since what is pinned is so for all.
-    pub(super) fn pinning_device(&self) -> Result<Arc<Device>> {
-        let device = match self.devices_in_use().next() {
-            Some(device) => device,
-            None => self.device(0)?,
-        };
-        Ok(device.state().device.clone())
-    }
-}
-
-fn check_flags(kind: HostKind, flags: c_uint) -> Result<()> {
-    let known = match kind.pages() {
-        PageKind::Ordinary => PORTABLE | MAPPED | WRITE_COMBINED,
-        _ => PORTABLE | MAPPED,
-    };
-    if flags & !known == 0 {
-        return Ok(());
-    }
-    Err(
-        Error::invalid(kind.allocator(), format!("flags {flags:#x}")).advice(format!(
-            "Those of cudaHostAlloc are known: 1 portable, 2 mapped{}",
-            if known & WRITE_COMBINED != 0 {
-                ", 4 write-combined"
-            } else {
-                ""
-            }
-        )),
-    )
 }

@@ -91,7 +91,7 @@ pub(super) fn of_segments(
 fn on_host(gpu: &Arc<Device>) -> Result<Location> {
     gpu.host_numa()?
         .map_err(|error| error.advice("Here managed memory can be placed there"))?;
-    Ok(Location::HostNuma(gpu.nearest_host_node()?))
+    Ok(Location::HostNuma(gpu.host_node_to_name()?))
 }
 
 fn not_on_host(tag: TagId, whose: &str) -> Error {

@@ -1,14 +1,14 @@
 //! Slabs and pools of objects that the program opened, by number.
 
+use super::Process;
 use super::host::HostBlockStats;
+use super::host_making::{HostPlan, PORTABLE};
 use super::lifetime;
-use super::{Process, host};
 use crate::core::seams::Seams;
 use crate::error::{Error, Result, Status};
 use crate::object::{Memory, ObjectPool};
 use crate::source::host::PageKind;
 use crate::source::slab::{Slab, SlabWanted};
-use crate::sys::numa::Topology;
 use crate::sys::shm::{self, Segment};
 use rustc_hash::FxHashMap;
 use std::path::Path;
@@ -123,15 +123,12 @@ impl Process {
         self.check_host_is_ours()?;
         lifetime::watch_host_memory();
         check(operation, spec)?;
-        let node = match spec.node {
-            Some(number) => {
-                let topology = Topology::read(Path::new("/"));
-                Some(topology.node(operation, number)?.clone())
-            }
+        let binding = match spec.node {
+            Some(node) => self.binding(operation, &HostPlan::on_node(node, spec.is_pinned))?,
             None => None,
         };
         let pinned = match spec.is_pinned {
-            true => Some((self.pinning_device()?, host::PORTABLE)),
+            true => Some((self.pinning_device()?, PORTABLE)),
             false => None,
         };
         let segment = match spec.name {
@@ -153,7 +150,7 @@ impl Process {
                 (None, true) => PageKind::SetAside(2 << 20),
                 (None, false) => PageKind::Ordinary,
             },
-            node,
+            binding,
             pinned,
         };
         let slab = Arc::new(Slab::open(wanted, &self.warnings)?);

@@ -5,7 +5,8 @@
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::gpu::{HostPiece, Registered};
-use crate::sys::pages::{self, HUGE_PAGE};
+use crate::sys::limits;
+use crate::sys::pages::HUGE_PAGE;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -128,7 +129,7 @@ impl HostStore {
                     "{pinned} are, and the option `sleep_host_limit` allows {budget}"
                 ));
             }
-            let left = pages::available();
+            let left = limits::available();
             let needed = missing.saturating_add(inner.coming + LEFT_TO_OTHERS);
             if needed > left {
                 return lacking(format!("the host has {left} bytes left"));

@@ -3,10 +3,13 @@
 
 use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::gpu::{Device, Registered};
+use crate::sys::limits::{self, Left};
 use crate::sys::numa::{self, Node};
 use crate::sys::pages::{self, HUGE_PAGE, PAGE, Pages};
+use crate::sys::policy::Binding;
 use crate::sys::shm::Segment;
 use std::ffi::c_uint;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,12 +32,10 @@ pub struct Wanted<'a> {
     pub bytes: u64,
     /// The pages behind it.
     pub pages: PageKind<'a>,
-    /// The node that it is to be on.
-    pub node: Option<&'a Node>,
+    /// The nodes that it is to be on.
+    pub binding: Option<&'a Binding>,
     /// The device whose driver pins it, and the driver's flags.
     pub pinned: Option<(&'a Arc<Device>, c_uint)>,
-    /// As many bytes are registered at once.
-    pub most_registered: u64,
 }
 
 /// Memory of the host.
@@ -45,6 +46,7 @@ pub struct HostBlock {
     plain: Option<Pages>,
     address: u64,
     bytes: u64,
+    is_unbound: bool,
 }
 
 /// Threads that populate: what the first sleep's pipeline was fastest with. Not measured for blocks by themselves.
@@ -57,35 +59,32 @@ pub const MOST_REGISTERED: u64 = 256 << 30;
 impl HostBlock {
     /// Makes what is wanted.
     pub fn make(wanted: &Wanted<'_>, warnings: &Warnings) -> Result<HostBlock> {
+        HostBlock::make_in_parts(wanted, warnings, MOST_REGISTERED)
+    }
+
+    /// The same, registered in parts of at most so many bytes, a multiple of 2 MiB.
+    pub fn make_in_parts(wanted: &Wanted<'_>, warnings: &Warnings, most: u64) -> Result<HostBlock> {
         let bytes = length(wanted)?;
-        check_left(wanted, bytes)?;
-        let pages = map_bound(wanted, bytes, warnings)?;
+        check_left(Path::new("/"), wanted, bytes)?;
+        let (pages, is_bound) = map_bound(wanted, bytes, warnings)?;
         let address = pages.address();
-        let processors = wanted.node.map_or(&[][..], |node| &node.processors);
-        populate(&pages, 0, bytes, processors, THREADS)?;
-        let (mut pinned, mut plain) = (Vec::new(), None);
-        match wanted.pinned {
-            None => plain = Some(pages),
-            Some((device, flags)) => {
-                for part in pages.split(wanted.most_registered) {
-                    match Registered::register_as(device, part, flags) {
-                        Ok(part) => pinned.push(part),
-                        Err(error) => {
-                            while pinned.pop().is_some() {}
-                            return Err(error.advice(format!(
-                                "{bytes} bytes were to be pinned; the process may lock {} (ulimit -l)",
-                                pages::lockable()
-                            )));
-                        }
-                    }
-                }
-            }
+        if is_bound {
+            check_nodes(Path::new("/"), wanted, bytes)?;
         }
+        let processors = wanted.binding.map(Binding::processors).unwrap_or_default();
+        let part = (0, bytes, step(wanted));
+        populate(&pages, part, &processors, THREADS)
+            .map_err(|error| short_of_pages(wanted, bytes, error))?;
+        let (pinned, plain) = match wanted.pinned {
+            None => (Vec::new(), Some(pages)),
+            Some((device, flags)) => (pin(device, flags, pages, most)?, None),
+        };
         Ok(HostBlock {
             pinned,
             plain,
             address,
             bytes,
+            is_unbound: wanted.binding.is_some() && !is_bound,
         })
     }
 
@@ -101,11 +100,13 @@ impl HostBlock {
 
     /// Where one registration ends and the next begins.
     pub fn seams(&self) -> Vec<u64> {
-        self.pinned
-            .iter()
-            .skip(1)
-            .map(Registered::address)
-            .collect()
+        let parts = self.pinned.iter().skip(1);
+        parts.map(Registered::address).collect()
+    }
+
+    /// Whether it was to be on some nodes, and the system refused.
+    pub fn is_unbound(&self) -> bool {
+        self.is_unbound
     }
 
     /// Gives it back to the system. What could not be unpinned stays as it is; where that is not all of it, the
@@ -120,6 +121,46 @@ impl HostBlock {
         self.plain = None;
         Ok(())
     }
+}
+
+/// Registers pages in parts; where one fails, those before it are undone, the last first.
+fn pin(device: &Arc<Device>, flags: c_uint, pages: Pages, most: u64) -> Result<Vec<Registered>> {
+    let bytes = pages.bytes();
+    let mut pinned = Vec::new();
+    for part in pages.split(most) {
+        match Registered::register_as(device, part, flags) {
+            Ok(part) => pinned.push(part),
+            Err(error) => {
+                while pinned.pop().is_some() {}
+                return Err(error.advice(format!(
+                    "{bytes} bytes were to be pinned; the process may lock {}",
+                    limits::lockable()
+                )));
+            }
+        }
+    }
+    Ok(pinned)
+}
+
+/// Addresses for `bytes`, on the nodes that are wanted where the system lets them be, with nothing behind them yet.
+pub(super) fn map_bound(
+    wanted: &Wanted<'_>,
+    bytes: u64,
+    warnings: &Warnings,
+) -> Result<(Pages, bool)> {
+    let pages = match wanted.pages {
+        PageKind::Ordinary => Pages::map(bytes)?,
+        PageKind::SetAside(page) => Pages::map_set_aside(bytes, page)?,
+        PageKind::Shared(segment) => segment.map()?,
+    };
+    let is_bound = match wanted.binding {
+        Some(binding) => bind(&pages, binding, warnings)?,
+        None => false,
+    };
+    if let PageKind::Shared(segment) = wanted.pages {
+        segment.reserve(wanted.operation)?;
+    }
+    Ok((pages, is_bound))
 }
 
 /// Its length in whole pages.
@@ -146,76 +187,110 @@ fn whole_pages(operation: &'static str, bytes: u64, page: u64) -> Result<u64> {
 }
 
 /// What the system has not got is not tried: it would swap and kill before it said no.
-pub(super) fn check_left(wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
-    // Pages that are set aside are in no other count, and are reserved by the mapping; others' are theirs.
-    let is_there = match wanted.pages {
-        PageKind::Ordinary => false,
-        PageKind::SetAside(_) => true,
-        PageKind::Shared(segment) => !segment.is_own(),
+pub(super) fn check_left(root: &Path, wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
+    let left = match wanted.pages {
+        PageKind::Ordinary => limits::memory(root),
+        // In no other count.
+        PageKind::SetAside(page) => match limits::huge_pages_of_groups(root, page) {
+            Some(left) => left,
+            None => return Ok(()),
+        },
+        PageKind::Shared(segment) if segment.is_own() => limits::memory(root),
+        PageKind::Shared(_) => return Ok(()),
     };
-    if is_there {
-        return Ok(());
+    match bytes <= left.bytes {
+        true => Ok(()),
+        false => Err(lacking(wanted, bytes, &left)),
     }
-    let on_node = wanted.node.map_or(u64::MAX, |node| node.free);
-    let left = pages::available().min(on_node);
-    if bytes <= left {
-        return Ok(());
-    }
-    let node = wanted.node.map(|node| format!(" on node {}", node.number));
-    Err(Error::new(Status::OutOfMemory, wanted.operation)
+}
+
+fn lacking(wanted: &Wanted<'_>, bytes: u64, left: &Left) -> Error {
+    Error::new(Status::OutOfMemory, wanted.operation)
         .bytes(bytes)
         .detail(format!(
-            "the host has {left} bytes left{}",
-            node.unwrap_or_default()
+            "{} has {} bytes left, and {bytes} are needed",
+            left.whose, left.bytes
         ))
-        .advice("Ask for less, or free memory of the host; a control group may limit the process"))
+        .advice("Ask for less, free memory of the host, or have the limit raised")
 }
 
-/// Addresses for `bytes`, of the node that is wanted, with nothing behind them yet.
-pub(super) fn map_bound(wanted: &Wanted<'_>, bytes: u64, warnings: &Warnings) -> Result<Pages> {
-    let pages = match wanted.pages {
-        PageKind::Ordinary => Pages::map(bytes)?,
-        PageKind::SetAside(page) => Pages::map_set_aside(bytes, page)?,
-        PageKind::Shared(segment) => segment.map()?,
+/// Memory that must be of some nodes is not elsewhere when they have run out: the system kills then.
+pub(super) fn check_nodes(root: &Path, wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
+    let Some((nodes, binding)) = wanted.binding.and_then(|all| Some((all.only()?, all))) else {
+        return Ok(());
     };
-    if let Some(node) = wanted.node {
-        bind(&pages, node, warnings)?;
+    let sum = |of: &dyn Fn(&Node) -> u64| nodes.iter().map(of).fold(0, u64::saturating_add);
+    if let PageKind::SetAside(page) = wanted.pages {
+        let told = |node: &Node| limits::huge_pages_on(root, page, node.number);
+        let free = sum(&|node| told(node).unwrap_or(u64::MAX));
+        let why = format!(" to {}", binding.text());
+        return match bytes / page <= free {
+            true => Ok(()),
+            false => Err(pages::too_few_set_aside(bytes, page, Some(free), &why)),
+        };
     }
-    Ok(pages)
+    let left = Left {
+        bytes: sum(&|node| node.free),
+        whose: format!("what there is to {}", binding.text()),
+    };
+    match bytes <= left.bytes {
+        true => Ok(()),
+        false => Err(lacking(wanted, bytes, &left)),
+    }
 }
 
-fn bind(pages: &Pages, node: &Node, warnings: &Warnings) -> Result<()> {
-    if let Some(error) = numa::bind(pages, node.number)? {
-        warnings.warn(Warning::Unbound, || {
-            format!(
-                "memory is not bound to node {}, since the system refuses mbind ({error}): it comes from wherever the \
-                 threads that touch it first run; a container needs CAP_SYS_NICE for it",
-                node.number
-            )
-        });
-    }
-    Ok(())
+/// What it means that pages which were set aside, and there a moment ago, could not be populated.
+pub(super) fn short_of_pages(wanted: &Wanted<'_>, bytes: u64, error: Error) -> Error {
+    let PageKind::SetAside(page) = wanted.pages else {
+        return error;
+    };
+    let free = limits::huge_pages(Path::new("/"), page);
+    let why = format!(" by now, on whatever node and for whatever control group ({error})");
+    pages::too_few_set_aside(bytes, page, free, &why)
 }
 
-/// Puts memory behind `bytes` from `offset` on, by at most `threads` on these processors, where any are named.
+/// What one thread populates at a time: no page is of two threads.
+pub(super) fn step(wanted: &Wanted<'_>) -> u64 {
+    match wanted.pages {
+        PageKind::SetAside(page) => STEP.max(page),
+        _ => STEP,
+    }
+}
+
+/// Whether the system let it be bound.
+fn bind(pages: &Pages, binding: &Binding, warnings: &Warnings) -> Result<bool> {
+    let Some(error) = binding.apply(pages)? else {
+        return Ok(true);
+    };
+    warnings.warn(Warning::Unbound, || {
+        format!(
+            "memory could not be had by the policy {}, since the system refuses mbind ({error}): it comes from wherever \
+             the threads that touch it first run; a container needs CAP_SYS_NICE for it",
+            binding.text()
+        )
+    });
+    Ok(false)
+}
+
+/// Puts memory behind a part (where it begins, its length, what a thread takes at a time), by at most `threads` on these
+/// processors, where any are named.
 pub(super) fn populate(
     pages: &Pages,
-    offset: u64,
-    bytes: u64,
+    (offset, bytes, step): (u64, u64, u64),
     processors: &[usize],
     threads: u64,
 ) -> Result<()> {
     let end = offset + bytes;
-    let steps = bytes.div_ceil(STEP);
+    let steps = bytes.div_ceil(step);
     let there = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
     let next = AtomicU64::new(0);
     let work = || {
         loop {
-            let begin = offset + next.fetch_add(1, Ordering::Relaxed) * STEP;
+            let begin = offset + next.fetch_add(1, Ordering::Relaxed) * step;
             if begin >= end {
                 return Ok(());
             }
-            pages.populate_part(begin, STEP.min(end - begin))?;
+            pages.populate_part(begin, step.min(end - begin))?;
         }
     };
     if steps == 1 {
@@ -245,4 +320,112 @@ pub(super) fn populate(
         }
         outcome.and_then(|()| work())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::policy::Policy;
+
+    const MIB: u64 = 1 << 20;
+
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    fn nodes(policy: Policy, free: &[u64]) -> Binding {
+        let node = |(number, free): (usize, &u64)| Node {
+            number: number as u32,
+            processors: Vec::new(),
+            bytes: 1 << 40,
+            free: *free,
+            distances: Vec::new(),
+        };
+        let nodes = free.iter().enumerate().map(node).collect();
+        Binding::new("test", policy, nodes, false).unwrap()
+    }
+
+    fn wanted<'a>(pages: PageKind<'a>, binding: Option<&'a Binding>) -> Wanted<'a> {
+        Wanted {
+            operation: "test",
+            bytes: 8 * MIB,
+            pages,
+            binding,
+            pinned: None,
+        }
+    }
+
+    #[test]
+    fn a_control_group_s_limit_is_told() {
+        let files = [
+            ("proc/meminfo", "MemAvailable: 900000000 kB\n"),
+            ("proc/self/cgroup", "0::/pod/box\n"),
+            ("sys/fs/cgroup/pod/memory.max", "10485760\n"),
+            ("sys/fs/cgroup/pod/memory.current", "4194304\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.max", "4194304\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.current", "0\n"),
+        ];
+        let root = root(&files);
+        let fits = |pages, bytes| check_left(root.path(), &wanted(pages, None), bytes);
+        let error = fits(PageKind::Ordinary, 8 * MIB).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        let said = "control group /pod (limit 10485760 bytes) has 6291456 bytes left, and 8388608 are needed";
+        assert!(error.to_string().contains(said), "{error}");
+        fits(PageKind::Ordinary, 6 * MIB).unwrap();
+        let error = fits(PageKind::SetAside(2 * MIB), 6 * MIB).unwrap_err();
+        assert!(error.to_string().contains("4194304 bytes left"), "{error}");
+        fits(PageKind::SetAside(2 * MIB), 4 * MIB).unwrap();
+        fits(PageKind::SetAside(1024 * MIB), 1024 * MIB).unwrap();
+    }
+
+    #[test]
+    fn nodes_that_must_have_it_all_must_have_enough() {
+        let (bind, turns) = (
+            nodes(Policy::Bind, &[MIB, 5 * MIB]),
+            nodes(Policy::Interleave, &[1]),
+        );
+        let nowhere = root(&[]);
+        let fits = |binding, bytes| {
+            check_nodes(
+                nowhere.path(),
+                &wanted(PageKind::Ordinary, Some(binding)),
+                bytes,
+            )
+        };
+        fits(&bind, 6 * MIB).unwrap();
+        fits(&turns, 6 * MIB).unwrap();
+        let error = fits(&bind, 8 * MIB).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        let said = "bind to nodes 0, 1 has 6291456 bytes left";
+        assert!(error.to_string().contains(said), "{error}");
+    }
+
+    #[test]
+    fn pages_set_aside_on_a_node_are_counted_there() {
+        let of = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/free_hugepages";
+        let root = root(&[(of, "3\n")]);
+        let bind = nodes(Policy::Bind, &[0]);
+        let fits = |bytes| {
+            let pages = PageKind::SetAside(2 * MIB);
+            check_nodes(root.path(), &wanted(pages, Some(&bind)), bytes)
+        };
+        fits(6 * MIB).unwrap();
+        let error = fits(8 * MIB).unwrap_err();
+        let said = "4 huge pages of 2 MiB are needed, 3 are free to bind to node 0";
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(error.status(), Status::OutOfMemory);
+    }
+
+    #[test]
+    fn no_page_is_of_two_threads() {
+        assert_eq!(step(&wanted(PageKind::Ordinary, None)), STEP);
+        assert_eq!(step(&wanted(PageKind::SetAside(2 * MIB), None)), STEP);
+        assert_eq!(step(&wanted(PageKind::SetAside(1 << 30), None)), 1 << 30);
+    }
 }

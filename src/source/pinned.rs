@@ -44,7 +44,7 @@ impl Source for PinnedSource {
     }
 
     fn location(&self) -> Location {
-        Location::HostNuma(self.state.device.nearest_host_node().unwrap_or(0))
+        Location::HostNuma(self.state.device.host_node_to_name().unwrap_or(0))
     }
 
     fn allocate(&self, request: &Request) -> Result<Block> {

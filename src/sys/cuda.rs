@@ -111,6 +111,8 @@ driver_functions! {
     device_get = "cuDeviceGet"(device: *mut c_int, ordinal: c_int);
     /// A device's name.
     device_name = "cuDeviceGetName"(name: *mut c_char, len: c_int, device: c_int);
+    /// A device's address on the bus, as `0000:1B:00.0`.
+    device_bus_address = "cuDeviceGetPCIBusId"(text: *mut c_char, len: c_int, device: c_int);
     /// An attribute of a device.
     device_attribute = "cuDeviceGetAttribute"(value: *mut c_int, attribute: c_int, device: c_int);
     /// A device's memory in bytes.

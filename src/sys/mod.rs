@@ -2,12 +2,15 @@
 
 pub mod cuda;
 pub mod descriptors;
+pub mod heap;
 pub mod hip;
 pub mod library;
+pub mod limits;
 pub mod linux;
 pub mod meter;
 pub mod numa;
 pub mod pages;
 pub mod pieces;
+pub mod policy;
 pub mod scratch;
 pub mod shm;

@@ -1,8 +1,6 @@
-//! Nodes of memory: which there are, which processors are theirs, and pages bound to one.
+//! Nodes of memory: which there are, which processors are theirs, and which is near to what.
 
-use super::pages::Pages;
-use crate::error::{Error, Result, Status};
-use std::io;
+use crate::error::{Error, Result};
 use std::path::Path;
 
 /// One node.
@@ -16,6 +14,15 @@ pub struct Node {
     pub bytes: u64,
     /// Those that nobody uses, or that hold but what files have too.
     pub free: u64,
+    /// How far each node is, in the order of [`Topology::nodes`].
+    pub distances: Vec<u32>,
+}
+
+impl Node {
+    /// Whether threads run there and have memory there.
+    fn is_whole(&self) -> bool {
+        self.bytes > 0 && !self.processors.is_empty()
+    }
 }
 
 /// The nodes of a machine.
@@ -42,6 +49,9 @@ impl Topology {
                 free: (RECLAIMABLE.iter())
                     .map(|name| field(&memory, name))
                     .fold(0, u64::saturating_add),
+                distances: (of("distance").split_whitespace())
+                    .map_while(|distance| distance.parse().ok())
+                    .collect(),
             }
         });
         Topology {
@@ -54,22 +64,65 @@ impl Topology {
         &self.nodes
     }
 
+    /// Those with memory, as errors name them.
+    pub fn with_memory(&self) -> String {
+        let there = self.nodes.iter().filter(|node| node.bytes > 0);
+        let there: Vec<String> = there.map(|node| node.number.to_string()).collect();
+        format!("Nodes with memory here: {}", there.join(", "))
+    }
+
+    fn find(&self, number: i32) -> Option<&Node> {
+        (self.nodes.iter()).find(|node| i64::from(node.number) == i64::from(number))
+    }
+
     /// The node of a number; an error that says which there are.
     pub fn node(&self, operation: &'static str, number: i32) -> Result<&Node> {
-        let found = (self.nodes.iter())
-            .find(|node| i64::from(node.number) == i64::from(number) && node.bytes > 0);
-        found.ok_or_else(|| {
-            let there = self.nodes.iter().filter(|node| node.bytes > 0);
-            let there: Vec<String> = there.map(|node| node.number.to_string()).collect();
+        (self.find(number).filter(|node| node.bytes > 0)).ok_or_else(|| {
             let detail = match number {
                 -1 => "node -1, which stands for an unknown one".to_owned(),
                 _ => format!("there is no node {number} with memory"),
             };
-            Error::new(Status::InvalidArgument, operation)
-                .detail(detail)
-                .advice(format!("Nodes with memory here: {}", there.join(", ")))
+            Error::invalid(operation, detail).advice(self.with_memory())
         })
     }
+
+    /// Whether there is one of that number.
+    pub fn knows(&self, number: i32) -> bool {
+        self.find(number).is_some()
+    }
+
+    /// The node itself where it has processors and memory, else the nearest that has: a node without processors
+    /// may be the memory of a device. None where that cannot be told.
+    pub fn nearest_whole(&self, number: i32) -> Option<u32> {
+        let from = self.find(number)?;
+        if from.is_whole() {
+            return Some(from.number);
+        }
+        let told = self.nodes.iter().zip(&from.distances);
+        let near = told.filter(|(node, _)| node.is_whole());
+        near.min_by_key(|(node, distance)| (**distance, node.number))
+            .map(|(node, _)| node.number)
+    }
+
+    /// The first node with processors and memory.
+    pub fn first_whole(&self) -> Option<u32> {
+        (self.nodes.iter())
+            .find(|node| node.is_whole())
+            .map(|node| node.number)
+    }
+}
+
+/// The node of a device on the bus as the system tells it, -1 where it does not know; none where it knows no such
+/// device. Addresses are as `0000:1b:00.0`, in either case.
+pub fn of_bus_address(root: &Path, address: &str) -> Option<i32> {
+    let address = address.trim().to_ascii_lowercase();
+    if address.is_empty() || address.contains(['/', '\0']) {
+        return None;
+    }
+    let path = (root.join("sys/bus/pci/devices"))
+        .join(address)
+        .join("numa_node");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// What of a node's `meminfo` can be had.
@@ -99,38 +152,6 @@ fn field(text: &str, name: &str) -> u64 {
     let number = line.and_then(|line| line.split_whitespace().rev().nth(1));
     let number: Option<u64> = number.and_then(|number| number.parse().ok());
     number.unwrap_or(0).saturating_mul(1024)
-}
-
-/// Memory only of the nodes named, and none elsewhere (set_mempolicy(2)).
-const MPOL_BIND: libc::c_int = 2;
-
-/// Has what comes behind `pages` from now on be memory of `node`. What the system said where the process may not,
-/// as in many containers, or where the kernel knows of no nodes; then nothing has changed.
-pub fn bind(pages: &Pages, node: u32) -> Result<Option<io::Error>> {
-    let mut mask = vec![0u64; node as usize / 64 + 1];
-    mask[node as usize / 64] = 1 << (node % 64);
-    // SAFETY: the pages are mapped; the mask has as many bits as are said, and the kernel takes one less.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_mbind,
-            pages.address(),
-            pages.bytes(),
-            MPOL_BIND,
-            mask.as_ptr(),
-            mask.len() * 64 + 1,
-            0,
-        )
-    };
-    if answer == 0 {
-        return Ok(None);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::ENOSYS) => Ok(Some(error)),
-        _ => Err(Error::new(Status::InvalidArgument, "mbind")
-            .bytes(pages.bytes())
-            .detail(format!("node {node}: {error}"))),
-    }
 }
 
 /// Has the calling thread run on these processors; whether it could.
@@ -188,23 +209,99 @@ mod tests {
         let (_root, topology) = faked();
         for number in [-1, 1, 2, i32::MIN, i32::MAX] {
             let error = topology.node("test", number).unwrap_err();
-            assert_eq!(error.status(), Status::InvalidArgument);
+            assert_eq!(error.status(), crate::error::Status::InvalidArgument);
             assert!(error.to_string().contains("0, 9"), "{error}");
         }
         let nowhere = tempfile::tempdir().unwrap();
         assert!(Topology::read(nowhere.path()).nodes().is_empty());
     }
 
-    #[test]
-    fn pages_are_bound_where_the_process_may() {
-        let topology = Topology::read(Path::new("/"));
-        let pages = Pages::map(super::super::pages::HUGE_PAGE).unwrap();
-        let Some(node) = topology.nodes().first() else {
-            return;
+    /// A machine of these nodes: processors, MiB of memory, distances.
+    fn machine(nodes: &[(u32, &str, u64, &str)], bus: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: String, text: String| {
+            let path = root.path().join("sys").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
         };
-        if bind(&pages, node.number).unwrap().is_none() {
-            pages.populate().unwrap();
-            assert!(bind(&pages, 1000).is_err());
+        let all: Vec<String> = nodes.iter().map(|node| node.0.to_string()).collect();
+        write("devices/system/node/online".into(), all.join(","));
+        for (number, processors, mib, distances) in nodes {
+            let of = |name: &str| format!("devices/system/node/node{number}/{name}");
+            write(of("cpulist"), format!("{processors}\n"));
+            write(of("distance"), format!("{distances}\n"));
+            let total = format!("Node {number} MemTotal: {} kB\n", mib << 10);
+            write(of("meminfo"), total);
         }
+        for (address, node) in bus {
+            write(
+                format!("bus/pci/devices/{address}/numa_node"),
+                format!("{node}\n"),
+            );
+        }
+        root
+    }
+
+    /// What is nearest to the device at an address.
+    fn nearest(root: &tempfile::TempDir, address: &str) -> Option<u32> {
+        let node = of_bus_address(root.path(), address)?;
+        Topology::read(root.path()).nearest_whole(node)
+    }
+
+    #[test]
+    fn each_socket_has_its_devices() {
+        let nodes = [
+            (0, "0-27,56-83", 9, "10 21"),
+            (1, "28-55,84-111", 9, "21 10"),
+        ];
+        let bus = [
+            ("0000:1b:00.0", "0"),
+            ("0000:b4:00.0", "1"),
+            ("0000:01:00.0", "-1"),
+        ];
+        let root = machine(&nodes, &bus);
+        assert_eq!(nearest(&root, "0000:1B:00.0"), Some(0));
+        assert_eq!(nearest(&root, "0000:B4:00.0\n"), Some(1));
+        for unknown in ["0000:01:00.0", "0000:02:00.0", "", "../../etc"] {
+            assert_eq!(nearest(&root, unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn memory_of_a_device_is_not_the_host_s() {
+        // Two processors with a device each, whose memory are nodes 2 and 10.
+        let nodes = [
+            (0, "0-71", 480, "10 40 80 140"),
+            (1, "72-143", 480, "40 10 140 80"),
+            (2, "", 96, "80 140 10 255"),
+            (10, "", 96, "140 80 255 10"),
+        ];
+        let bus = [
+            ("0009:01:00.0", "2"),
+            ("0019:01:00.0", "10"),
+            ("0002:00:00.0", "1"),
+        ];
+        let root = machine(&nodes, &bus);
+        let found = bus.map(|(address, _)| nearest(&root, address));
+        assert_eq!(found, [Some(0), Some(1), Some(1)]);
+        let topology = Topology::read(root.path());
+        assert_eq!(topology.node("test", 10).unwrap().number, 10);
+        assert_eq!(topology.first_whole(), Some(0));
+    }
+
+    #[test]
+    fn processors_without_memory_and_distances_that_nobody_tells() {
+        let nodes = [
+            (0, "0-3", 0, "10 20 30"),
+            (1, "4-7", 9, "20 10 25"),
+            (2, "", 9, ""),
+        ];
+        let root = machine(&nodes, &[]);
+        let topology = Topology::read(root.path());
+        let found = [-1, 0, 1, 2, 3, i32::MIN].map(|node| topology.nearest_whole(node));
+        assert_eq!(found, [None, Some(1), Some(1), None, None, None]);
+        assert_eq!(topology.first_whole(), Some(1));
+        let nowhere = tempfile::tempdir().unwrap();
+        assert_eq!(Topology::read(nowhere.path()).nearest_whole(0), None);
     }
 }

@@ -1,10 +1,12 @@
 //! Pages of the host: mapped without anything behind them, then populated, by huge pages where the system
-//! has them, and what the system has left.
+//! has them.
 
+use super::limits;
 use crate::error::{Error, Result, Status};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What huge pages are aligned to, and their size on the machines of interest.
@@ -63,6 +65,10 @@ impl Pages {
                 format!("{bytes} bytes of pages of {page}"),
             ));
         }
+        let there = || limits::huge_pages(Path::new("/"), page);
+        if let Some(free) = there().filter(|free| *free < bytes / page) {
+            return Err(too_few_set_aside(bytes, page, Some(free), ""));
+        }
         let shift = page.trailing_zeros() as libc::c_int;
         // SAFETY: a new private mapping; nothing else is touched.
         let address = unsafe {
@@ -85,17 +91,12 @@ impl Pages {
             return Ok(pages);
         }
         let error = io::Error::last_os_error();
-        let free = match set_aside(page) {
-            Some(free) => format!("{free} are free"),
-            None => "the system has none of that length".to_owned(),
-        };
-        Err(Error::new(Status::OutOfMemory, MAP)
-            .bytes(bytes)
-            .detail(format!("{} huge pages of {} MiB are needed, {free}: {error}", bytes / page, page >> 20))
-            .advice(format!(
-                "Have them set aside (as root: echo N > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages), or use ordinary memory",
-                page >> 10
-            )))
+        Err(too_few_set_aside(
+            bytes,
+            page,
+            there(),
+            &format!(": {error}"),
+        ))
     }
 
     /// Maps `bytes` of a file, a multiple of [`PAGE`] above 0, aligned as [`Pages::map`] does; what is written goes to
@@ -229,72 +230,31 @@ fn lacking(operation: &'static str, bytes: u64, error: &io::Error) -> Error {
     Error::new(Status::OutOfMemory, operation)
         .bytes(bytes)
         .detail(error.to_string())
-        .advice("The host has too little memory left, or a limit is set for the process")
+        .advice(match limits::addresses() {
+            Some(most) => format!("The process may have {most} bytes of addresses (ulimit -v)"),
+            None => {
+                "The host has too little memory left, or a limit is set for the process".to_owned()
+            }
+        })
 }
 
-/// How many pages of that length are set aside and free; none where the system has no such pages.
-fn set_aside(page: u64) -> Option<u64> {
-    let path = format!(
-        "/sys/kernel/mm/hugepages/hugepages-{}kB/free_hugepages",
-        page >> 10
-    );
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// How much memory the process may lock (`ulimit -l`), in words.
-pub fn lockable() -> String {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+/// Too few pages of a length are set aside, or free where they were to be; `why` says who says so.
+pub fn too_few_set_aside(bytes: u64, page: u64, free: Option<u64>, why: &str) -> Error {
+    let free = match free {
+        Some(free) => format!("{free} are free"),
+        None => "the system has none of that length".to_owned(),
     };
-    // SAFETY: the pointer is valid for the call.
-    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) } {
-        0 if limit.rlim_cur != libc::RLIM_INFINITY => format!("{} bytes", limit.rlim_cur),
-        0 => "any number of bytes".to_owned(),
-        _ => "an unknown number of bytes".to_owned(),
-    }
-}
-
-/// Bytes that the system can give out without swapping: what the machine has left, and what the process's
-/// control group may still take. The most there can be where neither is told.
-pub fn available() -> u64 {
-    let machine = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| field_kib(&text, "MemAvailable:"));
-    let (machine, group) = (machine.unwrap_or(u64::MAX), group_left());
-    machine.min(group.unwrap_or(u64::MAX))
-}
-
-fn field_kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    let number = line.split_whitespace().nth(1)?.parse::<u64>().ok()?;
-    number.checked_mul(1024)
-}
-
-/// Of the control group's limit, version 2 or 1, what is not used; its page cache can be reclaimed.
-fn group_left() -> Option<u64> {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
-    let cached = |path: &str, name: &str| {
-        let text = read(path)?;
-        let line = text
-            .lines()
-            .find(|line| line.split_whitespace().next() == Some(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    let (limit, used, reclaimable) = match number("/sys/fs/cgroup/memory.max") {
-        Some(limit) => (
-            limit,
-            number("/sys/fs/cgroup/memory.current")?,
-            cached("/sys/fs/cgroup/memory.stat", "inactive_file"),
-        ),
-        None => (
-            number("/sys/fs/cgroup/memory/memory.limit_in_bytes")?,
-            number("/sys/fs/cgroup/memory/memory.usage_in_bytes")?,
-            cached("/sys/fs/cgroup/memory/memory.stat", "total_inactive_file"),
-        ),
-    };
-    Some(limit.saturating_sub(used.saturating_sub(reclaimable.unwrap_or(0))))
+    Error::new(Status::OutOfMemory, MAP)
+        .bytes(bytes)
+        .detail(format!(
+            "{} huge pages of {} MiB are needed, {free}{why}",
+            bytes / page,
+            page >> 20
+        ))
+        .advice(format!(
+            "Have them set aside (as root: echo N > /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages, or in the folder of that name of a node), or use ordinary memory",
+            page >> 10
+        ))
 }
 
 #[cfg(test)]
@@ -377,15 +337,6 @@ mod tests {
         assert_eq!(
             Pages::map(1 << 62).unwrap_err().status(),
             Status::OutOfMemory
-        );
-    }
-
-    #[test]
-    fn what_is_left_is_told() {
-        assert!(available() > 0);
-        assert_eq!(
-            field_kib("A: 3 kB\nMemAvailable: 7 kB\n", "MemAvailable:"),
-            Some(7168)
         );
     }
 }

@@ -1,5 +1,13 @@
 //! Named memory that processes share: a file in `/dev/shm`, as shm_open(3) makes them, which nobody but its
-//! user may open. Who made it holds a lock on it while it has it, so that what a killed process left is known as such.
+//! user may open. Who made it holds a lock on its first byte while it has it, so that what a killed process left is
+//! known as such. Others only ask for that lock, and so are never taken for its maker; who removes what was left
+//! holds the lock of the second byte meanwhile.
+
+mod life;
+mod names;
+
+use life::{LIFE, is_locked, is_taken, lock, lock_removal};
+pub use names::remove_all;
 
 use super::pages::Pages;
 use crate::error::{Error, Result, Status};
@@ -9,7 +17,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where shm_open(3) has its files.
 pub const FOLDER: &str = "/dev/shm";
@@ -45,9 +52,7 @@ impl Segment {
         file.set_len(bytes)
             .and_then(|()| file.set_permissions(Permissions::from_mode(MARKED)))
             .map_err(|error| failed("ftruncate", &error))?;
-        if !lock(&file, libc::LOCK_EX) {
-            return Err(failed("flock", &io::Error::last_os_error()));
-        }
+        lock(&file, LIFE).map_err(|error| failed("fcntl", &error))?;
         // Locked before it has a name: nobody takes it for one that was left.
         while let Err(error) = link(&file, &path) {
             if error.kind() != io::ErrorKind::AlreadyExists {
@@ -55,7 +60,9 @@ impl Segment {
             }
             remove_left(operation, &path)?;
         }
-        own().push(path.clone());
+        let found = file.metadata().map_err(|error| failed("fstat", &error));
+        let found = found.inspect_err(|_| remove_own(&file, &path))?;
+        names::note(&path, &found);
         Ok(Segment {
             file,
             path,
@@ -72,12 +79,14 @@ impl Segment {
         bytes: u64,
     ) -> Result<Segment> {
         let path = path_of(operation, folder, name)?;
-        let file = open(&path).map_err(|error| failed(operation, "open", &path, bytes, &error))?;
+        let file = open(&path).map_err(|error| not_opened(operation, &path, bytes, &error))?;
         let found =
             (file.metadata()).map_err(|error| failed(operation, "fstat", &path, bytes, &error))?;
         let there = found.len();
         // Its maker's lock, which ends with it, is all that tells its contents from what was left.
-        if !is_ours(&found) || lock(&file, libc::LOCK_SH) {
+        let lives = is_locked(&file, LIFE)
+            .map_err(|error| failed(operation, "fcntl", &path, bytes, &error))?;
+        if !is_ours(&found) || !lives {
             return Err(Error::invalid(
                 operation,
                 format!("nobody who lives has made {}", path.display()),
@@ -94,6 +103,31 @@ impl Segment {
             bytes,
             is_maker: false,
         })
+    }
+
+    /// Has the file system keep room for all of it now, by the policy of what is mapped of it: where it is full that is
+    /// an error here, and would be a signal for who touches it later. A segment of another process has its room.
+    pub fn reserve(&self, operation: &'static str) -> Result<()> {
+        /// Small enough that a signal, after which a part is begun anew, does not keep it from ending.
+        const PART: u64 = 256 << 20;
+        let mut at = 0;
+        while self.is_maker && at < self.bytes {
+            let part = PART.min(self.bytes - at);
+            // SAFETY: takes no pointers; the descriptor is the file's own.
+            let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, at as i64, part as i64) };
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                _ if done == 0 => at += part,
+                Some(libc::EINTR) => {}
+                _ => {
+                    let folder = self.path.parent().unwrap_or(Path::new(FOLDER));
+                    let full = check_room(operation, folder, self.bytes - at).err();
+                    let error = failed(operation, "fallocate", &self.path, self.bytes, &error);
+                    return Err(full.unwrap_or(error));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Maps all of it.
@@ -123,23 +157,15 @@ impl Drop for Segment {
         if !self.is_maker {
             return;
         }
-        own().retain(|path| *path != self.path);
-        if is_at(&self.file, &self.path) {
-            // One that cannot be removed is known as left over from here on, since the lock goes.
-            let _ = std::fs::remove_file(&self.path);
-        }
+        names::forget(&self.path);
+        // One that cannot be removed is known as left over from here on, since the lock goes.
+        remove_own(&self.file, &self.path);
     }
 }
 
-fn own() -> MutexGuard<'static, Vec<PathBuf>> {
-    static OWN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-    OWN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes the names that this process has made and not given back: for its exit.
-pub fn remove_all() {
-    for path in std::mem::take(&mut *own()) {
-        let _ = std::fs::remove_file(&path);
+fn remove_own(file: &File, path: &Path) {
+    if is_at(file, path) {
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -181,12 +207,6 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Whether the lock was had at once.
-fn lock(file: &File, kind: libc::c_int) -> bool {
-    // SAFETY: the descriptor is the file's own.
-    unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) == 0 }
-}
-
 fn is_at(file: &File, path: &Path) -> bool {
     let (Ok(file), Ok(named)) = (file.metadata(), std::fs::symlink_metadata(path)) else {
         return false;
@@ -217,32 +237,56 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
 /// Removes what a process that ended left under a name; an error if its maker still has it. Who removes it has the
 /// lock of just that file meanwhile, so nobody's new one goes.
 fn remove_left(operation: &'static str, path: &Path) -> Result<()> {
+    let busy = |what: &str, advice: &'static str| {
+        Error::new(Status::Busy, operation)
+            .detail(format!("{} {what}", path.display()))
+            .advice(advice)
+    };
+    let failed = |call, error: io::Error| failed(operation, call, path, 0, &error);
     let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(operation, "open", path, 0, &error)),
+        Err(error) => return Err(not_opened(operation, path, 0, &error)),
     };
-    if !file.metadata().is_ok_and(|found| is_ours(&found)) {
-        return Err(Error::new(Status::Busy, operation)
-            .detail(format!("{} was not made by this library", path.display()))
-            .advice("Choose another name, or remove it if nobody uses it"));
+    let found = file.metadata().map_err(|error| failed("fstat", error))?;
+    if !is_ours(&found) {
+        let whose = format!(
+            "is a file of user {}, which this library did not make for this one",
+            found.uid()
+        );
+        return Err(busy(
+            &whose,
+            "Choose another name, or remove it if nobody uses it",
+        ));
     }
-    if !lock(&file, libc::LOCK_EX) {
-        return Err(Error::new(Status::Busy, operation)
-            .detail(format!(
-                "{} belongs to a process that lives",
-                path.display()
-            ))
-            .advice("Choose another name, or attach to it"));
+    lock_removal(&file).map_err(|error| match is_taken(&error) {
+        true => busy("is being removed by another process", "Try again"),
+        false => failed("fcntl", error),
+    })?;
+    if is_locked(&file, LIFE).map_err(|error| failed("fcntl", error))? {
+        let advice = "Choose another name, or attach to it";
+        return Err(busy("belongs to a process that lives", advice));
     }
     if is_at(&file, path) {
-        std::fs::remove_file(path).map_err(|error| failed(operation, "unlink", path, 0, &error))?;
+        std::fs::remove_file(path).map_err(|error| failed("unlink", error))?;
         tracing::info!(
             "{} was left by a process that ended: removed",
             path.display()
         );
     }
     Ok(())
+}
+
+/// A name that this user may not open is another's.
+fn not_opened(operation: &'static str, path: &Path, bytes: u64, error: &io::Error) -> Error {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return failed(operation, "open", path, bytes, error);
+    }
+    let owner = std::fs::symlink_metadata(path).map(|found| found.uid());
+    let owner = owner.map_or_else(|_| "another user".to_owned(), |user| format!("user {user}"));
+    Error::new(Status::Busy, operation)
+        .detail(format!("{} belongs to {owner}: {error}", path.display()))
+        .advice("Choose another name: only its own user may use it or remove it")
 }
 
 fn failed(
@@ -326,6 +370,111 @@ mod tests {
         std::fs::write(&path, "new").unwrap();
         drop(made);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn who_asks_is_not_taken_for_a_maker() {
+        let folder = folder();
+        let path = folder.path().join("one");
+        std::fs::write(&path, "left").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
+        // Held for as long as this test runs: those that attach find nobody, and none of them stands in the way.
+        let asking = open(&path).unwrap();
+        assert!(!is_locked(&asking, LIFE).unwrap());
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let folder = folder.path().to_owned();
+                std::thread::spawn(move || {
+                    for _ in 0..200 {
+                        let _ = Segment::attach("test", &folder, "one", 1);
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..100 {
+            drop(create(&folder, "one").unwrap());
+            std::fs::write(&path, "left").unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
+        }
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn one_of_many_gets_what_was_left() {
+        let folder = folder();
+        let path = folder.path().join("one");
+        for _ in 0..20 {
+            std::fs::write(&path, "left").unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
+            let made: Vec<_> = std::thread::scope(|scope| {
+                let make = || scope.spawn(|| create(&folder, "one"));
+                let threads: Vec<_> = (0..4).map(|_| make()).collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .collect()
+            });
+            let (one, others): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+            assert_eq!((one.len(), others.len()), (1, 3));
+            for error in others.into_iter().map(Result::unwrap_err) {
+                assert_eq!(error.status(), Status::Busy, "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_user_s_name_is_busy() {
+        let folder = folder();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+        let path = folder.path().join("one");
+        // SAFETY: takes no pointers.
+        if unsafe { libc::geteuid() } != 0 {
+            println!("SKIP: only root can be another user");
+            return;
+        }
+        std::fs::write(&path, "root's").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
+        let as_nobody = || {
+            // SAFETY: takes no pointers, and changes this thread alone, which ends.
+            unsafe { libc::setfsuid(65534) };
+            let made = create(&folder, "one").unwrap_err();
+            let attached = Segment::attach("test", folder.path(), "one", 1).unwrap_err();
+            (made, attached)
+        };
+        let (made, attached) = std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap());
+        for error in [made, attached] {
+            assert_eq!(error.status(), Status::Busy);
+            assert!(error.to_string().contains("belongs to user 0"), "{error}");
+        }
+        std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+        let error = create(&folder, "one").unwrap_err();
+        assert!(error.to_string().contains("user 65534,"), "{error}");
+    }
+
+    #[test]
+    fn what_others_put_there_stays_at_exit() {
+        let folder = folder();
+        let (kept, gone) = (
+            create(&folder, "kept").unwrap(),
+            create(&folder, "gone").unwrap(),
+        );
+        std::fs::remove_file(kept.path()).unwrap();
+        std::fs::write(kept.path(), "another's").unwrap();
+        remove_all();
+        assert!(kept.path().exists() && !gone.path().exists());
+    }
+
+    #[test]
+    fn room_is_taken_at_once() {
+        let folder = folder();
+        let made = create(&folder, "one").unwrap();
+        made.reserve("test").unwrap();
+        let blocks = std::fs::metadata(made.path()).unwrap().blocks();
+        assert_eq!(blocks * 512, 2 * HUGE_PAGE);
+        let there = Segment::attach("test", folder.path(), "one", HUGE_PAGE).unwrap();
+        there.reserve("test").unwrap();
     }
 
     #[test]

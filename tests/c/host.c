@@ -90,7 +90,7 @@ static void wrong_arguments(void) {
         CHECK(hbm_alloc_hugepage_pinned_ptr(sizes[i], 0) == 0);
     }
     CHECK(hbm_alloc_numa_ptr((size_t)1 << 46, 0) == 0);
-    EXPECT_ERROR_TEXT("bytes left on node 0");
+    EXPECT_ERROR_TEXT("bytes left");
     CHECK(hbm_last_status() == HBM_OUT_OF_MEMORY);
     CHECK(hbm_alloc_pinned_ptr(MIB, 8) == 0);
     CHECK(hbm_last_status() == HBM_INVALID_ARGUMENT);
@@ -100,6 +100,17 @@ static void wrong_arguments(void) {
     EXPECT(HBM_NOT_OWNED, hbm_free_hugepage_pinned_numa_ptr(4096, 4096));
     EXPECT(HBM_INVALID_ARGUMENT, hbm_host_blocks(NULL));
     CHECK(held().blocks == 0);
+}
+
+/* The simulated driver says it; the system has no such device on its bus. */
+static void nearest_node(void) {
+    int node = 7;
+    EXPECT(HBM_OK, hbm_nearest_numa_node(0, &node));
+    CHECK(node == 0);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_nearest_numa_node(99, &node));
+    CHECK(node == -1);
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_nearest_numa_node(-1, &node));
+    EXPECT(HBM_INVALID_ARGUMENT, hbm_nearest_numa_node(0, NULL));
 }
 
 static void pinned(void) {
@@ -162,7 +173,9 @@ static void a_driver_that_fails(void) {
 
 /* What a process makes another sees; what a killed one leaves is no obstacle. */
 static void shared(void) {
-    const char *name = "/hbmalloc-test-host";
+    char name[64], path[80];
+    snprintf(name, sizeof name, "/hbmalloc-test-host-%ld", (long)getpid());
+    snprintf(path, sizeof path, "/dev/shm%s", name);
     uintptr_t block = hbm_alloc_shm_pinned_ptr(5 * MIB, name);
     CHECK(block != 0 && block % (2 * MIB) == 0);
     use(block, 5 * MIB);
@@ -178,15 +191,15 @@ static void shared(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_free_pinned_ptr(block));
     fail("cuMemHostUnregister", 999, 1);
     EXPECT(HBM_DRIVER, hbm_free_shm_pinned_ptr(block, 5 * MIB, name));
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) == 0);
+    CHECK(access(path, F_OK) == 0);
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(block, 5 * MIB, name));
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(access(path, F_OK) != 0);
     CHECK(((unsigned char *)other)[4096] == 1);
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, 5 * MIB, name));
     CHECK(hbm_attach_shm_pinned_ptr(MIB, name) == 0);
     fail("cuMemHostRegister_v2", 2, 1);
     CHECK(hbm_alloc_shm_pinned_ptr(MIB, name) == 0);
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(access(path, F_OK) != 0);
     clear();
 
     pid_t child = fork();
@@ -197,7 +210,7 @@ static void shared(void) {
     }
     int status = 0;
     CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) == 0);
+    CHECK(access(path, F_OK) == 0);
     block = hbm_alloc_shm_pinned_ptr(3 * MIB, name);
     CHECK(block != 0);
     use(block, 3 * MIB);
@@ -224,14 +237,14 @@ static void shared(void) {
     CHECK(hbm_attach_shm_pinned_ptr(MIB, name) == 0);
     EXPECT_ERROR_TEXT("nobody who lives");
     EXPECT(HBM_OK, hbm_free_shm_pinned_ptr(other, MIB, name));
-    CHECK(unlink("/dev/shm/hbmalloc-test-host") == 0);
+    CHECK(unlink(path) == 0);
     child = fork();
     if (child == 0) {
         execl("/proc/self/exe", "host", "leave", name, (char *)NULL);
         _exit(9);
     }
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    CHECK(access("/dev/shm/hbmalloc-test-host", F_OK) != 0);
+    CHECK(access(path, F_OK) != 0);
     CHECK(held().blocks == 0);
 }
 
@@ -265,6 +278,7 @@ int main(int count, char **arguments) {
     on_a_node_without_a_driver();
     in_a_child();
     wrong_arguments();
+    nearest_node();
     pinned();
     from_pages_set_aside();
     a_driver_that_fails();

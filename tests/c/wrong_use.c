@@ -10,9 +10,9 @@ static void creating(void) {
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(NULL, &allocator));
     EXPECT_ERROR_TEXT("NULL");
     EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, NULL));
-    for (int32_t kind = -3; kind < 9; kind++) {
+    for (int32_t kind = -3; kind < 14; kind++) {
         descriptor.kind = kind;
-        if (kind < HBM_KIND_DEVICE || kind > HBM_KIND_PINNED) {
+        if (kind < HBM_KIND_DEVICE || kind > HBM_KIND_SHM) {
             EXPECT(HBM_INVALID_ARGUMENT, hbm_allocator_create(&descriptor, &allocator));
             EXPECT_ERROR_TEXT("kind");
         }

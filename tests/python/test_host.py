@@ -1,15 +1,17 @@
 """Memory of the host from Python: what it is, how long it stays, what is refused."""
 
+import textwrap
+
 import pytest
 
 
 def test_buffers(sim):
     sim("""
-    import gc, hbmalloc
+    import gc, hbmalloc, os
     from hbmalloc import host
     MIB = 1 << 20
     for make in (lambda n: host.pinned(n), lambda n: host.pinned(n, numa_node=0), lambda n: host.numa(n, 0),
-                 lambda n: host.shared(n, "/hbmalloc-test-python")):
+                 lambda n: host.shared(n, "/hbmalloc-python-%d" % os.getpid())):
         for nbytes in (1, 5000, 3 * MIB + 1):
             with make(nbytes) as buffer:
                 assert len(buffer) == buffer.nbytes == nbytes and buffer.address % 4096 == 0
@@ -38,7 +40,7 @@ def test_buffers(sim):
     assert host.blocks()["blocks"] == 1 and view[5] == 9
     del view
     gc.collect()
-    assert host.blocks() == {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0}
+    assert host.blocks() == {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0, "unbound": 0}
     kept = host.pinned(MIB)     # at exit
     """)
 
@@ -268,7 +270,7 @@ def test_dlpack_of_what_a_consumer_does_not_know(sim):
 
 def test_wrong_use(sim):
     sim("""
-    import hbmalloc
+    import hbmalloc, os
     from hbmalloc import host
     def raises(error, make, text=""):
         try:
@@ -280,7 +282,7 @@ def test_wrong_use(sim):
     for size in (0, -1, 1.5, "4", None, True, 1 << 63):
         raises(ValueError, lambda: host.pinned(size))
         raises(ValueError, lambda: host.numa(size, 0))
-    for node in (1.5, "0", None, 1 << 31):
+    for node in (1.5, "0", "gpu", None, 1 << 31):
         raises(ValueError, lambda: host.numa(4096, node))
     raises(hbmalloc.InvalidArgumentError, lambda: host.numa(4096, 999), "Nodes with memory here")
     raises(hbmalloc.InvalidArgumentError, lambda: host.pinned(4096, numa_node=-1), "unknown")
@@ -288,12 +290,143 @@ def test_wrong_use(sim):
     raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "a/b"))
     for name in (None, 3, b"a", "a\\0b"):
         raises(ValueError, lambda: host.shared(4096, name))
-    raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this", create=False))
-    with host.shared(4096, "hbmalloc-test-twice") as one:
-        raises(hbmalloc.BusyError, lambda: host.shared(4096, "hbmalloc-test-twice"), "lives")
-        with host.shared(4096, "hbmalloc-test-twice", create=False) as other:
+    raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this-%d" % os.getpid(), create=False))
+    name = "hbmalloc-twice-%d" % os.getpid()
+    with host.shared(4096, name) as one:
+        raises(hbmalloc.BusyError, lambda: host.shared(4096, name), "lives")
+        with host.shared(4096, name, create=False) as other:
             one.memoryview()[0] = 5
             assert other.memoryview()[0] == 5
+    assert host.blocks()["blocks"] == 0
+    """)
+
+
+def test_the_nearest_node(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    assert host.nearest_node(0) == host.nearest_node("gpu:0") == 0
+    with host.pinned(4096, numa_node="gpu:0") as one, host.numa(4096, "gpu:0") as other:
+        assert host.blocks()["blocks"] == 2
+    for wrong in ("gpu", "gpu:", "gpu:x", "gpu:-1", "gpu: 1", "cpu:0", "0", 1.5, None, True, 1 << 31):
+        try:
+            host.nearest_node(wrong)
+            raise SystemExit("%r is a device" % (wrong,))
+        except ValueError:
+            pass
+    for device in (7, -1):
+        try:
+            host.nearest_node(device)
+            raise SystemExit("there is no such device")
+        except hbmalloc.InvalidArgumentError as error:
+            assert "devices 0 to 1" in str(error), error
+    """)
+
+
+def test_a_nearest_node_that_nobody_knows(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    for make in (lambda: host.pinned(4096, numa_node="gpu:0"), lambda: host.numa(4096, "gpu:1")):
+        try:
+            make()
+            raise SystemExit("an unknown node was guessed")
+        except hbmalloc.UnsupportedError as error:
+            assert "Name a node" in str(error) and "Nodes with memory here: 0" in str(error), error
+    assert host.blocks()["blocks"] == 0
+    """, HBMALLOC_SIM="devices=2,node_known=0")
+
+
+TWO_PROCESSES = """
+import hbmalloc, os, signal, subprocess, sys
+from hbmalloc import host
+NAME = "hbmalloc-two-%d" % os.getpid()
+MAKER = '''
+import os, signal, sys
+from hbmalloc import host
+buffer = host.shared(3 << 20, sys.argv[1])
+buffer.memoryview()[:4] = b"made"
+print("ready", flush=True)
+sys.stdin.readline()
+if sys.argv[2] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+assert bytes(buffer.memoryview()[:4]) == b"seen"
+'''
+def maker(how):
+    child = subprocess.Popen([sys.executable, "-c", MAKER, NAME, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\\n"
+    return child
+def end(child, status):
+    child.communicate("end\\n", timeout=60)
+    assert child.returncode == status, child.returncode
+def refuses(error, **arguments):
+    try:
+        host.shared(3 << 20, NAME, **arguments)
+    except error as raised:
+        return str(raised)
+    raise SystemExit("no %s" % error.__name__)
+PATH = "/dev/shm/" + NAME
+"""
+
+
+def test_a_segment_of_two_processes(sim):
+    sim(TWO_PROCESSES + textwrap.dedent("""
+    child = maker("live")
+    assert os.stat(PATH).st_mode & 0o777 == 0o600
+    assert "lives" in refuses(hbmalloc.BusyError)
+    with host.shared(3 << 20, NAME, create=False) as buffer:
+        assert bytes(buffer.memoryview()[:4]) == b"made"
+        buffer.memoryview()[:4] = b"seen"
+        assert host.blocks()["pinned"] == 4 << 20
+        end(child, 0)
+        # The name went with its maker; the memory is there as long as anybody has it.
+        assert not os.path.exists(PATH) and bytes(buffer.memoryview()[:4]) == b"seen"
+        refuses(hbmalloc.InvalidArgumentError, create=False)
+    assert host.blocks()["blocks"] == 0
+    """))
+
+
+def test_what_a_killed_process_left(sim):
+    sim(TWO_PROCESSES + textwrap.dedent("""
+    end(maker("die"), -signal.SIGKILL)
+    assert os.path.exists(PATH)
+    assert "nobody who lives" in refuses(hbmalloc.InvalidArgumentError, create=False)
+    with host.shared(1 << 20, NAME) as buffer:
+        assert bytes(buffer.memoryview()[:4]) == bytes(4)
+    assert not os.path.exists(PATH) and host.blocks()["blocks"] == 0
+    """))
+
+
+def test_policies(sim):
+    sim("""
+    import hbmalloc
+    from hbmalloc import host
+    for policy in ("bind", "preferred", "interleave"):
+        for node in (0, [0], ("gpu:0",), "gpu:0"):
+            with host.pinned(3 << 20, numa_node=node, policy=policy) as one, host.numa(5000, node, policy=policy) as other:
+                one.memoryview()[0] = other.memoryview()[0] = 1
+                assert host.blocks()["blocks"] == 2 and host.blocks()["unbound"] in (0, 2)
+    for wrong in (lambda: host.pinned(4096, 0, policy="near"), lambda: host.pinned(4096, policy="interleave"),
+                  lambda: host.numa(4096, []), lambda: host.numa(4096, [0, 64]), lambda: host.numa(4096, [0.5]),
+                  lambda: host.pinned(4096, huge_pages=4096), lambda: host.pinned(4096, huge_pages=1),
+                  lambda: host.pinned(4096, huge_pages=[]), lambda: host.pinned(4096, huge_pages="4MiB")):
+        try:
+            wrong()
+            raise SystemExit("taken")
+        except ValueError as error:
+            assert not isinstance(error, hbmalloc.HbmallocError)
+    try:
+        host.numa(4096, [0, 40], policy="interleave")
+        raise SystemExit("there is no node 40")
+    except hbmalloc.InvalidArgumentError as error:
+        assert "Nodes with memory here: 0" in str(error)
+    for pages, size in ((True, 2), ("2MiB", 2), ("1GiB", 1024), (1 << 30, 1024)):
+        for node in (None, 0, "gpu:0"):
+            try:
+                host.pinned(1 << 44, numa_node=node, huge_pages=pages)
+                raise SystemExit("nobody has so many")
+            except hbmalloc.OutOfMemoryError as error:
+                assert "%d huge pages of %d MiB are needed" % ((1 << 24) // size, size) in str(error), error
     assert host.blocks()["blocks"] == 0
     """)
 

@@ -56,7 +56,7 @@ driver! {
 
     fn cuDeviceGetPCIBusId(text: *mut c_char, len: i32, device: i32) |sim| {
         sim.check_device(device)?;
-        write_text(text, len, &format!("0000:{device:02X}:00.0"))
+        write_text(text, len, &format!("FFFF:{device:02X}:00.0"))
     }
 
     fn cuDeviceCanAccessPeer(able: Out<i32>, device: i32, peer: i32) |sim| {

@@ -84,6 +84,7 @@ hip! {
     start fn hipGetDeviceCount(count: Out<i32>) = devices::cuDeviceGetCount(count);
     start fn hipDeviceGet(device: Out<i32>, ordinal: i32) = devices::cuDeviceGet(device, ordinal);
     start fn hipDeviceGetName(name: *mut c_char, len: i32, device: i32) = devices::cuDeviceGetName(name, len, device);
+    start fn hipDeviceGetPCIBusId(text: *mut c_char, len: i32, device: i32) = devices::cuDeviceGetPCIBusId(text, len, device);
     start fn hipDeviceGetAttribute(value: Out<i32>, which: i32, device: i32) = devices::cuDeviceGetAttribute(value, in_cuda(which), device);
     start fn hipDeviceTotalMem(bytes: Out<usize>, device: i32) = devices::cuDeviceTotalMem_v2(bytes, device);
     start fn hipDeviceCanAccessPeer(able: Out<i32>, device: i32, peer: i32) = devices::cuDeviceCanAccessPeer(able, device, peer);

@@ -2,6 +2,7 @@
 //! the next call works, and once everything is given back nothing is left: no chunk, mapping,
 //! address, event or record. Needs the simulated driver, which fails on demand and counts by itself.
 
+mod host;
 pub mod process;
 pub mod ranges;
 mod residency;
@@ -86,6 +87,7 @@ pub const SUITE: Suite = Suite {
         sources::CASES,
         process::CASES,
         residency::CASES,
+        host::CASES,
     ],
 };
 

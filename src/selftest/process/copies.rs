@@ -3,6 +3,7 @@
 use super::{House, MIB};
 use crate::gpu::{OwnedStream, Way};
 use crate::process::host::HostKind;
+use crate::process::host_making::HostPlan;
 use crate::selftest::check::{ensure, ensure_eq};
 use crate::selftest::{Outcome, Stop};
 use crate::source::Kind;
@@ -51,9 +52,11 @@ impl Lists {
 
 fn filled(house: &House, most: u64) -> Result<u64, Stop> {
     house.process.register_host_at_most(most);
-    let block = house
-        .process
-        .allocate_host(HostKind::Pinned, BYTES, None, 0)?;
+    let pinned = HostPlan {
+        is_pinned: true,
+        ..HostPlan::default()
+    };
+    let block = (house.process).allocate_host(HostKind::Pinned, BYTES, &pinned)?;
     // SAFETY: the block is live and nobody else's.
     let bytes = unsafe { std::slice::from_raw_parts_mut(block as *mut u8, BYTES as usize) };
     for (index, byte) in bytes.iter_mut().enumerate() {

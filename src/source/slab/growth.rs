@@ -7,12 +7,16 @@ use crate::gpu::Registered;
 use crate::source::host::{self, PageKind, Wanted};
 use crate::sys::pages::Pages;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What is populated between two looks at whether to stop, at pace and for somebody who waits.
 const STEP: u64 = 64 << 20;
 const STEP_IN_HASTE: u64 = 512 << 20;
+/// Growing leaves so much of the host's memory to others.
+const SPARED: u64 = 1 << 30;
 /// Threads that populate at pace; more take bandwidth from copies that run.
 const THREADS_AT_PACE: u64 = 2;
 
@@ -68,6 +72,7 @@ impl Shared {
     }
 
     fn grow(&self) {
+        let mut pace = Pace::new(self.pace);
         loop {
             let mut state = self.lock();
             let missing = state.target.saturating_sub(state.ready);
@@ -75,7 +80,10 @@ impl Shared {
                 break self.end(state);
             }
             drop(state);
-            match self.add_part(self.part.min(missing), Some(self.pace)) {
+            match self.add_part(
+                self.part.load(Ordering::Relaxed).min(missing),
+                Some(&mut pace),
+            ) {
                 Ok(()) => self.changed.notify_all(),
                 Err(error) => {
                     state = self.lock();
@@ -94,7 +102,7 @@ impl Shared {
 
     /// Puts memory behind the next `bytes` of addresses, and pins them; at a pace if one is given. What nobody
     /// wants any more is given up half-way.
-    pub(super) fn add_part(&self, bytes: u64, pace: Option<u64>) -> Result<()> {
+    pub(super) fn add_part(&self, bytes: u64, pace: Option<&mut Pace>) -> Result<()> {
         let Some(rest) = self.lock().rest.take() else {
             return Ok(());
         };
@@ -106,12 +114,14 @@ impl Shared {
             false => (rest, None),
         };
         self.lock().rest = rest;
-        let populated = self.check_left(bytes).and_then(|()| match pace {
-            Some(pace) => self.populate_at(&pages, pace),
-            None => {
-                host::populate(&pages, 0, bytes, &self.processors, host::THREADS).map(|()| true)
-            }
-        });
+        let populated = self
+            .check_left(bytes, pace.is_some())
+            .and_then(|()| match pace {
+                Some(pace) => self.populate_at(&pages, pace),
+                None => self
+                    .populate(&pages, 0, bytes, host::THREADS)
+                    .map(|()| true),
+            });
         let memory = match (populated, &self.pinned) {
             (Ok(true), None) => Ok(Memory::Plain(pages)),
             (Ok(true), Some((device, flags))) => Registered::try_register(device, pages, *flags)
@@ -138,49 +148,99 @@ impl Shared {
         }
     }
 
-    fn check_left(&self, bytes: u64) -> Result<()> {
-        if self.is_set_aside {
-            return Ok(());
-        }
-        let wanted = Wanted {
+    fn wanted(&self, bytes: u64) -> Wanted<'_> {
+        Wanted {
             operation: self.operation,
             bytes,
-            pages: PageKind::Ordinary,
-            node: self.node.as_ref(),
+            pages: self
+                .set_aside
+                .map_or(PageKind::Ordinary, PageKind::SetAside),
+            binding: self.binding.as_ref(),
             pinned: None,
-            most_registered: host::MOST_REGISTERED,
-        };
-        host::check_left(&wanted, bytes)
+        }
+    }
+
+    /// Whether there is memory for a part, and what the rest of the machine needs besides where nobody asked for it now.
+    fn check_left(&self, bytes: u64, is_behind: bool) -> Result<()> {
+        if self.set_aside.is_some() {
+            return Ok(());
+        }
+        let (root, wanted) = (Path::new("/"), self.wanted(bytes));
+        let spared = if is_behind { SPARED } else { 0 };
+        host::check_left(root, &wanted, bytes + spared)?;
+        host::check_nodes(root, &wanted, bytes)
+    }
+
+    fn populate(&self, pages: &Pages, begin: u64, bytes: u64, threads: u64) -> Result<()> {
+        let wanted = self.wanted(pages.bytes());
+        let part = (begin, bytes, host::step(&wanted));
+        host::populate(pages, part, &self.processors, threads)
+            .map_err(|error| host::short_of_pages(&wanted, bytes, error))
     }
 
     /// Whether all of it was populated; no where it was told to stop.
-    fn populate_at(&self, pages: &Pages, pace: u64) -> Result<bool> {
-        let (begun, mut done, mut in_haste) = (Instant::now(), 0, 0);
+    fn populate_at(&self, pages: &Pages, pace: &mut Pace) -> Result<bool> {
+        let mut done = 0;
         while done < pages.bytes() {
-            let due = begun + Duration::from_secs_f64((done - in_haste) as f64 / pace as f64);
-            let has_haste = {
-                let mut state = self.lock();
-                loop {
-                    if state.must_stop || state.ready >= state.target {
-                        return Ok(false);
-                    }
-                    let early = due.saturating_duration_since(Instant::now());
-                    if state.waiting > 0 || early.is_zero() {
-                        break state.waiting > 0;
-                    }
-                    let waited = self.changed.wait_timeout(state, early);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+            let Some(has_haste) = self.wait_until(pace.due(STEP.min(pages.bytes() - done))) else {
+                return Ok(false);
             };
             let (step, threads) = match has_haste {
                 true => (STEP_IN_HASTE, host::THREADS),
                 false => (STEP, THREADS_AT_PACE),
             };
             let step = step.min(pages.bytes() - done);
-            host::populate(pages, done, step, &self.processors, threads)?;
+            self.populate(pages, done, step, threads)?;
             done += step;
-            in_haste += if has_haste { step } else { 0 };
+            match has_haste {
+                true => pace.begin_anew(),
+                false => pace.done += step,
+            }
         }
         Ok(true)
+    }
+
+    /// Whether somebody waits, then or before; nothing where growing is to stop.
+    fn wait_until(&self, due: Instant) -> Option<bool> {
+        let mut state = self.lock();
+        loop {
+            if state.must_stop || state.ready >= state.target {
+                return None;
+            }
+            let early = due.saturating_duration_since(Instant::now());
+            if state.waiting > 0 || early.is_zero() {
+                return Some(state.waiting > 0);
+            }
+            let waited = self.changed.wait_timeout(state, early);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// So many bytes a second, from a beginning on.
+pub(super) struct Pace {
+    rate: u64,
+    begun: Instant,
+    done: u64,
+}
+
+impl Pace {
+    fn new(rate: u64) -> Pace {
+        Pace {
+            rate,
+            begun: Instant::now(),
+            done: 0,
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        *self = Pace::new(self.rate);
+    }
+
+    /// When `more` bytes may begin so that they are not done too early.
+    fn due(&self, more: u64) -> Instant {
+        let seconds = (self.done + more) as f64 / self.rate as f64;
+        // What is slower than that never comes.
+        self.begun + Duration::from_secs_f64(seconds.min(1e6))
     }
 }

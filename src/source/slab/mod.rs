@@ -7,9 +7,11 @@ mod growth;
 use super::host::{self, PageKind, Wanted};
 use crate::error::{Error, Result, Status, Warnings};
 use crate::gpu::{Device, Registered};
-use crate::sys::numa::Node;
 use crate::sys::pages::{HUGE_PAGE, Pages};
+use crate::sys::policy::Binding;
 use std::ffi::c_uint;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -22,22 +24,22 @@ pub struct SlabWanted<'a> {
     pub bytes: u64,
     /// What is there before the first use, up to `bytes`.
     pub first: u64,
-    /// The most that is registered at once by growing; 0 for 1 GiB, or a 64th of a slab above 64 GiB.
+    /// The most that is registered at once by growing, until more is needed in one piece; 0 for [`PART`].
     pub part: u64,
     /// Bytes a second that growing takes on while nobody waits for it; 0 for [`PACE`].
     pub pace: u64,
     /// The pages behind it; shared ones are all there from the start.
     pub pages: PageKind<'a>,
-    /// The node that it is to be on.
-    pub node: Option<Node>,
+    /// The nodes that it is to be on.
+    pub binding: Option<Binding>,
     /// The device whose driver pins it, and the driver's flags.
     pub pinned: Option<(Arc<Device>, c_uint)>,
 }
 
 /// What growing takes on in a second while nobody waits for it.
 pub const PACE: u64 = 8 << 30;
-const LEAST_PART: u64 = 1 << 30;
-const MOST_PARTS: u64 = 64;
+/// Other calls wait while the driver registers: some 25 ms for a GiB.
+const PART: u64 = 256 << 20;
 /// Threads that unregister at the end.
 const THREADS_AT_THE_END: usize = 4;
 
@@ -111,12 +113,15 @@ struct Shared {
     operation: &'static str,
     address: u64,
     bytes: u64,
-    part: u64,
+    /// The most that growing registers at once.
+    part: AtomicU64,
     pace: u64,
     processors: Vec<usize>,
-    node: Option<Node>,
+    /// Where its memory must be, unless the system refused.
+    binding: Option<Binding>,
     pinned: Option<(Arc<Device>, c_uint)>,
-    is_set_aside: bool,
+    /// The length of its pages, if they were set aside; all of them were reserved.
+    set_aside: Option<u64>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -135,33 +140,33 @@ impl Slab {
             operation,
             bytes: wanted.bytes,
             pages: wanted.pages,
-            node: wanted.node.as_ref(),
+            binding: wanted.binding.as_ref(),
             pinned: None,
-            most_registered: host::MOST_REGISTERED,
         };
         let bytes = host::length(&block)?;
         let is_shared = matches!(wanted.pages, PageKind::Shared(_));
-        let is_set_aside = matches!(wanted.pages, PageKind::SetAside(_));
+        let set_aside = match wanted.pages {
+            PageKind::SetAside(page) => Some(page),
+            _ => None,
+        };
         block.bytes = match is_shared {
             true => bytes,
             false => wanted.first.clamp(1, bytes),
         };
         let first = host::length(&block)?.next_multiple_of(HUGE_PAGE).min(bytes);
-        host::check_left(&block, if is_set_aside { bytes } else { first })?;
-        let pages = host::map_bound(&block, bytes, warnings)?;
+        let at_once = if set_aside.is_some() { bytes } else { first };
+        host::check_left(Path::new("/"), &block, at_once)?;
+        let (pages, is_bound) = host::map_bound(&block, bytes, warnings)?;
         let shared = Shared {
             operation,
             address: pages.address(),
             bytes,
-            part: part_of(wanted.part, bytes),
+            part: AtomicU64::new(part_of(wanted.part, set_aside.unwrap_or(HUGE_PAGE))),
             pace: if wanted.pace == 0 { PACE } else { wanted.pace },
-            processors: wanted
-                .node
-                .as_ref()
-                .map_or(Vec::new(), |node| node.processors.clone()),
-            node: wanted.node,
+            processors: (wanted.binding.as_ref()).map_or(Vec::new(), Binding::processors),
+            binding: wanted.binding.filter(|_| is_bound),
             pinned: wanted.pinned,
-            is_set_aside,
+            set_aside,
             state: Mutex::default(),
             changed: Condvar::new(),
         };
@@ -224,6 +229,12 @@ impl Slab {
             }
         }
         Ok(())
+    }
+
+    /// Parts from here on are as long as `bytes` in one piece need.
+    pub fn need(&self, bytes: u64) {
+        let part = part_of(bytes.max(1), self.shared.set_aside.unwrap_or(HUGE_PAGE));
+        self.shared.part.fetch_max(part, Ordering::Relaxed);
     }
 
     /// Waits until there are more than `known` parts or no more are coming, at most until `deadline`; growing
@@ -319,12 +330,10 @@ impl Drop for Slab {
     }
 }
 
-fn part_of(wanted: u64, bytes: u64) -> u64 {
-    let part = match wanted {
-        0 => LEAST_PART.max(bytes.div_ceil(MOST_PARTS)),
-        wanted => wanted,
-    };
-    (part.checked_next_multiple_of(HUGE_PAGE)).map_or(host::MOST_REGISTERED, |part| {
+fn part_of(wanted: u64, page: u64) -> u64 {
+    let part = if wanted == 0 { PART } else { wanted };
+    let whole = part.checked_next_multiple_of(page);
+    whole.map_or(host::MOST_REGISTERED, |part| {
         part.min(host::MOST_REGISTERED)
     })
 }

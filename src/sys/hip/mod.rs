@@ -43,6 +43,7 @@ const FORMS: &[(&str, Form)] = &[
     ("cuDeviceGetCount", Same("hipGetDeviceCount")),
     ("cuDeviceGet", Same("hipDeviceGet")),
     ("cuDeviceGetName", Same("hipDeviceGetName")),
+    ("cuDeviceGetPCIBusId", Same("hipDeviceGetPCIBusId")),
     (
         "cuDeviceGetAttribute",
         adapted!(&["hipDeviceGetAttribute"], adapters::device_attribute),
