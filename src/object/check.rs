@@ -6,8 +6,8 @@ use super::stock::{NONE, Stock};
 use super::word::Holders;
 use crate::core::space::Color;
 use crate::core::sync::lock;
+use crate::sys::spin::SpinGuard;
 use rustc_hash::FxHashMap;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 impl ObjectPool {
@@ -124,7 +124,7 @@ struct Known {
 
 /// Takes what is on shelves, once each, out of `found`.
 fn check_shelves(
-    shelves: &[MutexGuard<'_, Lists>],
+    shelves: &[SpinGuard<'_, Lists>],
     found: &mut FxHashMap<u32, Known>,
 ) -> Result<(), String> {
     for lists in shelves {

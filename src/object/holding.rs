@@ -7,7 +7,7 @@ use super::stock::NONE;
 use super::word::{Holders, MOST};
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
-use std::sync::MutexGuard;
+use crate::sys::spin::SpinGuard;
 use std::sync::atomic::Ordering;
 
 impl ObjectPool {
@@ -199,7 +199,7 @@ impl ObjectPool {
         &self,
         operation: &'static str,
         object: Object,
-        lists: &mut MutexGuard<'_, Lists>,
+        lists: &mut SpinGuard<'_, Lists>,
         step: impl Fn(Holders) -> std::result::Result<Holders, &'static str>,
     ) -> Result<Holders> {
         let (record, next) = self.change(operation, object, step)?;

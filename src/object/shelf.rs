@@ -1,11 +1,10 @@
 //! Memory given back that waits for an object of the same size.
 
 use crate::core::radix::UNIT;
-use crate::core::sync::lock;
+use crate::sys::spin::{SpinGuard, SpinLock};
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 /// Lengths below 256 KiB are found without hashing.
 const SHORT: usize = 512;
@@ -140,7 +139,7 @@ impl Lists {
 /// A cache line or two of its own.
 #[derive(Default)]
 #[repr(align(128))]
-struct Shelf(Mutex<Lists>);
+struct Shelf(SpinLock<Lists>);
 
 /// As many shelves as threads are likely to run at once.
 pub struct Shelves(Box<[Shelf]>);
@@ -161,13 +160,13 @@ thread_local! {
 impl Shelves {
     /// The calling thread's.
     #[inline]
-    pub fn own(&self) -> MutexGuard<'_, Lists> {
+    pub fn own(&self) -> SpinGuard<'_, Lists> {
         let number = NUMBER.try_with(Cell::get).unwrap_or(0);
-        lock(&self.0[number & (self.0.len() - 1)].0)
+        self.0[number & (self.0.len() - 1)].0.lock()
     }
 
     /// Each, one after the other.
-    pub fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, Lists>> {
-        self.0.iter().map(|shelf| lock(&shelf.0))
+    pub fn iter(&self) -> impl Iterator<Item = SpinGuard<'_, Lists>> {
+        self.0.iter().map(|shelf| shelf.0.lock())
     }
 }

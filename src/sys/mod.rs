@@ -14,3 +14,4 @@ pub mod pieces;
 pub mod policy;
 pub mod scratch;
 pub mod shm;
+pub mod spin;
