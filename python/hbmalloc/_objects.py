@@ -40,12 +40,13 @@ class Layout:
 class _Batch:
     """What the objects of one `allocate` share. Those that nobody freed are freed with the last of them."""
 
-    __slots__ = ("pool", "layout", "size", "handles", "addresses", "fmt", "tensors", "used", "left", "hold")
+    __slots__ = ("pool", "layout", "size", "handles", "addresses", "fmt", "tensors", "used", "notes", "left", "hold")
 
     def __init__(self, pool, layout, size, handles, addresses, fmt):
         self.pool, self.layout, self.size, self.fmt = pool, layout, size, fmt
         self.handles, self.addresses = handles, addresses
-        self.tensors, self.used = {}, None
+        # What a class of objects keeps of one, by its index, is in `notes`.
+        self.tensors, self.used, self.notes = {}, None, {}
         #: The handles that were not freed: all, as an array, or a set.
         self.left = [handles]
         self.hold = Hold(Block(0, _dropper(pool.library, pool.handle, self.left)))
@@ -273,10 +274,11 @@ class MemoryObj(tuple):
 
 
 class Pool:
-    """Objects on a slab. `owner` says what a MemoryObj's `parent` is."""
+    """Objects on a slab, of the class `kind`. `owner` says what a MemoryObj's `parent` is."""
 
-    def __init__(self, slab, align, owner):
+    def __init__(self, slab, align, owner, kind=MemoryObj):
         self.library, self.owner, self.lock = _library.library(), owner, threading.RLock()
+        self.kind = kind
         handle = ctypes.c_void_p()
         _library.check(self.library.hbm_objects_open(slab.handle, align, handle), "objects")
         self.handle, self.align, self.base = handle.value, align, slab.address
@@ -300,15 +302,18 @@ class Pool:
         addresses = addresses[:]
         size = -(-layout.nbytes // self.align) * self.align
         batch = _Batch(self, layout, size, handles, addresses, fmt)
-        return list(map(tuple.__new__, repeat(MemoryObj, count), zip(addresses, handles[:], repeat(batch), range(count))))
+        return list(map(tuple.__new__, repeat(self.kind, count), zip(addresses, handles[:], repeat(batch), range(count))))
 
     def free(self, objects):
         """Drops their makers' references. Raises what was no object, or freed before, after the others."""
         count = len(objects)
         if not count:
             return
-        numbers = [found[1] for found in objects]
-        batch = objects[0][2]
+        try:
+            numbers = [found[1] for found in objects]
+            batch = objects[0][2]
+        except TypeError:
+            raise TypeError("not all are objects of hbmalloc: free the others where they were made; nothing was freed") from None
         if count == len(batch.handles) and batch.pool is self and numbers == batch.handles[:]:
             batch.tensors, batch.left[0] = {}, ()
             handles = batch.handles
