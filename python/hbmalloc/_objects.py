@@ -40,13 +40,13 @@ class Layout:
 class _Batch:
     """What the objects of one `allocate` share. Those that nobody freed are freed with the last of them."""
 
-    __slots__ = ("pool", "layout", "size", "handles", "addresses", "fmt", "tensors", "used", "notes", "left", "hold")
+    __slots__ = ("pool", "layout", "size", "handles", "addresses", "fmt", "tensors", "used", "extra", "notes", "left", "hold")
 
     def __init__(self, pool, layout, size, handles, addresses, fmt):
         self.pool, self.layout, self.size, self.fmt = pool, layout, size, fmt
         self.handles, self.addresses = handles, addresses
-        # What a class of objects keeps of one, by its index, is in `notes`.
-        self.tensors, self.used, self.notes = {}, None, {}
+        # By an object's index: references that were added to its maker's, and what a class of objects notes of it.
+        self.tensors, self.used, self.extra, self.notes = {}, None, {}, {}
         #: The handles that were not freed: all, as an array, or a set.
         self.left = [handles]
         self.hold = Hold(Block(0, _dropper(pool.library, pool.handle, self.left)))
@@ -102,26 +102,36 @@ class MemoryObj(tuple):
         count = ctypes.c_uint()
         pool = self[2].pool
         _library.check(getattr(pool.library, call)(pool.handle, self[1], *owner, count), "MemoryObj")
-        return count.value
 
     def _counts(self):
         references, pins = ctypes.c_uint(), ctypes.c_uint()
         pool = self[2].pool
         if pool.library.hbm_object_counts(pool.handle, self[1], references, pins):
             return 0, 0
-        return references.value, pins.value
+        # Tensors of a whole batch are kept with it, whether anybody has them or not.
+        return max(references.value - len(self[2].tensors), 0), pins.value
 
     def ref_count_up(self):
         """One more reference."""
-        self._count("hbm_object_retain")
+        batch = self[2]
+        with batch.pool.lock:
+            self._count("hbm_object_retain")
+            batch.extra[self[3]] = batch.extra.get(self[3], 0) + 1
 
     def ref_count_down(self):
         """One reference less. Raises NotOwnedError if there is none left."""
-        if self._count("hbm_object_release") == 0:
-            self[2].note_freed((self[1],))
+        batch = self[2]
+        with batch.pool.lock:
+            extra = batch.extra.get(self[3], 0)
+            if extra:
+                batch.extra[self[3]] = extra - 1
+                self._count("hbm_object_release")
+            else:
+                # Its maker's, which views do not share: they keep their own.
+                batch.pool.free([self])
 
     def get_ref_count(self):
-        """How many references there are, those of views included; 0 if it is freed."""
+        """How many references there are, those of views included that others have; 0 if it is freed."""
         return self._counts()[0]
 
     def pin(self, owner=0):
@@ -393,7 +403,7 @@ class Pool:
 def _closer(library, handle, slab):
     def close(_address):
         status = library.hbm_objects_close(handle)
-        slab.close()
+        slab.let_go()
         _library.check(status, "close")
     return close
 
