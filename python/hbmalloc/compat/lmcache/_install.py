@@ -74,8 +74,10 @@ def _check():
     return lmcache, modules
 
 
-def _plain(cls, *_arguments, **_named):
-    return object.__new__(cls)
+def _put_new(theirs, new):
+    # Whoever asks for the class's arguments is told those of its __init__.
+    new.__wrapped__ = theirs.__init__
+    theirs.__new__ = staticmethod(new)
 
 
 def _redirect(theirs, ours, takes=lambda *_arguments, **_named: True):
@@ -85,9 +87,12 @@ def _redirect(theirs, ours, takes=lambda *_arguments, **_named: True):
             return object.__new__(ours)
         return object.__new__(cls)
 
-    theirs.__new__ = staticmethod(new)
+    def plain(cls, *_arguments, **_named):
+        return object.__new__(cls)
+
+    _put_new(theirs, new)
     # Not deleted: a class that had a __new__ refuses arguments without one.
-    _undo.append(lambda: setattr(theirs, "__new__", staticmethod(_plain)))
+    _undo.append(lambda: _put_new(theirs, plain))
 
 
 def _rebind(name, theirs, ours):
