@@ -16,6 +16,7 @@ logger = logging.getLogger("hbmalloc")
 
 #: Bytes that the library takes for one unit.
 _UNIT = 512
+_ONE = ctypes.c_uint64 * 1
 
 
 class AddressManager:
@@ -58,7 +59,19 @@ class AddressManager:
     def allocate(self, size):
         """The address and the size of a block of at least `size` bytes. Raises ValueError for a size of 0, a RuntimeError
         where there is no room."""
-        return self.batched_allocate(size, 1)[0]
+        units = -(-size // self._align)
+        if not 0 < units <= self._units:
+            return self.batched_allocate(size, 1)[0]
+        # As a batch of one, without its lists: this is what each object of LMCache's own costs.
+        handles, places, bytes_each = _ONE(), _ONE(), units * self._align
+        with self._lock:
+            status = self._library.hbm_objects_allocate(self._handle, units * _UNIT, 1, 0, handles, places, None)
+            if status:
+                _library.check(status, "AddressManager.allocate")
+            address = places[0] // _UNIT * self._align
+            self._blocks[address] = handles[0], bytes_each
+            self.total_allocated_size += bytes_each
+        return address, bytes_each
 
     def batched_allocate(self, size, batch_size):
         """As many, all or none; side by side where there is room for that."""
@@ -88,15 +101,26 @@ class AddressManager:
     def free(self, address, size):
         """Frees the block of that address and size, or the blocks that fill it."""
         with self._lock:
-            found, at, end = [], address, address + size
-            while at < end and at in self._blocks:
-                found.append(at)
-                at += self._blocks[at][1]
-            if at != end or not found:
-                raise self._refusal(address, size, at)
-            handles = (ctypes.c_uint64 * len(found))(*[self._blocks.pop(at)[0] for at in found])
+            one = self._blocks.get(address)
+            if one is not None and one[1] == size:
+                del self._blocks[address]
+                handles = _ONE(one[0])
+            else:
+                handles = self._take_neighbours(address, size)
             self.total_allocated_size -= size
-            _library.check(self._library.hbm_objects_free(self._handle, handles, len(handles)), "AddressManager.free")
+            status = self._library.hbm_objects_free(self._handle, handles, len(handles))
+            if status:
+                _library.check(status, "AddressManager.free")
+
+    def _take_neighbours(self, address, size):
+        """The handles of the blocks that fill a range, which are not known any more then."""
+        found, at, end = [], address, address + size
+        while at < end and at in self._blocks:
+            found.append(at)
+            at += self._blocks[at][1]
+        if at != end or not found:
+            raise self._refusal(address, size, at)
+        return (ctypes.c_uint64 * len(found))(*[self._blocks.pop(at)[0] for at in found])
 
     def _refusal(self, address, size, at):
         if at > address + size or size <= 0:
