@@ -283,7 +283,6 @@ one.tensor.fill_(3)
 from lmcache.v1.distributed.l2_adapters.mock_l2_adapter import clone_tensor_memory_obj
 clone = clone_tensor_memory_obj(one)
 assert torch.equal(clone.tensor, one.tensor) and type(clone) is core.TensorMemoryObj
-from lmcache.v1.distributed.l2_adapters import native_connector_l2_adapter as native
 error, odd = manager.allocate(MemoryLayoutDesc([torch.Size([100])], [torch.uint8]), 1)
 odd[0].set_used_size(60)
 assert odd[0].get_size() == len(odd[0].byte_array) == 60 and odd[0].get_physical_size() == 4096
