@@ -132,6 +132,14 @@ class HostBuffer:
                     "%r has views: drop them, and it is given back with the last of them" % (self,))
             self._block.give_back()
 
+    def let_go(self):
+        """As `close()`, but where views are there it is given back with the last of them."""
+        with self._block.lock:
+            try:
+                self.close()
+            except BufferError:
+                self._hold = None
+
     def _check_open(self):
         if not self._block.free:
             raise ValueError("the buffer is closed")

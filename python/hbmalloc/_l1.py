@@ -94,10 +94,13 @@ class _Shortage(list):
 class ObjectAllocator:
     """Objects on a slab of its own, by shapes and types of elements."""
 
+    #: The class of its objects, and what their format is where nobody says.
+    kind, fmt = MemoryObj, None
+
     def __init__(self, slab, align_bytes):
         self.slab = slab
         try:
-            self.pool = _objects.Pool(slab, align_bytes, weakref.ref(self))
+            self.pool = _objects.Pool(slab, align_bytes, weakref.ref(self), self.kind)
         except HbmallocError:
             slab.close()
             raise
@@ -170,6 +173,8 @@ def create_memory_allocator(config):
 class L1MemoryManager:
     """Batches of objects on one range of memory. Any thread; calls release Python's lock while they work."""
 
+    errors = L1Error
+
     def __init__(self, config):
         self._allocator = create_memory_allocator(config)
         self._config = config
@@ -180,13 +185,13 @@ class L1MemoryManager:
         allocator = self._allocator
         layout = allocator.layout(layout_desc.shapes, layout_desc.dtypes)
         if count == 0:
-            return L1Error.SUCCESS, []
+            return self.errors.SUCCESS, []
         try:
-            return L1Error.SUCCESS, allocator.pool.allocate(layout, count)
+            return self.errors.SUCCESS, allocator.pool.allocate(layout, count, allocator.fmt)
         except OutOfMemoryError as error:
             shortage = _Shortage()
             shortage.feasible = error.feasible
-            return L1Error.OUT_OF_MEMORY, shortage
+            return self.errors.OUT_OF_MEMORY, shortage
 
     def free(self, mem_objs):
         """SUCCESS, or KEY_IN_WRONG_STATE where one of them was freed before; the others are freed then too. What others
@@ -195,8 +200,8 @@ class L1MemoryManager:
             self._allocator.pool.free(mem_objs)
         except NotOwnedError as error:
             print("hbmalloc: %s" % error, file=sys.stderr)
-            return L1Error.KEY_IN_WRONG_STATE
-        return L1Error.SUCCESS
+            return self.errors.KEY_IN_WRONG_STATE
+        return self.errors.SUCCESS
 
     def get_memory_usage(self):
         """Bytes of objects, and bytes that there are: of lazy memory, so far."""

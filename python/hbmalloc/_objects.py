@@ -12,7 +12,10 @@ from operator import itemgetter
 
 from . import _dlpack, _elements, _library
 from ._buffer import Block, Hold, bytes_type
-from ._errors import HbmallocError, NotOwnedError, OutOfMemoryError
+from ._errors import HbmallocError, InvalidArgumentError, NotOwnedError, OutOfMemoryError
+
+#: Milliseconds that one call waits: between two of them, signals are handled.
+_SLICE = 100
 
 
 @functools.lru_cache(maxsize=64)
@@ -37,16 +40,24 @@ class Layout:
         self.is_torch = bool(dtypes) and all(map(_elements.is_torch, dtypes))
 
 
+def _owner(value):
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError("an owner is a number from 0 on below 2^64, not %r" % (value,))
+    return value
+
+
 class _Batch:
     """What the objects of one `allocate` share. Those that nobody freed are freed with the last of them."""
 
-    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "used", "left", "hold")
+    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "used", "notes", "left", "hold")
 
-    def __init__(self, pool, layout, size, handles, addresses, fmt):
+    def __init__(self, pool, layout, size, handles, fmt):
         self.pool, self.layout, self.size, self.fmt = pool, layout, size, fmt
-        self.handles, self.numbers, self.addresses = handles, handles[:], addresses
+        self.handles, self.numbers, self.addresses = handles, (), ()
         #: A tensor of each object, by group; only while none was freed or said to be used in part.
         self.tensors, self.used = {}, None
+        #: What a class of objects notes of one, by its index.
+        self.notes = {}
         #: The handles that were not freed: all, as an array, or a set.
         self.left = [handles]
         self.hold = Hold(Block(0, _dropper(pool.library, pool.handle, self.left)))
@@ -58,9 +69,21 @@ class _Batch:
 
     def note_freed(self, numbers):
         """Those were freed; tensors of the whole batch, which would keep them, go."""
-        self.tensors = {}
-        if self.left:
-            self.left[0] = set(self.left[0]).difference(numbers)
+        # None are made meanwhile, to stay behind.
+        with self.pool.lock:
+            gone, self.tensors = self.tensors, {}
+            if self.left:
+                self.left[0] = set(self.left[0]).difference(numbers)
+        del gone
+
+    def note_all_freed(self):
+        """The same of all of them."""
+        if not self.layout.is_torch:
+            self.left[0] = ()
+            return
+        with self.pool.lock:
+            gone, self.tensors, self.left[0] = self.tensors, {}, ()
+        del gone
 
 
 def _dropper(library, pool, left):
@@ -78,8 +101,8 @@ _handle_of = itemgetter(1)
 class MemoryObj(tuple):
     """An object: memory of a layout, with counts of who holds it.
 
-    It begins with one reference. Its memory is free for others once there are neither references nor pins, nor views
-    of it (`tensor`, `byte_array`, arrays), which keep it. Any thread.
+    It begins with one reference, and is freed once there are neither references nor pins. Views of it (`tensor`,
+    `byte_array`, arrays) keep its memory from others for as long as they are there. Any thread.
     """
 
     __slots__ = ()
@@ -96,6 +119,8 @@ class MemoryObj(tuple):
     def __repr__(self):
         return "<MemoryObj of %d bytes at %#x>" % (self.get_size(), self[0])
 
+    __str__ = __repr__
+
     def __reduce__(self):
         raise TypeError("an object is memory of this process: pickle its bytes (byte_array)")
 
@@ -110,12 +135,12 @@ class MemoryObj(tuple):
     def _counts(self):
         references, pins = ctypes.c_uint(), ctypes.c_uint()
         pool = self[2].pool
-        if pool.library.hbm_object_counts(pool.handle, self[1], references, pins):
+        if pool.library.hbm_object_counts(pool.handle, self[1], references, pins, None):
             return 0, 0
         return references.value, pins.value
 
     def ref_count_up(self):
-        """One more reference."""
+        """One more reference. Raises NotOwnedError if it is freed."""
         self._count("hbm_object_retain")
 
     def ref_count_down(self):
@@ -124,17 +149,17 @@ class MemoryObj(tuple):
             self[2].note_freed((self[1],))
 
     def get_ref_count(self):
-        """How many references there are, those of views included; 0 if it is freed."""
+        """How many references there are; views are none. 0 if it is freed."""
         return self._counts()[0]
 
     def pin(self, owner=0):
         """Keeps it, until as many `unpin` of the same owner, a number."""
-        self._count("hbm_object_pin", owner)
+        self._count("hbm_object_pin", _owner(owner))
         return True
 
     def unpin(self, owner=0):
         """Takes a pin of the owner's away; NotOwnedError if it has none."""
-        self._count("hbm_object_unpin", owner)
+        self._count("hbm_object_unpin", _owner(owner))
         return True
 
     @property
@@ -148,7 +173,7 @@ class MemoryObj(tuple):
         return self._counts() == (1, 0)
 
     def is_valid(self):
-        """Whether it is not freed."""
+        """Whether it is not freed: there are references or pins."""
         return self._counts() != (0, 0)
 
     def parent(self):
@@ -277,13 +302,15 @@ class MemoryObj(tuple):
 
 
 class Pool:
-    """Objects on a slab. `owner` says what a MemoryObj's `parent` is."""
+    """Objects on a slab, of the class `kind`. `owner` says what a MemoryObj's `parent` is."""
 
-    def __init__(self, slab, align, owner):
-        self.library, self.owner, self.lock = _library.library(), owner, threading.RLock()
+    def __init__(self, slab, align, owner, kind=MemoryObj):
+        self.library, self.owner, self.lock, self.kind = _library.library(), owner, threading.RLock(), kind
+        if isinstance(align, bool) or not isinstance(align, int) or not 0 < align < 1 << 63:
+            raise ValueError("an alignment is a power of two, not %r" % (align,))
         handle = ctypes.c_void_p()
         _library.check(self.library.hbm_objects_open(slab.handle, align, handle), "objects")
-        self.handle, self.align, self.base = handle.value, align, slab.address
+        self.handle, self.align, self.base, self.nbytes = handle.value, align, slab.address, slab.nbytes
         self._slab = slab
         #: Held by views, so that memory goes after the last of them.
         self._block = Block(slab.address, _closer(self.library, handle.value, slab))
@@ -291,32 +318,63 @@ class Pool:
 
     def allocate(self, layout, count, fmt=None, wait=-1):
         """`count` objects, or the OutOfMemoryError whose `feasible` says how many there could be."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError("a count is a number from 0 on, not %r" % (count,))
+        if not count:
+            return []
+        if self._hold is None:
+            raise InvalidArgumentError("the pool of objects is closed")
+        nbytes = layout.nbytes
+        size = -(-nbytes // self.align) * self.align
+        if size * count > self.nbytes:
+            # More than there ever is: nothing to wait for, and as few numbers say as well how many there could be.
+            nbytes, wait = min(nbytes, self.nbytes + 1), 0
+            count = min(count, self.nbytes // nbytes + 1)
         handles, addresses = _numbers(count)(), _numbers(count)()
-        feasible = ctypes.c_size_t()
-        status = self.library.hbm_objects_allocate(
-            self.handle, layout.nbytes, count, wait, handles, addresses, ctypes.byref(feasible))
-        if status:
+        # Before there are objects, so that they are freed whatever interrupts what follows.
+        batch = _Batch(self, layout, size, handles, fmt)
+        self._make(nbytes, count, wait, batch.left, handles, addresses)
+        batch.numbers, batch.addresses = handles[:], addresses[:]
+        return list(map(tuple.__new__, repeat(self.kind, count), zip(batch.addresses, batch.numbers, repeat(batch), range(count))))
+
+    def _make(self, nbytes, count, wait, left, handles, addresses):
+        feasible, may_have_grown = ctypes.c_size_t(), wait < 0
+        while True:
+            status = self.library.hbm_objects_allocate(
+                self.handle, nbytes, count, _SLICE if wait < 0 else wait, handles, addresses, ctypes.byref(feasible))
+            if not status:
+                return
+            left.clear()
             try:
                 _library.check(status, "allocate")
             except OutOfMemoryError as error:
-                error.feasible = feasible.value
-                raise
-        addresses = addresses[:]
-        size = -(-layout.nbytes // self.align) * self.align
-        batch = _Batch(self, layout, size, handles, addresses, fmt)
-        return list(map(tuple.__new__, repeat(MemoryObj, count), zip(addresses, batch.numbers, repeat(batch), range(count))))
+                progress = self._slab._stats()
+                if not may_have_grown or not progress.is_growing and progress.parts == 1:
+                    error.feasible = feasible.value
+                    raise
+            # It grows, or did while this tried.
+            may_have_grown = bool(progress.is_growing)
+            left.append(handles)
 
     def free(self, objects):
         """Drops their makers' references. Raises what was no object, or freed before, after the others."""
+        if not isinstance(objects, (list, tuple)) or isinstance(objects, MemoryObj):
+            raise TypeError("what is freed is a list of objects, not %r" % (objects,))
         count = len(objects)
         if not count:
             return
-        numbers = list(map(_handle_of, objects))
-        batch = objects[0][2]
-        if numbers == batch.numbers and batch.pool is self:
-            batch.tensors, batch.left[0] = {}, ()
+        try:
+            numbers, batch = list(map(_handle_of, objects)), objects[0][2]
+            is_batch = numbers == batch.numbers and batch.pool is self
+        except (TypeError, LookupError, AttributeError):
+            is_batch = False
+        if is_batch:
+            batch.note_all_freed()
             handles = batch.handles
         else:
+            for found in objects:
+                if not isinstance(found, MemoryObj):
+                    raise TypeError("%r is no object of hbmalloc: free it where it was made; nothing was freed" % (found,))
             by_batch = {}
             for found in objects:
                 by_batch.setdefault(id(found[2]), (found[2], []))[1].append(found[1])
@@ -328,12 +386,12 @@ class Pool:
         _library.check(self.library.hbm_objects_free(self.handle, handles, count), "free")
 
     def hold(self, handles):
-        """References to objects that a view holds, and the slab with them."""
+        """What a view holds: the memory of objects, and the slab with it."""
         with self.lock:
             if not self._block.free:
                 raise NotOwnedError("the pool of objects is closed")
             slab = Hold(self._block)
-        _library.check(self.library.hbm_objects_retain(self.handle, handles, len(handles)), "view")
+        _library.check(self.library.hbm_objects_view(self.handle, handles, len(handles)), "view")
         return Hold(Block(0, _view_closer(self.library, self.handle, handles, slab)))
 
     def tensors(self, batch, group):
@@ -377,7 +435,7 @@ class Pool:
     def unpin_all(self, owner):
         """Takes all pins of an owner away; how many they were."""
         count = ctypes.c_uint()
-        _library.check(self.library.hbm_objects_unpin_all(self.handle, owner, count), "unpin_all")
+        _library.check(self.library.hbm_objects_unpin_all(self.handle, _owner(owner), count), "unpin_all")
         return count.value
 
     def close(self):
@@ -391,14 +449,14 @@ class Pool:
 def _closer(library, handle, slab):
     def close(_address):
         status = library.hbm_objects_close(handle)
-        slab.close()
+        slab.let_go()
         _library.check(status, "close")
     return close
 
 
 def _view_closer(library, handle, handles, slab):
     def close(_address):
-        library.hbm_objects_release(handle, handles, len(handles))
+        library.hbm_objects_unview(handle, handles, len(handles))
         # Only now may the memory go.
         kept.clear()
     kept = [slab]

@@ -199,7 +199,7 @@ pub unsafe extern "C" fn hbm_objects_allocate(
     })
 }
 
-/// Drops the reference that the maker of each object has; what nobody refers to or pins then is free memory. What is no
+/// Drops the reference that the maker of each object has; what nobody refers to, pins or sees then is free memory. What is no
 /// object of the pool, or was freed before, is HBM_NOT_OWNED, told after all others were freed.
 ///
 /// # Safety
@@ -235,7 +235,7 @@ fn count_out(
 }
 
 /// Adds a reference to an object that somebody refers to; how many there are is written to `*count` (which may be NULL).
-/// At most 4095.
+/// At most 1023.
 ///
 /// # Safety
 /// `count` must be NULL or valid for a write.
@@ -251,7 +251,7 @@ pub unsafe extern "C" fn hbm_object_retain(
     })
 }
 
-/// Takes a reference away; with the last one, and no pin, the object is free memory. How many are left is written to `*count`
+/// Takes a reference away; with the last one, and no pin or view, it is free memory. How many are left is written to `*count`
 /// (which may be NULL).
 ///
 /// # Safety
@@ -268,46 +268,46 @@ pub unsafe extern "C" fn hbm_object_release(
     })
 }
 
-/// Adds a reference to each of `count` objects, or to none: as hbm_object_retain.
+/// Somebody sees the memory of each of `count` objects from here on, or of none: a tensor over it, say. It is given to no other object
+/// until as many hbm_objects_unview, whether the object is freed meanwhile or not. At most 1023 views an object. HBM_NOT_OWNED for
+/// what is no object any more.
 ///
 /// # Safety
 /// `handles` must hold `count` numbers.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hbm_objects_retain(
+pub unsafe extern "C" fn hbm_objects_view(
     objects: *mut hbm_objects_t,
     handles: *const u64,
     count: usize,
 ) -> i32 {
-    const OPERATION: &str = "hbm_objects_retain";
+    const OPERATION: &str = "hbm_objects_view";
     export(|| {
         // SAFETY: passed on to the caller.
         let handles = unsafe { self::handles(OPERATION, handles, count)? };
-        with(OPERATION, objects, |pool| pool.hold_all(OPERATION, handles))
+        with(OPERATION, objects, |pool| pool.view(OPERATION, handles))
     })
 }
 
-/// Takes a reference away from each of `count` objects: as hbm_object_release. What has none is HBM_NOT_OWNED, told after the
-/// others were released.
+/// Takes back what hbm_objects_view gave, of each of `count` objects, freed ones included. What has no view is
+/// HBM_NOT_OWNED, told after the others.
 ///
 /// # Safety
 /// `handles` must hold `count` numbers.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hbm_objects_release(
+pub unsafe extern "C" fn hbm_objects_unview(
     objects: *mut hbm_objects_t,
     handles: *const u64,
     count: usize,
 ) -> i32 {
-    const OPERATION: &str = "hbm_objects_release";
+    const OPERATION: &str = "hbm_objects_unview";
     export(|| {
         // SAFETY: passed on to the caller.
         let handles = unsafe { self::handles(OPERATION, handles, count)? };
-        with(OPERATION, objects, |pool| {
-            pool.drop_references(OPERATION, handles)
-        })
+        with(OPERATION, objects, |pool| pool.unview(OPERATION, handles))
     })
 }
 
-/// Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 4095
+/// Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 1023
 /// pins an object; how many there are is written to `*count` (which may be NULL).
 ///
 /// # Safety
@@ -358,25 +358,30 @@ pub unsafe extern "C" fn hbm_objects_unpin_all(
     })
 }
 
-/// Writes how many references and pins an object has; HBM_NOT_OWNED if it is none any more. Either may be NULL.
+/// Writes how many references, pins and views an object has; HBM_NOT_OWNED once it has none of them. It is an object while it has
+/// references or pins. Any of the three may be NULL.
 ///
 /// # Safety
-/// `references` and `pins` must be NULL or valid for a write.
+/// `references`, `pins` and `views` must be NULL or valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_object_counts(
     objects: *mut hbm_objects_t,
     handle: u64,
     references: *mut u32,
     pins: *mut u32,
+    views: *mut u32,
 ) -> i32 {
     const OPERATION: &str = "hbm_object_counts";
-    count_out(OPERATION, objects, references, |pool| {
-        let (references, count) = pool.holders(OPERATION, Object::from_raw(handle))?;
-        if !pins.is_null() {
-            // SAFETY: passed on to the caller.
-            unsafe { pins.write(count) };
+    export(|| {
+        let object = Object::from_raw(handle);
+        let found = with(OPERATION, objects, |pool| pool.holders(OPERATION, object))?;
+        for (out, count) in [(references, found.0), (pins, found.1), (views, found.2)] {
+            if !out.is_null() {
+                // SAFETY: passed on to the caller.
+                unsafe { out.write(count) };
+            }
         }
-        Ok(references)
+        Ok(())
     })
 }
 

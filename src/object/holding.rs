@@ -1,4 +1,5 @@
-//! Who holds objects: references, of which the maker has the first, and pins. What nobody holds goes back on a shelf.
+//! Who holds objects: references, of which the maker has the first, pins, and views, which keep the memory of what is
+//! no object any more. What nobody holds goes back on a shelf.
 
 use super::pool::{Object, ObjectPool};
 use super::record::Record;
@@ -43,35 +44,51 @@ impl ObjectPool {
 
     /// One more reference.
     pub fn hold(&self, operation: &'static str, object: Object) -> Result<u32> {
-        self.change(operation, object, |holders| match holders.references {
-            0 => Err("has no reference left to share"),
+        let (_, holders) = self.change(operation, object, |holders| match holders.references {
+            _ if !holders.is_object() => Err("was freed, and is only seen"),
             MOST => Err("has as many references as can be counted"),
             references => Ok(Holders {
                 references: references + 1,
                 ..holders
             }),
-        })
-        .map(|(_, holders)| holders.references)
+        })?;
+        Ok(holders.references)
     }
 
-    /// One more reference to each object, or to none of them.
-    pub fn hold_all(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
+    /// Somebody sees each object's memory from here on, or none of them: it is nobody else's until [`ObjectPool::unview`].
+    pub fn view(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
         for (place, object) in objects.iter().enumerate() {
-            if let Err(error) = self.hold(operation, *object) {
-                for held in &objects[..place] {
-                    self.drop_reference(operation, *held)?;
-                }
+            let seen = self.change(operation, *object, |holders| match holders.views {
+                _ if !holders.is_object() => Err("was freed, and is only seen"),
+                MOST => Err("has as many views as can be counted"),
+                views => Ok(Holders {
+                    views: views + 1,
+                    ..holders
+                }),
+            });
+            if let Err(error) = seen {
+                self.unview(operation, &objects[..place])?;
                 return Err(error.also(&format!("it is number {place} of {}", objects.len())));
             }
         }
         Ok(())
     }
 
-    /// One reference less to each object that has one; the first that has none is the error, after the others.
-    pub fn drop_references(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
+    /// One view of each object less; the first that has none is the error, after the others.
+    pub fn unview(&self, operation: &'static str, objects: &[Object]) -> Result<()> {
+        let mut lists = self.shelves.own();
         let mut outcome = Ok(());
         for object in objects {
-            outcome = outcome.and(self.drop_reference(operation, *object).map(drop));
+            let gone = self.release(operation, *object, &mut lists, |holders| {
+                match holders.views {
+                    0 => Err("has no view"),
+                    views => Ok(Holders {
+                        views: views - 1,
+                        ..holders
+                    }),
+                }
+            });
+            outcome = outcome.and(gone.map(drop));
         }
         outcome
     }
@@ -97,6 +114,7 @@ impl ObjectPool {
     pub fn pin(&self, operation: &'static str, object: Object, owner: u64) -> Result<u32> {
         let mut pins = lock(&self.pins);
         let (_, holders) = self.change(operation, object, |holders| match holders.pins {
+            _ if !holders.is_object() => Err("was freed, and is only seen"),
             MOST => Err("has as many pins as can be counted"),
             pins => Ok(Holders {
                 pins: pins + 1,
@@ -143,10 +161,10 @@ impl ObjectPool {
         Ok(gone)
     }
 
-    /// Who holds an object: references, pins.
-    pub fn holders(&self, operation: &'static str, object: Object) -> Result<(u32, u32)> {
+    /// Who holds an object: references, pins, views.
+    pub fn holders(&self, operation: &'static str, object: Object) -> Result<(u32, u32, u32)> {
         let (_, _, holders) = self.look(operation, object)?;
-        Ok((holders.references, holders.pins))
+        Ok((holders.references, holders.pins, holders.views))
     }
 
     /// An object's address and length.

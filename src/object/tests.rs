@@ -56,6 +56,8 @@ enum Step {
     Drop(usize),
     Pin(usize, u64),
     Unpin(usize, u64),
+    View(usize),
+    Unview(usize),
     UnpinAll(u64),
     Sweep,
 }
@@ -70,6 +72,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => which.clone().prop_map(Step::Hold),
         3 => which.clone().prop_map(Step::Drop),
         1 => (which.clone(), owner.clone()).prop_map(|(which, owner)| Step::Pin(which, owner)),
+        1 => which.clone().prop_map(Step::View),
+        2 => which.clone().prop_map(Step::Unview),
         2 => (which, owner.clone()).prop_map(|(which, owner)| Step::Unpin(which, owner)),
         1 => owner.prop_map(Step::UnpinAll),
         1 => Just(Step::Sweep),
@@ -83,10 +87,15 @@ struct Known {
     is_owned: bool,
     references: u32,
     pins: BTreeMap<u64, u32>,
+    views: u32,
 }
 
 impl Known {
     fn is_held(&self) -> bool {
+        self.is_object() || self.views > 0
+    }
+
+    fn is_object(&self) -> bool {
         self.references > 0 || !self.pins.is_empty()
     }
 }
@@ -145,7 +154,9 @@ fn run(pool: &ObjectPool, steps: Vec<Step>) {
             | Step::Hold(which)
             | Step::Drop(which)
             | Step::Pin(which, _)
-            | Step::Unpin(which, _) => {
+            | Step::Unpin(which, _)
+            | Step::View(which)
+            | Step::Unview(which) => {
                 let Some(object) = pick(which) else { continue };
                 let known = known.get_mut(&object).unwrap();
                 act(pool, object, known, &step);
@@ -164,7 +175,11 @@ fn run(pool: &ObjectPool, steps: Vec<Step>) {
     for (object, known) in &known {
         let told = pool.holders(TEST, *object).ok();
         let pins = known.pins.values().sum();
-        assert_eq!(told, known.is_held().then_some((known.references, pins)));
+        let views = known.views;
+        assert_eq!(
+            told,
+            known.is_held().then_some((known.references, pins, views))
+        );
     }
 }
 
@@ -180,7 +195,7 @@ fn act(pool: &ObjectPool, object: Object, known: &mut Known, step: &Step) {
         }
         Step::Hold(_) => {
             let held = pool.hold(TEST, object);
-            assert_eq!(held.is_ok(), known.references > 0);
+            assert_eq!(held.is_ok(), known.is_object());
             known.references += u32::from(held.is_ok());
         }
         Step::Drop(_) => {
@@ -193,7 +208,7 @@ fn act(pool: &ObjectPool, object: Object, known: &mut Known, step: &Step) {
         }
         Step::Pin(_, owner) => {
             let pinned = pool.pin(TEST, object, *owner);
-            assert_eq!(pinned.is_ok(), known.is_held());
+            assert_eq!(pinned.is_ok(), known.is_object());
             if pinned.is_ok() {
                 *known.pins.entry(*owner).or_default() += 1;
             }
@@ -205,6 +220,16 @@ fn act(pool: &ObjectPool, object: Object, known: &mut Known, step: &Step) {
                 *count -= 1;
                 known.pins.retain(|_, count| *count > 0);
             }
+        }
+        Step::View(_) => {
+            let seen = pool.view(TEST, &[object]);
+            assert_eq!(seen.is_ok(), known.is_object());
+            known.views += u32::from(seen.is_ok());
+        }
+        Step::Unview(_) => {
+            let gone = pool.unview(TEST, &[object]);
+            assert_eq!(gone.is_ok(), known.views > 0);
+            known.views -= u32::from(gone.is_ok());
         }
         _ => unreachable!(),
     }
@@ -272,7 +297,7 @@ fn what_is_freed_twice_or_was_never_made_is_an_error_and_the_rest_is_freed() {
     // Its memory is another's by now.
     let next = make(&pool, 4096, 1).unwrap()[0];
     assert!(pool.free(TEST, &[objects[0]]).is_err() && pool.hold(TEST, objects[0]).is_err());
-    assert_eq!(pool.holders(TEST, next.0).unwrap(), (1, 0));
+    assert_eq!(pool.holders(TEST, next.0).unwrap(), (1, 0, 0));
     pool.check().unwrap();
 }
 
@@ -293,6 +318,7 @@ fn damage_to_any_field_of_any_record_is_found() {
     let made = make(&pool, 4096, 6).unwrap();
     pool.pin(TEST, made[1].0, 1).unwrap();
     pool.hold(TEST, made[2].0).unwrap();
+    pool.view(TEST, &[made[0].0]).unwrap();
     // Held, waiting on a shelf, and spare.
     pool.free(TEST, &[made[3].0, made[4].0]).unwrap();
     pool.sweep();

@@ -1,21 +1,22 @@
 //! What holds an object, in one word: how often its record was used, whether its maker still has it, and counts of
-//! references and pins, with a sum over them, so that any change is one compare-and-swap and damage shows.
+//! references, pins and views, with a sum over them, so that any change is one compare-and-swap and damage shows.
 
-/// Bits of a word, lowest first: the sum, pins, references, the maker's, uses.
-const SUM_BITS: u32 = 16;
-const COUNT_BITS: u32 = 12;
-const PINS_AT: u32 = SUM_BITS;
+/// Bits of a word, lowest first: the sum, views, pins, references, the maker's, uses.
+const SUM_BITS: u32 = 12;
+const COUNT_BITS: u32 = 10;
+const VIEWS_AT: u32 = SUM_BITS;
+const PINS_AT: u32 = VIEWS_AT + COUNT_BITS;
 const REFERENCES_AT: u32 = PINS_AT + COUNT_BITS;
 const OWNED_AT: u32 = REFERENCES_AT + COUNT_BITS;
 const USES_AT: u32 = OWNED_AT + 1;
-/// The most of references, and of pins, that an object can have.
+/// The most of references, of pins, and of views that an object can have.
 pub const MOST: u32 = (1 << COUNT_BITS) - 1;
 const USES: u32 = (1 << (64 - USES_AT)) - 1;
 
 /// What holds an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holders {
-    /// How often the record was given back, in 23 bits.
+    /// How often the record was given back, in 21 bits.
     pub uses: u32,
     /// Whether who made it has not freed it yet.
     pub is_owned: bool,
@@ -23,6 +24,8 @@ pub struct Holders {
     pub references: u32,
     /// Pins on it.
     pub pins: u32,
+    /// Who sees its memory, whether it is still an object or not.
+    pub views: u32,
 }
 
 impl Holders {
@@ -33,6 +36,7 @@ impl Holders {
             is_owned: false,
             references: 0,
             pins: 0,
+            views: 0,
         }
     }
 
@@ -45,8 +49,13 @@ impl Holders {
         }
     }
 
-    /// Whether anybody holds it.
+    /// Whether anybody holds its memory.
     pub const fn is_held(self) -> bool {
+        self.is_object() || self.views > 0
+    }
+
+    /// Whether it is an object still, and not only seen.
+    pub const fn is_object(self) -> bool {
         self.references > 0 || self.pins > 0
     }
 
@@ -55,7 +64,8 @@ impl Holders {
         let counts = (self.uses as u64) << USES_AT
             | (self.is_owned as u64) << OWNED_AT
             | (self.references as u64) << REFERENCES_AT
-            | (self.pins as u64) << PINS_AT;
+            | (self.pins as u64) << PINS_AT
+            | (self.views as u64) << VIEWS_AT;
         counts | sum(counts, index)
     }
 
@@ -70,6 +80,7 @@ impl Holders {
             is_owned: word >> OWNED_AT & 1 == 1,
             references: (word >> REFERENCES_AT) as u32 & MOST,
             pins: (word >> PINS_AT) as u32 & MOST,
+            views: (word >> VIEWS_AT) as u32 & MOST,
         })
     }
 }
@@ -89,9 +100,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_word_says_what_it_was_made_of_and_any_flipped_bit_shows(
-            uses in 0..=USES, is_owned: bool, references in 0..=MOST, pins in 0..=MOST, index: u32, bit in 0u32..64,
+            uses in 0..=USES, is_owned: bool, references in 0..=MOST, pins in 0..=MOST, views in 0..=MOST, index: u32,
+            bit in 0u32..64,
         ) {
-            let holders = Holders { uses, is_owned, references, pins };
+            let holders = Holders { uses, is_owned, references, pins, views };
             let word = holders.word(index);
             prop_assert_eq!(Holders::of(word, index), Some(holders));
             prop_assert_eq!(Holders::of(word ^ 1 << bit, index), None);

@@ -1,10 +1,11 @@
 """The examples of the README and of docs/ are run as they stand.
 
-A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`.
+A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`, `lmcache`.
 What is not here is skipped with a line that says so. Output goes nowhere: an example has
 to run, and to say itself what it checks.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -63,6 +64,8 @@ def test_example(needs, language, code, tmp_path):
         pytest.skip("it installs software: run by hand")
     if needs == "gpu" and not gpu_is_there():
         pytest.skip("needs a GPU and PyTorch")
+    if needs == "lmcache" and not all(map(importlib.util.find_spec, ("lmcache", "torch"))):
+        pytest.skip("LMCache and PyTorch are not both installed")
     if needs == "command":
         folder = command_folder()
         if folder is None:

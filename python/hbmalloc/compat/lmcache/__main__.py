@@ -1,0 +1,29 @@
+"""`python -m hbmalloc.compat.lmcache check`: shows that LMCache's host memory is hbmalloc's here; `bench` measures both."""
+
+import argparse
+import sys
+
+from ..._errors import HbmallocError
+from ..._runtime import _size
+from . import _bench, _check
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m hbmalloc.compat.lmcache", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="check | bench")
+    command = commands.add_parser("check", help="finds LMCache, allocates and frees through its names, says what served")
+    command.add_argument("--bytes", default="256MiB", help="how much memory, such as 256MiB")
+    commands.add_parser("bench", help="objects and addresses of LMCache's and of hbmalloc's, side by side").add_argument(
+        "--bytes", default="256MiB", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    size = _size(arguments.bytes)
+    if isinstance(size, float) or size < 1 << 24:
+        parser.error("--bytes: a size from 16MiB on")
+    try:
+        return _bench.bench() if arguments.command == "bench" else _check.check(size)
+    except HbmallocError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
