@@ -132,6 +132,13 @@ class HostBuffer:
                     "%r has views: drop them, and it is given back with the last of them" % (self,))
             self._block.give_back()
 
+    def close_with_views(self):
+        """The same, but where it has views, it goes with the last of them."""
+        try:
+            self.close()
+        except BufferError:
+            self._hold = None
+
     def _check_open(self):
         if not self._block.free:
             raise ValueError("the buffer is closed")

@@ -98,7 +98,7 @@ class ObjectAllocator:
         self.slab = slab
         try:
             self.pool = _objects.Pool(slab, align_bytes, weakref.ref(self))
-        except HbmallocError:
+        except (HbmallocError, ValueError):
             slab.close()
             raise
         self._layouts = {}
@@ -126,7 +126,7 @@ class ObjectAllocator:
         if not isinstance(dtypes, (list, tuple)):
             shapes, dtypes = [shapes], [dtypes]
         try:
-            return self.pool.allocate(self.layout(shapes, dtypes), batch_size, fmt) if batch_size else []
+            return self.pool.allocate(self.layout(shapes, dtypes), batch_size, fmt)
         except OutOfMemoryError:
             return None
 
@@ -179,8 +179,6 @@ class L1MemoryManager:
         Raises ValueError for a layout of no bytes."""
         allocator = self._allocator
         layout = allocator.layout(layout_desc.shapes, layout_desc.dtypes)
-        if count == 0:
-            return L1Error.SUCCESS, []
         try:
             return L1Error.SUCCESS, allocator.pool.allocate(layout, count)
         except OutOfMemoryError as error:

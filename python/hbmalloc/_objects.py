@@ -12,7 +12,7 @@ from operator import itemgetter
 
 from . import _dlpack, _elements, _library
 from ._buffer import Block, Hold, bytes_type
-from ._errors import HbmallocError, NotOwnedError, OutOfMemoryError
+from ._errors import HbmallocError, InvalidArgumentError, NotOwnedError, OutOfMemoryError
 
 
 @functools.lru_cache(maxsize=64)
@@ -35,6 +35,12 @@ class Layout:
             self.offsets.append(self.offsets[-1] + _elements.count(shape) * _elements.bytes_of(name))
         self.nbytes = self.offsets[-1]
         self.is_torch = bool(dtypes) and all(map(_elements.is_torch, dtypes))
+
+
+def _owner(value):
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise ValueError("an owner is a number from 0 on below 2^64, not %r" % (value,))
+    return value
 
 
 class _Batch:
@@ -105,10 +111,16 @@ class MemoryObj(tuple):
 
     def _counts(self):
         references, pins = ctypes.c_uint(), ctypes.c_uint()
-        pool = self[2].pool
-        if pool.library.hbm_object_counts(pool.handle, self[1], references, pins):
-            return 0, 0
-        return references.value, pins.value
+        batch = self[2]
+        pool = batch.pool
+        while True:
+            # What the batch keeps for the next who asks is no holder.
+            tensors = batch.tensors
+            kept = len(tensors)
+            if pool.library.hbm_object_counts(pool.handle, self[1], references, pins):
+                return 0, 0
+            if batch.tensors is tensors and len(tensors) == kept:
+                return references.value - kept, pins.value
 
     def ref_count_up(self):
         """One more reference."""
@@ -116,8 +128,17 @@ class MemoryObj(tuple):
 
     def ref_count_down(self):
         """One reference less. Raises NotOwnedError if there is none left."""
-        if self._count("hbm_object_release") == 0:
-            self[2].note_freed((self[1],))
+        batch = self[2]
+        if not batch.layout.is_torch:
+            if self._count("hbm_object_release") == 0:
+                batch.note_freed((self[1],))
+            return
+        with batch.pool.lock:
+            kept = len(batch.tensors)
+            if kept and self._counts()[0] == 0:
+                raise NotOwnedError("%r has no reference left" % (self,))
+            if self._count("hbm_object_release") == kept:
+                batch.note_freed((self[1],))
 
     def get_ref_count(self):
         """How many references there are, those of views included; 0 if it is freed."""
@@ -125,12 +146,12 @@ class MemoryObj(tuple):
 
     def pin(self, owner=0):
         """Keeps it, until as many `unpin` of the same owner, a number."""
-        self._count("hbm_object_pin", owner)
+        self._count("hbm_object_pin", _owner(owner))
         return True
 
     def unpin(self, owner=0):
         """Takes a pin of the owner's away; NotOwnedError if it has none."""
-        self._count("hbm_object_unpin", owner)
+        self._count("hbm_object_unpin", _owner(owner))
         return True
 
     @property
@@ -272,14 +293,23 @@ class MemoryObj(tuple):
         return _dlpack.DEVICE
 
 
+def _is_whole(batch, objects):
+    try:
+        return [found[1] for found in objects] == batch.handles[:]
+    except (TypeError, LookupError):
+        return False
+
+
 class Pool:
     """Objects on a slab. `owner` says what a MemoryObj's `parent` is."""
 
     def __init__(self, slab, align, owner):
         self.library, self.owner, self.lock = _library.library(), owner, threading.RLock()
+        if isinstance(align, bool) or not isinstance(align, int) or not 0 < align < 1 << 63:
+            raise ValueError("an alignment is a power of two, not %r" % (align,))
         handle = ctypes.c_void_p()
         _library.check(self.library.hbm_objects_open(slab.handle, align, handle), "objects")
-        self.handle, self.align, self.base = handle.value, align, slab.address
+        self.handle, self.align, self.base, self.nbytes = handle.value, align, slab.address, slab.nbytes
         self._slab = slab
         #: Held by views, so that memory goes after the last of them.
         self._block = Block(slab.address, _closer(self.library, handle.value, slab))
@@ -287,33 +317,51 @@ class Pool:
 
     def allocate(self, layout, count, fmt=None, wait=-1):
         """`count` objects, or the OutOfMemoryError whose `feasible` says how many there could be."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError("a count is a number from 0 on, not %r" % (count,))
+        if not count:
+            return []
+        if self._hold is None:
+            raise InvalidArgumentError("the pool of objects is closed")
+        nbytes = layout.nbytes
+        if nbytes * count > self.nbytes:
+            # More than there ever is; as few numbers say as well how many there could be.
+            nbytes = min(nbytes, self.nbytes + 1)
+            count = min(count, self.nbytes // nbytes + 1)
         handles, addresses = _numbers(count)(), _numbers(count)()
+        size = -(-nbytes // self.align) * self.align
+        # Before there are objects, so that they are freed whatever interrupts what follows.
+        batch = _Batch(self, layout, size, handles, addresses, fmt)
         feasible = ctypes.c_size_t()
         status = self.library.hbm_objects_allocate(
-            self.handle, layout.nbytes, count, wait, handles, addresses, ctypes.byref(feasible))
+            self.handle, nbytes, count, wait, handles, addresses, ctypes.byref(feasible))
         if status:
+            batch.left.clear()
             try:
                 _library.check(status, "allocate")
             except OutOfMemoryError as error:
                 error.feasible = feasible.value
                 raise
-        addresses = addresses[:]
-        size = -(-layout.nbytes // self.align) * self.align
-        batch = _Batch(self, layout, size, handles, addresses, fmt)
+        batch.addresses = addresses = addresses[:]
         return list(map(tuple.__new__, repeat(MemoryObj, count), zip(addresses, handles[:], repeat(batch), range(count))))
 
     def free(self, objects):
         """Drops their makers' references. Raises what was no object, or freed before, after the others."""
+        if not isinstance(objects, (list, tuple)) or isinstance(objects, MemoryObj):
+            raise TypeError("what is freed is a list of objects, not %r" % (objects,))
         count = len(objects)
         if not count:
             return
-        numbers = [found[1] for found in objects]
-        batch = objects[0][2]
-        if count == len(batch.handles) and batch.pool is self and numbers == batch.handles[:]:
+        # Other things than objects have no such batch.
+        batch = objects[0][2] if isinstance(objects[0], MemoryObj) else None
+        if batch is not None and count == len(batch.handles) and batch.pool is self and _is_whole(batch, objects):
             batch.tensors, batch.left[0] = {}, ()
             handles = batch.handles
         else:
-            by_batch = {}
+            for found in objects:
+                if not isinstance(found, MemoryObj):
+                    raise TypeError("%r is no object; nothing was freed" % (found,))
+            numbers, by_batch = [found[1] for found in objects], {}
             for found in objects:
                 by_batch.setdefault(id(found[2]), (found[2], []))[1].append(found[1])
             if any(batch.pool is not self for batch, _ in by_batch.values()):
@@ -374,7 +422,7 @@ class Pool:
     def unpin_all(self, owner):
         """Takes all pins of an owner away; how many they were."""
         count = ctypes.c_uint()
-        _library.check(self.library.hbm_objects_unpin_all(self.handle, owner, count), "unpin_all")
+        _library.check(self.library.hbm_objects_unpin_all(self.handle, _owner(owner), count), "unpin_all")
         return count.value
 
     def close(self):
@@ -388,7 +436,7 @@ class Pool:
 def _closer(library, handle, slab):
     def close(_address):
         status = library.hbm_objects_close(handle)
-        slab.close()
+        slab.close_with_views()
         _library.check(status, "close")
     return close
 
