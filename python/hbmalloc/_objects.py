@@ -14,6 +14,9 @@ from . import _dlpack, _elements, _library
 from ._buffer import Block, Hold, bytes_type
 from ._errors import HbmallocError, InvalidArgumentError, NotOwnedError, OutOfMemoryError
 
+#: Milliseconds that one call waits: between two of them, signals are handled.
+_SLICE = 100
+
 
 @functools.lru_cache(maxsize=64)
 def _numbers(count):
@@ -324,24 +327,31 @@ class Pool:
         if self._hold is None:
             raise InvalidArgumentError("the pool of objects is closed")
         nbytes = layout.nbytes
-        if nbytes * count > self.nbytes:
-            # More than there ever is; as few numbers say as well how many there could be.
-            nbytes = min(nbytes, self.nbytes + 1)
+        size = -(-nbytes // self.align) * self.align
+        if size * count > self.nbytes:
+            # More than there ever is: nothing to wait for, and as few numbers say as well how many there could be.
+            nbytes, wait = min(nbytes, self.nbytes + 1), 0
             count = min(count, self.nbytes // nbytes + 1)
         handles, addresses = _numbers(count)(), _numbers(count)()
-        size = -(-nbytes // self.align) * self.align
         # Before there are objects, so that they are freed whatever interrupts what follows.
         batch = _Batch(self, layout, size, handles, addresses, fmt)
-        feasible = ctypes.c_size_t()
-        status = self.library.hbm_objects_allocate(
-            self.handle, nbytes, count, wait, handles, addresses, ctypes.byref(feasible))
-        if status:
+        feasible, may_have_grown = ctypes.c_size_t(), wait < 0
+        while True:
+            status = self.library.hbm_objects_allocate(
+                self.handle, nbytes, count, _SLICE if wait < 0 else wait, handles, addresses, ctypes.byref(feasible))
+            if not status:
+                break
             batch.left.clear()
             try:
                 _library.check(status, "allocate")
             except OutOfMemoryError as error:
-                error.feasible = feasible.value
-                raise
+                progress = self._slab._stats()
+                if not may_have_grown or not progress.is_growing and progress.parts == 1:
+                    error.feasible = feasible.value
+                    raise
+            # It grows, or did while this tried.
+            may_have_grown = bool(progress.is_growing)
+            batch.left.append(handles)
         batch.addresses = addresses = addresses[:]
         return list(map(tuple.__new__, repeat(MemoryObj, count), zip(addresses, handles[:], repeat(batch), range(count))))
 

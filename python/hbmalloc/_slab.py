@@ -1,12 +1,16 @@
 """Memory of the host that grows."""
 
 import ctypes
+import math
+import time
 
 from . import _library
 from ._buffer import HostBuffer
 from ._errors import HbmallocError
 
 _ON_NODE, _PAGEABLE, _HUGE_PAGES = 1, 2, 4
+#: Milliseconds that one call waits.
+_SLICE = 100
 
 
 def _number(name, value, least=0):
@@ -27,13 +31,12 @@ def _name(value):
     return value.encode()
 
 
-def _milliseconds(timeout):
-    # -1 is for ever, and so is what is longer than the number there can say.
+def _end(timeout):
     if timeout is None:
-        return -1
+        return math.inf
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise ValueError("a timeout is a number of seconds from 0 on, or None, not %r" % (timeout,))
-    return int(timeout * 1000) if timeout < 1 << 40 else -1
+    return time.monotonic() + min(timeout, 1 << 60)
 
 
 class Slab(HostBuffer):
@@ -108,10 +111,15 @@ class Slab(HostBuffer):
         """Waits until `nbytes` are ready, all of them by default, at most `timeout` seconds, and says how many are.
         Raises what stopped it from growing before."""
         self._check_open()
-        milliseconds = _milliseconds(timeout)
-        nbytes = self._nbytes if nbytes is None else _number("a size", nbytes)
-        _library.check(_library.library().hbm_slab_wait(self._handle, nbytes, milliseconds), "Slab.wait")
-        return self.ready
+        nbytes, end = self._nbytes if nbytes is None else _number("a size", nbytes), _end(timeout)
+        while True:
+            # In slices: between two of them, signals are handled.
+            is_growing, left = self._stats().is_growing, end - time.monotonic()
+            milliseconds = max(0, math.ceil(min(left * 1000, _SLICE)))
+            _library.check(_library.library().hbm_slab_wait(self._handle, nbytes, milliseconds), "Slab.wait")
+            ready = self.ready
+            if ready >= nbytes or not is_growing or time.monotonic() >= end:
+                return ready
 
     def grow(self, nbytes=None):
         """Grows up to `nbytes`, all of it by default, in the background: after it was shrunk or stopped."""

@@ -917,6 +917,76 @@ for keeps_view in (False, True):
 """)
 
 
+def test_lazy_on_a_node(l1):
+    l1("""
+with manager_of(32 * MIB, use_lazy=True, init_size_in_bytes=2 * MIB, numa_node=0) as manager:
+    objects = made(manager, 5, layout_of(([6 * MIB], U8)))
+    assert host.blocks()["pinned"] == manager.get_memory_usage()[1] == 32 * MIB
+    objects[4].byte_array[:] = b"n" * (6 * MIB)
+    free(manager, objects)
+raises(hbmalloc.HbmallocError, lambda: manager_of(32 * MIB, use_lazy=True, numa_node=777), "777")
+""")
+
+
+def test_tensors_from_many_threads(torch_form):
+    """While others free parts of the batch, and give up references."""
+    torch_form("""
+manager = manager_of(16 * MIB)
+failed = []
+threading.excepthook = lambda failure: failed.append(failure.exc_value)
+for turn in range(60):
+    objects = made(manager, 16, layout_of(([64], F32), ([16], U8)))
+    for number, one in enumerate(objects):
+        one.ref_count_up()
+        one.get_tensor(0).fill_(number)
+    def look():
+        for number, one in enumerate(objects):
+            for index in (0, 1):
+                found = one.get_tensor(index)
+                assert index or found is None or found.sum().item() == 64 * number
+                assert one.get_ref_count() <= 6         # two of its own, and of views under way
+    def give_up():
+        for one in objects:
+            one.ref_count_down()
+    threads = [threading.Thread(target=work) for work in (
+        look, look, give_up, lambda: free(manager, objects[:8]), lambda: free(manager, objects[8:]))]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not failed, failed
+    assert used(manager) == 0 and not any(one.is_valid() for one in objects), (turn, used(manager))
+assert manager.memcheck()
+""")
+
+
+def test_references_from_many_threads_to_what_has_tensors(torch_form):
+    torch_form("""
+manager = manager_of(16 * MIB)
+failed = []
+threading.excepthook = lambda failure: failed.append(failure.exc_value)
+for turn in range(60):
+    objects = made(manager, 8)
+    threads = []
+    for number in range(4):
+        def work(number=number):
+            for one in objects:
+                one.tensor
+                one.pin(number)
+            for one in objects:
+                assert one.is_valid()
+                one.ref_count_down()
+                one.unpin(number)
+        threads.append(threading.Thread(target=work))
+    for one in objects:
+        for _ in range(3):
+            one.ref_count_up()
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not failed, failed
+    assert used(manager) == 0 and not any(one.is_valid() for one in objects), (turn, used(manager))
+assert manager.memcheck()
+""")
+
+
 def test_the_whole_space_outlives_close(l1):
     """Memory goes with the last view of it, also where the manager stays."""
     l1("""
@@ -1315,6 +1385,56 @@ with manager_of() as manager:
     for call in (lambda: pickle.dumps(one), lambda: copy.copy(one), lambda: copy.deepcopy(one)):
         raises(TypeError, call)
     assert one.is_valid() and bool(one)
+""")
+
+
+def test_an_interrupt_ends_a_long_allocate(plain):
+    """It does not first wait for all that was asked for."""
+    plain("""
+import signal
+manager = manager_of(6 * GIB, use_lazy=True, init_size_in_bytes=2 * MIB, bytes_per_second=MIB)
+timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))
+try:
+    timer.start()
+    manager.allocate(layout_of(([1000 * MIB], U8)), 5)
+except KeyboardInterrupt:
+    pass
+assert manager.slab.ready < 5 * GIB and manager.slab.progress()["is_growing"]
+assert used(manager) == 0
+manager.close()
+assert host.blocks() == EMPTY
+""")
+
+
+def test_what_can_never_be_had_is_not_waited_for(plain):
+    plain("""
+manager = manager_of(512 * MIB, use_lazy=True, init_size_in_bytes=8 * MIB, bytes_per_second=MIB)
+kept = made(manager, 12)
+for layout, count, feasible in ((layout_of(([513 * MIB], U8)), 1, 0), (LAYOUT, 32769, 500), (LAYOUT, 1 << 70, 500)):
+    error, none = manager.allocate(layout, count)
+    assert error == L1Error.OUT_OF_MEMORY and none.feasible == feasible, (count, none.feasible)
+assert manager.get_memory_usage() == (12 * 16384, 8 * MIB) and manager.slab.progress()["is_growing"]
+manager.close()
+""")
+
+
+def test_many_threads_wait_for_growth(plain):
+    """None is told that memory has run out while there is enough to come for all."""
+    plain("""
+for turn in range(5):
+    manager = manager_of(64 * MIB, use_lazy=True, init_size_in_bytes=2 * MIB)
+    found = []
+    def work():
+        found.append(manager.allocate(layout_of(([5 * MIB], U8)), 2))
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert [error for error, _ in found] == [L1Error.SUCCESS] * 6, found
+    assert used(manager) == 60 * MIB and manager.memcheck()
+    del found
+    manager.close()
+    gc.collect()
+    assert host.blocks() == EMPTY
 """)
 
 

@@ -498,6 +498,22 @@ for turn in range(3):
 """)
 
 
+def test_an_interrupt_ends_a_long_wait(slabs):
+    """It does not first wait for all that was waited for."""
+    slabs("""
+slab = Slab(6 * GIB, initial=2 * MIB, pace=MIB)
+timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))
+try:
+    timer.start()
+    slab.wait()
+except KeyboardInterrupt:
+    pass
+assert slab.ready < 6 * GIB and slab.progress()["is_growing"]
+slab.close()
+assert host.blocks() == EMPTY
+""")
+
+
 def test_lifetimes(slabs):
     slabs("""
 view = Slab(4 * MIB).memoryview()
@@ -607,7 +623,7 @@ for nbytes in (-1, 1.5, "1", b"1", 1 << 63, 1 << 64, float("nan"), True, []):
 raises(BAD, lambda: slab.shrink(None))
 for timeout in (-1, -0.001, -(1 << 70), float("nan"), float("-inf"), "1", b"1", True, []):
     raises(BAD, lambda: (timeout, slab.wait(timeout=timeout)))
-for timeout in (0, 0.5, 1, 10 ** 12, 1e300, float("inf"), 1 << 70, None):
+for timeout in (0, 0.5, 1, 10 ** 12, 1e300, float("inf"), 1 << 70, 10 ** 400, None):
     assert slab.wait(timeout=timeout) == 4 * MIB
 assert slab.progress()["ready"] == 4 * MIB
 # A long time is not cut to a short one.
