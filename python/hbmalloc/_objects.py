@@ -66,9 +66,21 @@ class _Batch:
 
     def note_freed(self, numbers):
         """Those were freed; tensors of the whole batch, which would keep them, go."""
-        self.tensors = {}
-        if self.left:
-            self.left[0] = set(self.left[0]).difference(numbers)
+        # None are made meanwhile, to stay behind.
+        with self.pool.lock:
+            gone, self.tensors = self.tensors, {}
+            if self.left:
+                self.left[0] = set(self.left[0]).difference(numbers)
+        del gone
+
+    def note_all_freed(self):
+        """The same of all of them."""
+        if not self.layout.is_torch:
+            self.left[0] = ()
+            return
+        with self.pool.lock:
+            gone, self.tensors, self.left[0] = self.tensors, {}, ()
+        del gone
 
 
 def _dropper(library, pool, left):
@@ -144,7 +156,7 @@ class MemoryObj(tuple):
                 batch.note_freed((self[1],))
 
     def get_ref_count(self):
-        """How many references there are, those of views included; 0 if it is freed."""
+        """How many references there are, those of views included but for tensors that its batch shares; 0 if it is freed."""
         return self._counts()[0]
 
     def pin(self, owner=0):
@@ -365,7 +377,7 @@ class Pool:
         # Other things than objects have no such batch.
         batch = objects[0][2] if isinstance(objects[0], MemoryObj) else None
         if batch is not None and count == len(batch.handles) and batch.pool is self and _is_whole(batch, objects):
-            batch.tensors, batch.left[0] = {}, ()
+            batch.note_all_freed()
             handles = batch.handles
         else:
             for found in objects:

@@ -501,7 +501,7 @@ for turn in range(3):
 def test_an_interrupt_ends_a_long_wait(slabs):
     """It does not first wait for all that was waited for."""
     slabs("""
-slab = Slab(6 * GIB, initial=2 * MIB, pace=MIB)
+slab = Slab(6 * GIB, initial=2 * MIB, part=64 * MIB)
 timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))
 try:
     timer.start()
@@ -595,7 +595,8 @@ for value in (%s,):
         raises(BAD, lambda: (value, Slab(**arguments)))
         gc.collect()
         assert host.blocks() == EMPTY, value
-assert sorted(os.listdir("/dev/shm")) == before
+left = set(os.listdir("/dev/shm")) - set(before)     # others may run beside this
+assert not left & {"x", "a", "b", "a" + chr(0) + "b", "x" * 255, "x" * 300}, left
 raises(TypeError, Slab)
 raises(TypeError, lambda: Slab(4096, nothing=1))
 Slab(4096).close()
