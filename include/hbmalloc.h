@@ -1353,7 +1353,7 @@ int32_t hbm_objects_allocate(struct hbm_objects_t *objects,
                              uint64_t *addresses,
                              size_t *feasible);
 
-// Drops the reference that the maker of each object has; what nobody refers to or pins then is free memory. What is no
+// Drops the reference that the maker of each object has; what nobody refers to, pins or sees then is free memory. What is no
 // object of the pool, or was freed before, is HBM_NOT_OWNED, told after all others were freed.
 //
 // Required: `handles` must hold `count` numbers.
@@ -1362,14 +1362,14 @@ int32_t hbm_objects_free(struct hbm_objects_t *objects,
                          size_t count);
 
 // Adds a reference to an object that somebody refers to; how many there are is written to `*count` (which may be NULL).
-// At most 4095.
+// At most 1023.
 //
 // Required: `count` must be NULL or valid for a write.
 int32_t hbm_object_retain(struct hbm_objects_t *objects,
                           uint64_t handle,
                           uint32_t *count);
 
-// Takes a reference away; with the last one, and no pin, the object is free memory. How many are left is written to `*count`
+// Takes a reference away; with the last one, and no pin or view, it is free memory. How many are left is written to `*count`
 // (which may be NULL).
 //
 // Required: `count` must be NULL or valid for a write.
@@ -1377,20 +1377,24 @@ int32_t hbm_object_release(struct hbm_objects_t *objects,
                            uint64_t handle,
                            uint32_t *count);
 
-// Adds a reference to each of `count` objects, or to none: as hbm_object_retain.
+// Somebody sees the memory of each of `count` objects from here on, or of none: a tensor over it, say. It is given to no other object
+// until as many hbm_objects_unview, whether the object is freed meanwhile or not. At most 1023 views an object. HBM_NOT_OWNED for
+// what is no object any more.
 //
 // Required: `handles` must hold `count` numbers.
-int32_t hbm_objects_retain(struct hbm_objects_t *objects, const uint64_t *handles, size_t count);
+int32_t hbm_objects_view(struct hbm_objects_t *objects,
+                         const uint64_t *handles,
+                         size_t count);
 
-// Takes a reference away from each of `count` objects: as hbm_object_release. What has none is HBM_NOT_OWNED, told after the
-// others were released.
+// Takes back what hbm_objects_view gave, of each of `count` objects, freed ones included. What has no view is
+// HBM_NOT_OWNED, told after the others.
 //
 // Required: `handles` must hold `count` numbers.
-int32_t hbm_objects_release(struct hbm_objects_t *objects,
-                            const uint64_t *handles,
-                            size_t count);
+int32_t hbm_objects_unview(struct hbm_objects_t *objects,
+                           const uint64_t *handles,
+                           size_t count);
 
-// Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 4095
+// Pins an object for `owner`, any number: its memory stays while a pin does. Each pin is taken away by its owner. At most 1023
 // pins an object; how many there are is written to `*count` (which may be NULL).
 //
 // Required: `count` must be NULL or valid for a write.
@@ -1414,13 +1418,15 @@ int32_t hbm_objects_unpin_all(struct hbm_objects_t *objects,
                               uint64_t owner,
                               uint32_t *count);
 
-// Writes how many references and pins an object has; HBM_NOT_OWNED if it is none any more. Either may be NULL.
+// Writes how many references, pins and views an object has; HBM_NOT_OWNED once it has none of them. It is an object while it has
+// references or pins. Any of the three may be NULL.
 //
-// Required: `references` and `pins` must be NULL or valid for a write.
+// Required: `references`, `pins` and `views` must be NULL or valid for a write.
 int32_t hbm_object_counts(struct hbm_objects_t *objects,
                           uint64_t handle,
                           uint32_t *references,
-                          uint32_t *pins);
+                          uint32_t *pins,
+                          uint32_t *views);
 
 // Writes how much is in use.
 //

@@ -101,7 +101,7 @@ class ObjectAllocator:
         self.slab = slab
         try:
             self.pool = _objects.Pool(slab, align_bytes, weakref.ref(self), self.kind)
-        except HbmallocError:
+        except (HbmallocError, ValueError):
             slab.close()
             raise
         self._layouts = {}
@@ -129,7 +129,7 @@ class ObjectAllocator:
         if not isinstance(dtypes, (list, tuple)):
             shapes, dtypes = [shapes], [dtypes]
         try:
-            return self.pool.allocate(self.layout(shapes, dtypes), batch_size, fmt) if batch_size else []
+            return self.pool.allocate(self.layout(shapes, dtypes), batch_size, fmt)
         except OutOfMemoryError:
             return None
 
@@ -184,8 +184,6 @@ class L1MemoryManager:
         Raises ValueError for a layout of no bytes."""
         allocator = self._allocator
         layout = allocator.layout(layout_desc.shapes, layout_desc.dtypes)
-        if count == 0:
-            return self.errors.SUCCESS, []
         try:
             return self.errors.SUCCESS, allocator.pool.allocate(layout, count, allocator.fmt)
         except OutOfMemoryError as error:

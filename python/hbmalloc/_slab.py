@@ -1,12 +1,17 @@
 """Memory of the host that grows."""
 
 import ctypes
+import math
+import time
 
 from . import _library
 from ._buffer import HostBuffer
 from ._errors import HbmallocError
+from ._host_nodes import node_of
 
 _ON_NODE, _PAGEABLE, _HUGE_PAGES = 1, 2, 4
+#: Milliseconds that one call waits.
+_SLICE = 100
 
 
 def _number(name, value, least=0):
@@ -15,9 +20,24 @@ def _number(name, value, least=0):
     return value
 
 
+def _name(value):
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("a name is a text without zeros, not %r" % (value,))
+    return value.encode()
+
+
+def _end(timeout):
+    if timeout is None:
+        return math.inf
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ValueError("a timeout is a number of seconds from 0 on, or None, not %r" % (timeout,))
+    return time.monotonic() + min(timeout, 1 << 60)
+
+
 class Slab(HostBuffer):
     """Memory of the host that grows: addresses for `nbytes` from the start, `initial` bytes of pinned memory before this
-    returns (all of it by default), the rest part by part in the background.
+    returns (all of it by default), the rest part by part in the background. `nbytes` is rounded up to whole pages, of
+    2 MiB from that length on. `numa_node` is a node's number, or "gpu:0" for the nearest one.
 
     Views are of all its addresses; what of them is not ready yet is not pinned. `part` is the most that growing
     pins at once, `pace` the bytes a second that it takes on; 0 leaves both to the library. `name` shares it as `shared`
@@ -29,15 +49,16 @@ class Slab(HostBuffer):
         wanted = _library.SlabWanted(
             struct_size=ctypes.sizeof(_library.SlabWanted), bytes=_number("a size", nbytes, 1),
             initial_bytes=0 if initial is None else _number("initial", initial, 1), part_bytes=_number("part", part),
-            bytes_per_second=_number("pace", pace), shm_name=None if name is None else name.encode())
+            bytes_per_second=_number("pace", pace), shm_name=None if name is None else _name(name))
         wanted.flags = (0 if pinned else _PAGEABLE) | (_HUGE_PAGES if huge_pages else 0)
         if numa_node is not None:
             wanted.flags |= _ON_NODE
-            wanted.numa_node = numa_node
+            wanted.numa_node = node_of(numa_node)
         handle = ctypes.c_void_p()
         _library.check(library.hbm_slab_open(wanted, handle), "Slab")
         self._handle = handle.value
-        super().__init__(self._stats().address, nbytes, _closer(library, handle.value), pinned)
+        stats = self._stats()
+        super().__init__(stats.address, stats.bytes, _closer(library, handle.value), pinned)
 
     def _stats(self):
         stats = _library.SlabStats(struct_size=ctypes.sizeof(_library.SlabStats))
@@ -76,19 +97,24 @@ class Slab(HostBuffer):
         self._check_open()
         library, count = _library.library(), ctypes.c_size_t()
         _library.check(library.hbm_slab_seams(self._handle, None, 0, count), "Slab.seams")
-        # It may have grown by one meanwhile; what came first stays.
+        # It may have grown meanwhile, or shrunk; what comes first stays.
         ends = (ctypes.c_uint64 * count.value)()
         _library.check(library.hbm_slab_seams(self._handle, ends, len(ends), count), "Slab.seams")
-        return ends[:]
+        return ends[:count.value]
 
     def wait(self, nbytes=None, timeout=None):
         """Waits until `nbytes` are ready, all of them by default, at most `timeout` seconds, and says how many are.
         Raises what stopped it from growing before."""
         self._check_open()
-        milliseconds = -1 if timeout is None else int(timeout * 1000)
-        nbytes = self._nbytes if nbytes is None else _number("a size", nbytes)
-        _library.check(_library.library().hbm_slab_wait(self._handle, nbytes, milliseconds), "Slab.wait")
-        return self.ready
+        nbytes, end = self._nbytes if nbytes is None else _number("a size", nbytes), _end(timeout)
+        while True:
+            # In slices: between two of them, signals are handled.
+            is_growing, left = self._stats().is_growing, end - time.monotonic()
+            milliseconds = max(0, math.ceil(min(left * 1000, _SLICE)))
+            _library.check(_library.library().hbm_slab_wait(self._handle, nbytes, milliseconds), "Slab.wait")
+            ready = self.ready
+            if ready >= nbytes or not is_growing or time.monotonic() >= end:
+                return ready
 
     def grow(self, nbytes=None):
         """Grows up to `nbytes`, all of it by default, in the background: after it was shrunk or stopped."""
