@@ -1304,13 +1304,16 @@ int32_t hbm_slab_seams(struct hbm_slab_t *slab,
                        size_t *count);
 
 // Waits until `bytes` of a slab are there, at most so many milliseconds, for as long as it grows if they are negative;
-// growing makes haste meanwhile. Returns what stopped it before, if something did. That the time is over is no error.
+// growing makes haste meanwhile. Returns what stopped it before, if something did. That the time is over is no error, nor that it
+// was shrunk or told to grow to less meanwhile: hbm_slab_stats says how many there are.
 int32_t hbm_slab_wait(struct hbm_slab_t *slab,
                       uint64_t bytes,
                       int64_t milliseconds);
 
-// Grows a slab up to `bytes`, in the background: after it was shrunk or stopped by a failure.
-int32_t hbm_slab_grow(struct hbm_slab_t *slab, uint64_t bytes);
+// Has a slab grow up to `bytes`, rounded up to 2 MiB, in the background: after it was shrunk or stopped by a failure, or to less than
+// it is growing to.
+int32_t hbm_slab_grow(struct hbm_slab_t *slab,
+                      uint64_t bytes);
 
 // Stops a slab from growing and gives whole parts of it back from the end, while `least` bytes stay; the first part always
 // does. Their addresses stay the slab's. On a slab with a pool of objects, those that no object is in; on another, the
@@ -1323,15 +1326,15 @@ int32_t hbm_slab_shrink(struct hbm_slab_t *slab,
 
 // Opens a pool of objects on a slab, which must stay open, or with NULL on addresses alone, from 0 on, as many as
 // hbm_objects_extend says. Addresses and lengths of objects are multiples of `alignment`, a power of two from 512 up to
-// 2 MiB; 0 is 4096. One pool a slab. Any thread.
+// 2 MiB and to what the slab's first address is a multiple of (without a slab 1 TiB); 0 is 4096. One pool a slab. Any thread.
 //
 // Required: `out` must be valid for a write.
 int32_t hbm_objects_open(struct hbm_slab_t *slab,
                          uint64_t alignment,
                          struct hbm_objects_t **out);
 
-// Closes a pool, whatever of its objects somebody holds; no call takes them from here on. Their memory stays until the
-// slab is closed.
+// Closes a pool, whatever of its objects somebody holds: no call takes them from here on, and a pool opened on the slab later
+// gives their memory to others. The slab stays.
 int32_t hbm_objects_close(struct hbm_objects_t *objects);
 
 // Adds `bytes`, a multiple of 512, of addresses to a pool that is on no slab.
@@ -1354,7 +1357,7 @@ int32_t hbm_objects_allocate(struct hbm_objects_t *objects,
                              size_t *feasible);
 
 // Drops the reference that the maker of each object has; what nobody refers to, pins or sees then is free memory. What is no
-// object of the pool, or was freed before, is HBM_NOT_OWNED, told after all others were freed.
+// object of the pool, or was freed before, is HBM_NOT_OWNED (a stale handle is missed once in two million uses of its record), told after all others were freed.
 //
 // Required: `handles` must hold `count` numbers.
 int32_t hbm_objects_free(struct hbm_objects_t *objects,
@@ -1434,7 +1437,7 @@ int32_t hbm_object_counts(struct hbm_objects_t *objects,
 int32_t hbm_objects_usage(struct hbm_objects_t *objects, struct hbm_objects_usage_t *out);
 
 // Whether all that is known of the objects and their memory agrees: HBM_INTERNAL with what does not, where something
-// wrote over it. Stops other threads for as long as it takes, some 100 ns an object.
+// wrote over it. Other calls on the pool wait meanwhile.
 int32_t hbm_objects_check(struct hbm_objects_t *objects);
 
 // Writes where each of `count` groups of an object begins and where the last one ends, `count + 1` numbers; that end is the

@@ -108,7 +108,7 @@ class ObjectAllocator:
 
     def layout(self, shapes, dtypes):
         """The same layout for the same shapes and types."""
-        key = (tuple(map(tuple, shapes)), tuple(dtypes))
+        key = (tuple(map(tuple, shapes)), tuple(map(type, shapes)), tuple(dtypes))
         found = self._layouts.get(key)
         if found is None:
             found = _objects.Layout(shapes, dtypes)

@@ -31,7 +31,9 @@ class Layout:
     def __init__(self, shapes, dtypes):
         if len(shapes) != len(dtypes):
             raise ValueError("%d shapes and %d types of elements: each group has one of both" % (len(shapes), len(dtypes)))
-        self.shapes, self.dtypes = list(shapes), list(dtypes)
+        # Nobody changes them later; torch.Size is a tuple.
+        self.shapes = [shape if isinstance(shape, tuple) else tuple(shape) for shape in shapes]
+        self.dtypes = list(dtypes)
         self.names = [_elements.name_of(dtype) for dtype in dtypes]
         self.offsets = [0]
         for shape, name in zip(self.shapes, self.names):
@@ -102,7 +104,8 @@ class MemoryObj(tuple):
     """An object: memory of a layout, with counts of who holds it.
 
     It begins with one reference, and is freed once there are neither references nor pins. Views of it (`tensor`,
-    `byte_array`, arrays) keep its memory from others for as long as they are there. Any thread.
+    `byte_array`, arrays) keep its memory from others for as long as they are there; a tensor of torch keeps that of its
+    whole batch. Any thread.
     """
 
     __slots__ = ()
@@ -209,10 +212,10 @@ class MemoryObj(tuple):
         return self[2].layout.dtypes[0]
 
     def get_shapes(self):
-        return self[2].layout.shapes
+        return list(self[2].layout.shapes)
 
     def get_dtypes(self):
-        return self[2].layout.dtypes
+        return list(self[2].layout.dtypes)
 
     def get_memory_format(self):
         return self[2].fmt
@@ -275,7 +278,7 @@ class MemoryObj(tuple):
 
             flat = torch.frombuffer(view, dtype=torch.uint8) if length else torch.empty(0, dtype=torch.uint8)
             return flat if group is None else flat.view(layout.dtypes[group]).view(layout.shapes[group])
-        if group is None:
+        if group is None or not length:
             return view
         element, each = _elements.format_of(layout.names[group])
         return view.cast(element, list(layout.shapes[group]) + ([each] if each > 1 else []) or [1])

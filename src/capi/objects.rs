@@ -115,7 +115,7 @@ unsafe fn handles<'a>(
 
 /// Opens a pool of objects on a slab, which must stay open, or with NULL on addresses alone, from 0 on, as many as
 /// hbm_objects_extend says. Addresses and lengths of objects are multiples of `alignment`, a power of two from 512 up to
-/// 2 MiB; 0 is 4096. One pool a slab. Any thread.
+/// 2 MiB and to what the slab's first address is a multiple of (without a slab 1 TiB); 0 is 4096. One pool a slab. Any thread.
 ///
 /// # Safety
 /// `out` must be valid for a write.
@@ -138,8 +138,8 @@ pub unsafe extern "C" fn hbm_objects_open(
     })
 }
 
-/// Closes a pool, whatever of its objects somebody holds; no call takes them from here on. Their memory stays until the
-/// slab is closed.
+/// Closes a pool, whatever of its objects somebody holds: no call takes them from here on, and a pool opened on the slab later
+/// gives their memory to others. The slab stays.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_objects_close(objects: *mut hbm_objects_t) -> i32 {
     export(|| observe::process().close_objects("hbm_objects_close", objects as usize as u64))
@@ -200,7 +200,7 @@ pub unsafe extern "C" fn hbm_objects_allocate(
 }
 
 /// Drops the reference that the maker of each object has; what nobody refers to, pins or sees then is free memory. What is no
-/// object of the pool, or was freed before, is HBM_NOT_OWNED, told after all others were freed.
+/// object of the pool, or was freed before, is HBM_NOT_OWNED (a stale handle is missed once in two million uses of its record), told after all others were freed.
 ///
 /// # Safety
 /// `handles` must hold `count` numbers.
@@ -409,7 +409,7 @@ pub unsafe extern "C" fn hbm_objects_usage(
 }
 
 /// Whether all that is known of the objects and their memory agrees: HBM_INTERNAL with what does not, where something
-/// wrote over it. Stops other threads for as long as it takes, some 100 ns an object.
+/// wrote over it. Other calls on the pool wait meanwhile.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_objects_check(objects: *mut hbm_objects_t) -> i32 {
     const OPERATION: &str = "hbm_objects_check";

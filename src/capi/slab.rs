@@ -195,7 +195,8 @@ pub unsafe extern "C" fn hbm_slab_seams(
 }
 
 /// Waits until `bytes` of a slab are there, at most so many milliseconds, for as long as it grows if they are negative;
-/// growing makes haste meanwhile. Returns what stopped it before, if something did. That the time is over is no error.
+/// growing makes haste meanwhile. Returns what stopped it before, if something did. That the time is over is no error, nor that it
+/// was shrunk or told to grow to less meanwhile: hbm_slab_stats says how many there are.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_slab_wait(slab: *mut hbm_slab_t, bytes: u64, milliseconds: i64) -> i32 {
     export(|| {
@@ -206,7 +207,8 @@ pub extern "C" fn hbm_slab_wait(slab: *mut hbm_slab_t, bytes: u64, milliseconds:
     })
 }
 
-/// Grows a slab up to `bytes`, in the background: after it was shrunk or stopped by a failure.
+/// Has a slab grow up to `bytes`, rounded up to 2 MiB, in the background: after it was shrunk or stopped by a failure, or to less than
+/// it is growing to.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_slab_grow(slab: *mut hbm_slab_t, bytes: u64) -> i32 {
     export(|| {

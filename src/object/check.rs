@@ -6,6 +6,7 @@ use super::stock::{NONE, Stock};
 use super::word::Holders;
 use crate::core::space::Color;
 use crate::core::sync::lock;
+use crate::source::slab::Part;
 use crate::sys::spin::SpinGuard;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::Ordering;
@@ -64,6 +65,10 @@ impl ObjectPool {
         let mut blocks: FxHashMap<u32, (u64, u64)> = (stock.space.used_pieces()?.into_iter())
             .map(|(piece, address, bytes)| (piece, (address, bytes)))
             .collect();
+        if stock.total != stock.space.backed() {
+            return Err(format!("{} bytes are told of", stock.total));
+        }
+        let parts = self.slab().map(|slab| slab.parts_from(0));
         let mut found = FxHashMap::default();
         let mut spare = 0;
         for index in 0..stock.made {
@@ -80,7 +85,10 @@ impl ObjectPool {
             if blocks.remove(&piece) != Some(memory) {
                 return Err(format!("object {index} is not where its memory is"));
             }
-            if !self.is_inside_a_part(memory) {
+            if !parts
+                .as_ref()
+                .is_none_or(|parts| is_inside_one(parts, memory))
+            {
                 return Err(format!("object {index} is in no part of the slab"));
             }
             found.insert(
@@ -106,15 +114,13 @@ impl ObjectPool {
             false => Err("memory is in use by no object".to_owned()),
         }
     }
+}
 
-    fn is_inside_a_part(&self, (address, bytes): (u64, u64)) -> bool {
-        let Some(slab) = self.slab() else {
-            return true;
-        };
-        let parts = slab.parts_from(0);
-        (parts.iter())
-            .any(|part| part.address <= address && address + bytes <= part.address + part.bytes)
-    }
+/// Parts lie by address.
+fn is_inside_one(parts: &[Part], (address, bytes): (u64, u64)) -> bool {
+    let behind = parts.partition_point(|part| part.address <= address);
+    let part = behind.checked_sub(1).and_then(|last| parts.get(last));
+    part.is_some_and(|part| address + bytes <= part.address + part.bytes)
 }
 
 struct Known {

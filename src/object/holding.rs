@@ -182,7 +182,8 @@ impl ObjectPool {
         };
         let word = record.word.load(Ordering::Acquire);
         let holders = Holders::of(word, index).ok_or_else(|| damaged(operation, index))?;
-        match holders.uses == object.uses() && holders.is_held() {
+        let is_ours = object.pool() == self.number;
+        match is_ours && holders.uses == object.uses() && holders.is_held() {
             true => Ok((record, word, holders)),
             false => Err(self.unknown(operation, object, "is none, or no longer")),
         }

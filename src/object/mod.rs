@@ -3,8 +3,8 @@
 //!
 //! A record an object (`record`), in whose word everybody who holds it is counted (`word`). Memory that was given back
 //! waits on shelves for objects of the same size, a shelf for a few threads (`shelf`); behind them is one space with
-//! the segregated fit of `core::space` (`stock`). Every change of what an object is happens with a shelf locked, so
-//! that who has locked them all, and the stock after them, sees everything at rest (`check`).
+//! the segregated fit of `core::space` (`stock`). Objects begin and end with a shelf locked, so that
+//! who has locked them all, and the stock after them, sees everything at rest but counts of those who hold one (`check`).
 #![forbid(unsafe_code)]
 
 mod check;
@@ -17,6 +17,8 @@ mod shelf;
 mod stock;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_on_slabs;
 mod word;
 
 pub use pool::{Memory, Object, ObjectPool, Shortage, Usage};

@@ -8,7 +8,7 @@ use super::word::Holders;
 use crate::core::size::Align;
 use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
-use crate::source::slab::Slab;
+use crate::source::slab::{self, Slab};
 use crate::sys::pages::HUGE_PAGE;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,11 +19,18 @@ use std::time::Instant;
 #[repr(transparent)]
 pub struct Object(u64);
 
-impl Object {
-    const USE_BITS: u32 = 24;
+/// Pools, so that an object of one is none of another.
+static POOLS: AtomicU64 = AtomicU64::new(0);
 
-    pub(super) fn new(index: u32, uses: u32) -> Object {
-        Object((u64::from(index) + 1) << Object::USE_BITS | u64::from(uses))
+impl Object {
+    /// Bits of a handle, lowest first: which use of the record, the record, the pool.
+    const USE_BITS: u32 = 21;
+    const INDEX_BITS: u32 = 33;
+    const POOL_AT: u32 = Object::USE_BITS + Object::INDEX_BITS;
+
+    pub(super) fn new(pool: u64, index: u32, uses: u32) -> Object {
+        let record = (u64::from(index) + 1) << Object::USE_BITS;
+        Object(pool << Object::POOL_AT | record | u64::from(uses))
     }
 
     /// As an integer above 0.
@@ -37,7 +44,12 @@ impl Object {
     }
 
     pub(super) fn index(self) -> Option<u32> {
-        u32::try_from((self.0 >> Object::USE_BITS).checked_sub(1)?).ok()
+        let record = self.0 >> Object::USE_BITS & ((1 << Object::INDEX_BITS) - 1);
+        u32::try_from(record.checked_sub(1)?).ok()
+    }
+
+    pub(super) fn pool(self) -> u64 {
+        self.0 >> Object::POOL_AT
     }
 
     pub(super) fn uses(self) -> u32 {
@@ -97,6 +109,8 @@ pub struct ObjectPool {
     /// Gone once the pool is closed: who remembers the pool must not keep the memory.
     slab: Mutex<Option<Arc<Slab>>>,
     has_memory: bool,
+    /// Of ten bits: after a thousand pools numbers come again.
+    pub(super) number: u64,
     align: Align,
     /// The most that waits on a shelf.
     pub(super) most_idle: AtomicU64,
@@ -106,8 +120,9 @@ impl ObjectPool {
     /// A pool whose objects' addresses and lengths are multiples of `align`, a power of two from 512 on; on a slab at
     /// most 2 MiB.
     pub fn new(operation: &'static str, memory: Memory, align: u64) -> Result<ObjectPool> {
-        let most = match memory {
-            Memory::Slab(_) => HUGE_PAGE,
+        let most = match &memory {
+            // Less than 2 MiB is aligned to less.
+            Memory::Slab(slab) => HUGE_PAGE.min(1 << slab.address().trailing_zeros()),
             Memory::Addresses => 1 << 40,
         };
         let align = (Align::new(align))
@@ -124,6 +139,7 @@ impl ObjectPool {
             stock: Mutex::new(Stock::new()),
             records: Records::default(),
             pins: Mutex::default(),
+            number: POOLS.fetch_add(1, Ordering::Relaxed) & 1023,
             has_memory: matches!(memory, Memory::Slab(_)),
             slab: Mutex::new(match memory {
                 Memory::Slab(slab) => Some(slab),
@@ -197,7 +213,7 @@ impl ObjectPool {
             return Ok(());
         }
         let size = self.size(operation, bytes).map_err(nothing)?;
-        let (mut swept, mut until) = (false, None);
+        let (mut tries, mut until) = (0, None);
         loop {
             let mut lists = self.shelves.own();
             if count == 1 {
@@ -220,16 +236,25 @@ impl ObjectPool {
                 Err(Missing::Memory { feasible, parts }) => (feasible, parts),
             };
             drop(lists);
-            if !std::mem::replace(&mut swept, true) {
+            tries += 1;
+            if tries == 1 {
                 until = deadline();
                 self.sweep();
-                if let Some(slab) = self.slab() {
-                    slab.need(size);
+            } else if !self.can_ever(size, count) || !self.wait(size, parts, until) {
+                // What was freed meanwhile, or came last, is looked at once more.
+                if tries > 2 {
+                    return Err(self.shortage(operation, size, count, feasible));
                 }
-            } else if !self.wait(parts, until) {
-                return Err(self.shortage(operation, size, count, feasible));
+            } else {
+                tries = 1;
             }
         }
+    }
+
+    /// Whether growing could help.
+    fn can_ever(&self, size: u64, count: usize) -> bool {
+        let bytes = size.checked_mul(count as u64);
+        (self.slab()).is_some_and(|slab| bytes.is_some_and(|bytes| bytes <= slab.bytes()))
     }
 
     /// Adds what is missing of `count` from the stock, under the lock of a shelf; nothing is taken if that is less.
@@ -245,6 +270,7 @@ impl ObjectPool {
         }
         let mut stock = lock(&self.stock);
         if stock.is_closed {
+            stock.put_back(&self.records, numbers);
             return Err(Missing::Closed(closed(operation)));
         }
         numbers.extend(stock.take(&self.records, size, count - numbers.len()));
@@ -269,9 +295,14 @@ impl ObjectPool {
     }
 
     /// Whether the slab has more than `known` parts, perhaps after a while.
-    fn wait(&self, known: usize, deadline: Option<Instant>) -> bool {
-        self.slab()
-            .is_some_and(|slab| slab.wait_for_part(known, deadline) > known)
+    fn wait(&self, size: u64, known: usize, deadline: Option<Instant>) -> bool {
+        let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        self.slab().is_some_and(|slab| {
+            if !is_over {
+                slab.need(size);
+            }
+            slab.wait_for_part(known, deadline) > known
+        })
     }
 
     fn shortage(
@@ -309,7 +340,7 @@ impl ObjectPool {
         let uses = Holders::of(word, number).map_or(0, |holders| holders.uses);
         let word = Holders::maker(uses).word(number);
         record.word.store(word, Ordering::Release);
-        (Object::new(number, uses), record.memory().0)
+        (Object::new(self.number, number, uses), record.memory().0)
     }
 
     /// What waits on all shelves becomes free memory again.
@@ -340,12 +371,17 @@ impl ObjectPool {
                 return Ok(given_back);
             }
             stock.parts -= 1;
-            match slab.shrink() {
+            match slab.give_back_last(least, Some(part.address)) {
+                Ok(0) => {
+                    // It has grown meanwhile.
+                    self.adopt(&mut stock);
+                    return Ok(given_back);
+                }
                 Ok(bytes) => given_back += bytes,
                 Err(error) => {
                     // It is still there, and free.
                     self.adopt(&mut stock);
-                    return Err(error);
+                    return Err(slab::after(given_back, error));
                 }
             }
         }

@@ -50,7 +50,9 @@ impl Lists {
                 None => *self.by_bytes.get(&bytes)?,
             };
         }
-        self.lists.get_mut(self.recent)
+        // Damage must not give out less than was asked for.
+        let list = self.lists.get_mut(self.recent);
+        list.filter(|list| list.bytes == bytes)
     }
 
     /// Puts one on the shelf, where there is room: `most` bytes in all.

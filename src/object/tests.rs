@@ -10,10 +10,10 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const TOTAL: u64 = 1 << 20;
-const TEST: &str = "test";
+pub(super) const TEST: &str = "test";
 
 fn of_addresses(bytes: u64) -> ObjectPool {
     let pool = ObjectPool::new(TEST, Memory::Addresses, 4096).unwrap();
@@ -21,7 +21,7 @@ fn of_addresses(bytes: u64) -> ObjectPool {
     pool
 }
 
-fn slab(bytes: u64, first: u64, part: u64, pace: u64) -> Arc<Slab> {
+pub(super) fn slab(bytes: u64, first: u64, part: u64, pace: u64) -> Arc<Slab> {
     let wanted = SlabWanted {
         operation: TEST,
         bytes,
@@ -40,7 +40,11 @@ fn now() -> Option<Instant> {
     Some(Instant::now())
 }
 
-fn make(pool: &ObjectPool, bytes: u64, count: usize) -> Result<Vec<(Object, u64)>, Shortage> {
+pub(super) fn make(
+    pool: &ObjectPool,
+    bytes: u64,
+    count: usize,
+) -> Result<Vec<(Object, u64)>, Shortage> {
     let mut found = Vec::new();
     pool.allocate(TEST, bytes, count, now, |_, object, address| {
         found.push((object, address));
@@ -302,6 +306,19 @@ fn what_is_freed_twice_or_was_never_made_is_an_error_and_the_rest_is_freed() {
 }
 
 #[test]
+fn objects_of_another_pool_are_none() {
+    let (one, other) = (of_addresses(TOTAL), of_addresses(TOTAL));
+    let mine = make(&one, 4096, 1).unwrap()[0].0;
+    make(&other, 4096, 1).unwrap();
+    assert_eq!(
+        other.free(TEST, &[mine]).unwrap_err().status(),
+        Status::NotOwned
+    );
+    assert_eq!(other.usage().objects, 1);
+    one.free(TEST, &[mine]).unwrap();
+}
+
+#[test]
 fn counts_end_with_an_error() {
     let pool = of_addresses(TOTAL);
     let object = make(&pool, 4096, 1).unwrap()[0].0;
@@ -422,61 +439,4 @@ fn sixteen_threads_get_memory_of_their_own() {
     assert_eq!((usage.used, usage.objects), (0, 0));
     pool.sweep();
     assert_eq!(pool.usage().largest, 64 << 20);
-}
-
-#[test]
-fn allocation_waits_for_growth_only_where_it_must() {
-    // Grows by 2 MiB in two seconds, if nobody waits.
-    let slab = slab(8 << 20, 2 << 20, 2 << 20, 1 << 20);
-    let pool = ObjectPool::new(TEST, Memory::Slab(slab.clone()), 4096).unwrap();
-    let begun = Instant::now();
-    let first = make(&pool, 1 << 20, 2).unwrap();
-    assert_eq!(first[0].1, slab.address());
-    assert_eq!(make(&pool, 1 << 20, 1).unwrap_err().feasible, 0);
-    let mut more = 0;
-    pool.allocate(TEST, 1 << 20, 6, || None, |_, _, _| more += 1)
-        .unwrap();
-    assert!(more == 6 && begun.elapsed() < Duration::from_secs(2));
-    let error = pool
-        .allocate(TEST, 1 << 20, 1, || None, |_, _, _| ())
-        .unwrap_err();
-    assert_eq!((error.feasible, pool.usage().total), (0, 8 << 20));
-    pool.check().unwrap();
-}
-
-#[test]
-fn parts_are_as_long_as_an_object_needs() {
-    let slab = slab(16 << 20, 2 << 20, 2 << 20, 1 << 20);
-    let pool = ObjectPool::new(TEST, Memory::Slab(slab.clone()), 4096).unwrap();
-    pool.allocate(TEST, 6 << 20, 2, || None, |_, _, _| ())
-        .unwrap();
-    pool.check().unwrap();
-}
-
-#[test]
-fn parts_that_nobody_uses_are_given_back_from_the_end() {
-    let slab = slab(8 << 20, 2 << 20, 2 << 20, u64::MAX);
-    slab.wait_for_bytes(8 << 20, None).unwrap();
-    let pool = ObjectPool::new(TEST, Memory::Slab(slab.clone()), 4096).unwrap();
-    let made = make(&pool, 2 << 20, 4).unwrap();
-    let at = |part: u64| {
-        let address = slab.address() + part * (2 << 20);
-        made.iter().find(|(_, other)| *other == address).unwrap().0
-    };
-    pool.free(TEST, &[at(1), at(3)]).unwrap();
-    assert_eq!(pool.shrink(TEST, 0).unwrap(), 2 << 20);
-    pool.free(TEST, &[at(0), at(2)]).unwrap();
-    assert_eq!(pool.shrink(TEST, 4 << 20).unwrap(), 2 << 20);
-    assert_eq!(
-        (pool.usage().total, slab.progress().ready),
-        (4 << 20, 4 << 20)
-    );
-    pool.check().unwrap();
-    // And it grows again, at the same addresses.
-    slab.grow(8 << 20).unwrap();
-    pool.allocate(TEST, 2 << 20, 4, || None, |_, _, _| ())
-        .unwrap();
-    pool.check().unwrap();
-    pool.close();
-    assert_eq!(make(&pool, 4096, 1).unwrap_err().feasible, 0);
 }

@@ -79,7 +79,9 @@ extern "C" fn note_exit() {
     EXITING.store(true, Ordering::SeqCst);
     // A forked child has them from its parent, which goes on.
     if !has_forked() {
-        super::slabs::stop_growing();
+        if !has_lost_host_memory() {
+            super::slabs::stop_growing();
+        }
         scratch::remove_all();
         shm::remove_all();
     }

@@ -38,6 +38,8 @@ pub struct SlabSpec<'a> {
 /// A slab that is open.
 pub struct OpenSlab {
     slab: Arc<Slab>,
+    /// As asked for.
+    requested: u64,
     is_pinned: bool,
     /// Gone after it.
     _segment: Option<Segment>,
@@ -105,8 +107,10 @@ impl Slabs {
         for open in self.read().slabs.values() {
             let ready = open.slab.progress().ready;
             stats.blocks += 1;
-            stats.requested += open.slab.bytes();
+            // Of what it grows to, what is there.
+            stats.requested += ready.min(open.requested);
             stats.bytes += ready;
+            stats.unbound += u64::from(open.slab.is_unbound());
             stats.pinned += if open.is_pinned { ready } else { 0 };
         }
     }
@@ -161,6 +165,7 @@ impl Process {
         let number = self.slabs.number();
         let open = OpenSlab {
             slab,
+            requested: spec.bytes,
             is_pinned: spec.is_pinned,
             _segment: segment,
         };
@@ -178,10 +183,12 @@ impl Process {
     /// Gives parts of a slab back from the end that no object is in, while `least` bytes stay; the bytes given back.
     pub fn shrink_slab(&self, operation: &'static str, number: u64, least: u64) -> Result<u64> {
         let open = self.slab(operation, number)?;
-        let pools = &self.slabs.read().pools;
-        let pool = pools.values().find(|(_, slab)| *slab == Some(number));
+        let on_it = |(pool, slab): &(Arc<ObjectPool>, Option<u64>)| {
+            (*slab == Some(number)).then(|| pool.clone())
+        };
+        let pool = self.slabs.read().pools.values().find_map(on_it);
         match pool {
-            Some((pool, _)) => pool.shrink(operation, least),
+            Some(pool) => pool.shrink(operation, least),
             None => open.slab().shrink_to(least),
         }
     }
@@ -213,6 +220,7 @@ impl Process {
         align: u64,
     ) -> Result<u64> {
         self.check_host_is_ours()?;
+        lifetime::watch_host_memory();
         let mut tables = self.slabs.write();
         let memory = match slab {
             Some(number) => {

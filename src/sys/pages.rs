@@ -17,7 +17,7 @@ const MADV_POPULATE_WRITE: libc::c_int = 23;
 pub const PAGE: u64 = 4096;
 const MAP: &str = "map host memory";
 
-/// A private mapping of zeros, aligned to huge pages where it is as long as one; unmapped when dropped.
+/// A mapping of zeros or of a file, aligned to huge pages where it is as long as one; unmapped when dropped.
 #[derive(Debug)]
 pub struct Pages {
     address: u64,
@@ -162,7 +162,8 @@ impl Pages {
         self
     }
 
-    /// Gives the memory behind private pages back; the addresses stay, and read as zeros.
+    /// Gives the memory behind pages of no file back; the addresses stay, and read as zeros. Pages that were set aside stay with
+    /// kernels before 5.18.
     pub fn empty(&self) {
         self.advise(libc::MADV_DONTNEED);
     }

@@ -1,9 +1,10 @@
 //! On which nodes the memory behind pages is to lie (mbind(2)), and where it does.
 
-use super::numa::Node;
+use super::numa::{Node, Topology};
 use super::pages::Pages;
 use crate::error::{Error, Result, Status};
 use std::io;
+use std::path::Path;
 
 /// How nodes are meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,19 @@ impl Binding {
                 format!("the policy {} of {} nodes", policy.name(), nodes.len()),
             )
             .advice("Name one node or more, and for preferred exactly one")),
+        }
+    }
+
+    /// The same nodes as they are now.
+    pub fn anew(&self, root: &Path) -> Binding {
+        let now = Topology::read(root);
+        let find = |node: &Node| {
+            let same = now.nodes().iter().find(|other| other.number == node.number);
+            same.unwrap_or(node).clone()
+        };
+        Binding {
+            nodes: self.nodes.iter().map(find).collect(),
+            ..*self
         }
     }
 

@@ -2,6 +2,7 @@
 //! somebody sleeps on it. Who finds it taken yields until it is free.
 
 use std::cell::UnsafeCell;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,7 +28,7 @@ impl<T> SpinLock<T> {
         if take().is_err() {
             self.wait(take);
         }
-        SpinGuard(self)
+        SpinGuard(self, PhantomData)
     }
 
     #[cold]
@@ -45,7 +46,7 @@ impl<T> SpinLock<T> {
 }
 
 /// The turn; over when dropped.
-pub struct SpinGuard<'a, T>(&'a SpinLock<T>);
+pub struct SpinGuard<'a, T>(&'a SpinLock<T>, PhantomData<&'a mut T>);
 
 impl<T> Deref for SpinGuard<'_, T> {
     type Target = T;

@@ -15,7 +15,7 @@ import hbmalloc
 from hbmalloc import host
 from hbmalloc.host import Slab
 MIB, GIB = 1 << 20, 1 << 30
-EMPTY = {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0}
+EMPTY = {"blocks": 0, "requested": 0, "bytes": 0, "pinned": 0, "unbound": 0}
 BAD = (ValueError, TypeError, hbmalloc.HbmallocError)
 def raises(error, call, text=""):
     try:
@@ -84,7 +84,7 @@ while True:
 assert seen == sorted(seen) and slab.ready == 48 * MIB and progress["error"] is None
 assert slab.address == address and progress["parts"] == 7
 assert slab.seams() == [4 * MIB] + [(12 + 8 * part) * MIB for part in range(5)] + [48 * MIB]
-assert host.blocks() == {"blocks": 1, "requested": 48 * MIB, "bytes": 48 * MIB, "pinned": 48 * MIB}
+assert host.blocks() == {"blocks": 1, "requested": 48 * MIB, "bytes": 48 * MIB, "pinned": 48 * MIB, "unbound": 0}
 assert calls(b"cuMemHostRegister_v2") == 7
 view = slab.memoryview()
 assert not any(view[::4096])
@@ -118,7 +118,7 @@ begin = time.monotonic()
 for timeout in (0, 0.0, 1e-9):
     assert slab.wait(timeout=timeout) == 8 * MIB
 assert time.monotonic() - begin < 5
-assert slab.wait(9 * MIB, 1e9) == 512 * MIB     # at its pace that is eight minutes
+assert slab.wait(9 * MIB, 1e9) >= 9 * MIB       # at its pace a part is four minutes
 assert slab.wait() == 512 * MIB and slab.wait(timeout=float("inf")) == 512 * MIB
 assert slab.wait(1 << 40) == 512 * MIB          # no more will come
 slab.close()

@@ -49,7 +49,7 @@ impl Shared {
         let mut state = self.lock();
         state.waiting += 1;
         self.changed.notify_all();
-        while state.is_growing && !is_there(&state) {
+        while state.is_growing && !state.must_stop && !is_there(&state) {
             let left = deadline.map_or(Duration::from_secs(1), |deadline| {
                 deadline.saturating_duration_since(Instant::now())
             });
@@ -80,10 +80,8 @@ impl Shared {
                 break self.end(state);
             }
             drop(state);
-            match self.add_part(
-                self.part.load(Ordering::Relaxed).min(missing),
-                Some(&mut pace),
-            ) {
+            let part = self.part.max(self.needed.swap(0, Ordering::Relaxed));
+            match self.add_part(part.min(missing), Some(&mut pace)) {
                 Ok(()) => self.changed.notify_all(),
                 Err(error) => {
                     state = self.lock();
@@ -94,7 +92,22 @@ impl Shared {
         }
     }
 
-    fn end(&self, mut state: MutexGuard<'_, State>) {
+    /// Everything, with growing stopped where it is and no thread at it.
+    pub(super) fn at_rest(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        while state.is_growing {
+            state.target = state.ready;
+            state.failure = None;
+            self.changed.notify_all();
+            let waited = self.changed.wait_timeout(state, Duration::from_millis(50));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.target = state.ready;
+        state.failure = None;
+        state
+    }
+
+    pub(super) fn end(&self, mut state: MutexGuard<'_, State>) {
         state.is_growing = false;
         drop(state);
         self.changed.notify_all();
@@ -160,15 +173,24 @@ impl Shared {
         }
     }
 
-    /// Whether there is memory for a part, and what the rest of the machine needs besides where nobody asked for it now.
+    /// Whether there is memory for a part, and for what grows behind the program, some for others besides.
     fn check_left(&self, bytes: u64, is_behind: bool) -> Result<()> {
-        if self.set_aside.is_some() {
+        if self.is_shared {
             return Ok(());
         }
-        let (root, wanted) = (Path::new("/"), self.wanted(bytes));
+        let root = Path::new("/");
+        // What nodes had when it was opened is long gone.
+        let binding = self.binding.as_ref().map(|binding| binding.anew(root));
+        let wanted = Wanted {
+            binding: binding.as_ref(),
+            ..self.wanted(bytes)
+        };
+        if self.set_aside.is_some() {
+            return host::check_nodes(root, &wanted, bytes);
+        }
         let spared = if is_behind { SPARED } else { 0 };
         host::check_left(root, &wanted, bytes + spared)?;
-        host::check_nodes(root, &wanted, bytes)
+        host::check_nodes(root, &wanted, bytes + spared)
     }
 
     fn populate(&self, pages: &Pages, begin: u64, bytes: u64, threads: u64) -> Result<()> {

@@ -113,12 +113,16 @@ struct Shared {
     operation: &'static str,
     address: u64,
     bytes: u64,
-    /// The most that growing registers at once.
-    part: AtomicU64,
+    /// The most that growing registers at once, and more that the next part is to have.
+    part: u64,
+    needed: AtomicU64,
     pace: u64,
     processors: Vec<usize>,
     /// Where its memory must be, unless the system refused.
     binding: Option<Binding>,
+    is_unbound: bool,
+    /// All of it was reserved.
+    is_shared: bool,
     pinned: Option<(Arc<Device>, c_uint)>,
     /// The length of its pages, if they were set aside; all of them were reserved.
     set_aside: Option<u64>,
@@ -161,10 +165,13 @@ impl Slab {
             operation,
             address: pages.address(),
             bytes,
-            part: AtomicU64::new(part_of(wanted.part, set_aside.unwrap_or(HUGE_PAGE))),
+            part: part_of(wanted.part, set_aside.unwrap_or(HUGE_PAGE)),
+            needed: AtomicU64::new(0),
             pace: if wanted.pace == 0 { PACE } else { wanted.pace },
             processors: (wanted.binding.as_ref()).map_or(Vec::new(), Binding::processors),
+            is_unbound: wanted.binding.is_some() && !is_bound,
             binding: wanted.binding.filter(|_| is_bound),
+            is_shared,
             pinned: wanted.pinned,
             set_aside,
             state: Mutex::default(),
@@ -204,8 +211,10 @@ impl Slab {
     /// Grows up to `target` bytes, in the background; goes on after a failure.
     pub fn grow(&self, target: u64) -> Result<()> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = self.shared.set_aside.unwrap_or(HUGE_PAGE);
+        let whole = target.checked_next_multiple_of(page).unwrap_or(u64::MAX);
         let mut state = self.shared.lock();
-        state.target = target.clamp(state.ready, self.shared.bytes);
+        state.target = whole.clamp(state.ready, self.shared.bytes);
         if state.is_growing || state.must_stop || state.target == state.ready {
             return Ok(());
         }
@@ -223,18 +232,21 @@ impl Slab {
         match spawned {
             Ok(spawned) => *thread = Some(spawned),
             Err(error) => {
-                self.shared.lock().is_growing = false;
-                return Err(Error::new(Status::OutOfMemory, self.shared.operation)
-                    .detail(format!("no thread could be started to grow: {error}")));
+                let error = Error::new(Status::OutOfMemory, self.shared.operation)
+                    .detail(format!("no thread could be started to grow: {error}"));
+                let mut state = self.shared.lock();
+                state.failure = Some(error.clone());
+                self.shared.end(state);
+                return Err(error);
             }
         }
         Ok(())
     }
 
-    /// Parts from here on are as long as `bytes` in one piece need.
+    /// The next part is as long as `bytes` in one piece need.
     pub fn need(&self, bytes: u64) {
         let part = part_of(bytes.max(1), self.shared.set_aside.unwrap_or(HUGE_PAGE));
-        self.shared.part.fetch_max(part, Ordering::Relaxed);
+        self.shared.needed.fetch_max(part, Ordering::Relaxed);
     }
 
     /// Waits until there are more than `known` parts or no more are coming, at most until `deadline`; growing
@@ -257,38 +269,41 @@ impl Slab {
 
     /// Stops growing where it is; returns once the thread is out of the driver.
     pub fn stop_growing(&self) {
-        let mut state = self.shared.lock();
-        state.target = state.ready;
-        drop(state);
-        self.shared.wait(None, |_| false);
+        drop(self.shared.at_rest());
     }
 
-    /// Gives whole parts back, which nobody uses, from the end, while `least` bytes stay; the bytes given back.
+    /// It is about to be closed: growing stops, and nobody waits for it any more.
+    pub fn shut(&self) {
+        self.shared.lock().must_stop = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Gives whole parts back, which nobody uses, from the end, while `least` bytes stay and at least the first part; stops
+    /// growing. The bytes given back.
     pub fn shrink_to(&self, least: u64) -> Result<u64> {
-        self.stop_growing();
         let mut given_back = 0;
         loop {
-            let last = self.parts_from(0).pop().map_or(0, |part| part.bytes);
-            if self.progress().ready.saturating_sub(last) < least {
-                return Ok(given_back);
-            }
-            match self.shrink()? {
-                0 => return Ok(given_back),
-                bytes => given_back += bytes,
+            match self.give_back_last(least, None) {
+                Ok(0) => return Ok(given_back),
+                Ok(bytes) => given_back += bytes,
+                Err(error) => return Err(after(given_back, error)),
             }
         }
     }
 
-    /// Gives the memory of the last part back, which nobody uses, and stops growing; its length, 0 for the first
-    /// part, which stays. Its addresses stay.
-    pub fn shrink(&self) -> Result<u64> {
-        self.stop_growing();
-        let mut state = self.shared.lock();
-        let last = match state.parts.len() {
-            0 | 1 => None,
-            _ => state.parts.pop(),
+    /// Gives the last part back, which nobody uses, where `least` bytes stay without it and it lies at `address`, if one is
+    /// given; stops growing. Its length, or 0. Its addresses stay.
+    pub fn give_back_last(&self, least: u64, address: Option<u64>) -> Result<u64> {
+        let mut state = self.shared.at_rest();
+        let is_last = |part: &Memory| {
+            let place = part.place();
+            address.is_none_or(|address| address == place.address)
+                && state.ready - place.bytes >= least
         };
-        let Some(last) = last else {
+        if state.parts.len() < 2 || !state.parts.last().is_some_and(is_last) {
+            return Ok(0);
+        }
+        let Some(last) = state.parts.pop() else {
             return Ok(0);
         };
         match last.into_pages() {
@@ -306,12 +321,24 @@ impl Slab {
             }
         }
     }
+
+    /// Whether it was to be on some nodes, and the system refused.
+    pub fn is_unbound(&self) -> bool {
+        self.shared.is_unbound
+    }
+}
+
+/// An error after parts were given back.
+pub fn after(given_back: u64, error: Error) -> Error {
+    match given_back {
+        0 => error,
+        bytes => error.also(&format!("{bytes} bytes were given back before")),
+    }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        self.shared.lock().must_stop = true;
-        self.shared.changed.notify_all();
+        self.shut();
         let thread = (self.thread.get_mut()).unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             let _ = thread.join();
