@@ -117,7 +117,7 @@ def seams():
         slab.grow()
         check(slab.wait() == 256 * MIB, "and grows again")
         check(round_trip(tensor[200 * MIB : 250 * MIB]), "and is pinned again")
-        del tensor
+        del tensor, to, source
     check(host.blocks()["blocks"] == 0, "nothing is left")
 
 
