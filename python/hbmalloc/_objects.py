@@ -7,6 +7,7 @@ of a class with slots do, and nothing of an object changes but what the library 
 import ctypes
 import functools
 import threading
+import weakref
 from itertools import repeat
 from operator import itemgetter
 
@@ -51,7 +52,7 @@ def _owner(value):
 class _Batch:
     """What the objects of one `allocate` share. Those that nobody freed are freed with the last of them."""
 
-    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "used", "notes", "left", "hold")
+    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "used", "notes", "left", "hold", "__weakref__")
 
     def __init__(self, pool, layout, size, handles, fmt):
         self.pool, self.layout, self.size, self.fmt = pool, layout, size, fmt
@@ -315,6 +316,8 @@ class Pool:
         _library.check(self.library.hbm_objects_open(slab.handle, align, handle), "objects")
         self.handle, self.align, self.base, self.nbytes = handle.value, align, slab.address, slab.nbytes
         self._slab = slab
+        #: Batches with tensors.
+        self._shown = weakref.WeakSet()
         #: Held by views, so that memory goes after the last of them.
         self._block = Block(slab.address, _closer(self.library, handle.value, slab))
         self._hold = Hold(self._block)
@@ -424,6 +427,7 @@ class Pool:
                 step *= length
             found = flat.as_strided((count,) + shape, [size // element] + strides, begin // element).unbind(0)
             batch.tensors[group] = found
+            self._shown.add(batch)
         return found
 
     def usage(self):
@@ -444,9 +448,13 @@ class Pool:
     def close(self):
         """No more objects; the memory goes once no view is left."""
         with self.lock:
+            # Those of a batch are nobody's views but its own.
+            gone = [batch.tensors for batch in self._shown]
+            for batch in self._shown:
+                batch.tensors = {}
+            self._shown.clear()
             self._hold = None
-            is_last = not self._block.free
-        return is_last
+        del gone
 
 
 def _closer(library, handle, slab):

@@ -7,7 +7,7 @@ import time
 from . import _library
 from ._buffer import HostBuffer
 from ._errors import HbmallocError
-from ._host_nodes import node_of
+from ._host_nodes import node_of, page_bytes
 
 _ON_NODE, _PAGEABLE, _HUGE_PAGES = 1, 2, 4
 #: Milliseconds that one call waits.
@@ -50,6 +50,8 @@ class Slab(HostBuffer):
             struct_size=ctypes.sizeof(_library.SlabWanted), bytes=_number("a size", nbytes, 1),
             initial_bytes=0 if initial is None else _number("initial", initial, 1), part_bytes=_number("part", part),
             bytes_per_second=_number("pace", pace), shm_name=None if name is None else _name(name))
+        if page_bytes(huge_pages) > 2 << 20:
+            raise ValueError("a slab is of huge pages of 2 MiB, not of %r" % (huge_pages,))
         wanted.flags = (0 if pinned else _PAGEABLE) | (_HUGE_PAGES if huge_pages else 0)
         if numa_node is not None:
             wanted.flags |= _ON_NODE

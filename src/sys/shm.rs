@@ -33,8 +33,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Makes a segment of `bytes`, full of zeros, under a name that no living process has. What one that ended left
-    /// under it goes.
+    /// Makes a segment of `bytes`, full of zeros, under a name that no living process has; what a dead one left goes.
     pub fn create(
         operation: &'static str,
         folder: &Path,
@@ -42,6 +41,8 @@ impl Segment {
         bytes: u64,
     ) -> Result<Segment> {
         let path = path_of(operation, folder, name)?;
+        // What was left under the name takes room too.
+        remove_left(operation, &path)?;
         check_room(operation, folder, bytes)?;
         let failed = |call: &str, error: &io::Error| failed(operation, call, &path, bytes, error);
         let file = (OpenOptions::new().read(true).write(true))

@@ -1,8 +1,12 @@
 """Memory of the host from Python: what it is, how long it stays, what is refused."""
 
+import shutil
+import subprocess
+import sys
 import textwrap
 
 import pytest
+from conftest import environment
 
 
 def test_buffers(sim):
@@ -395,6 +399,18 @@ def test_what_a_killed_process_left(sim):
         assert bytes(buffer.memoryview()[:4]) == bytes(4)
     assert not os.path.exists(PATH) and host.blocks()["blocks"] == 0
     """))
+
+
+def test_room_that_a_killed_process_left_under_the_name(sim):
+    """In a /dev/shm that holds one of them."""
+    small = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=64m tmpfs /dev/shm && exec \"$@\"", "sh"]
+    if not shutil.which("unshare") or subprocess.run(small + ["true"], capture_output=True).returncode:
+        pytest.skip("no small /dev/shm can be mounted here: it takes root")
+    maker = "import os, signal; from hbmalloc import host; kept = host.shared(40 << 20, 'hbmalloc-room'); os.kill(os.getpid(), signal.SIGKILL)"
+    taker = "from hbmalloc import host; host.shared(40 << 20, 'hbmalloc-room').close()"
+    both = small + ["sh", "-c", '"$0" -c "$1"; exec "$0" -c "$2"', sys.executable, maker, taker]
+    done = subprocess.run(both, env=environment(HBMALLOC_DRIVER="sim"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_policies(sim):

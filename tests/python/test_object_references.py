@@ -88,3 +88,18 @@ for found in batch[1:]:
     found.ref_count_down()
 assert used() == 0 and made.memcheck()
 """)
+
+
+def test_close_after_tensors_that_are_gone(sim):
+    """What a batch keeps for the next who asks is no view of anybody's."""
+    import pytest
+
+    pytest.importorskip("torch")
+    sim(COMMON + """
+import torch
+objects = made.allocate(host.MemoryLayoutDesc([torch.Size([4096])], [torch.uint8]), 4)[1]
+objects[0].tensor.fill_(1)
+made.close()
+assert host.blocks()["blocks"] == 0, host.blocks()
+assert objects[1].tensor is None
+""")
