@@ -5,8 +5,10 @@ import importlib.util
 import pytest
 
 COMMON = """
-import ctypes, gc, os, random, sys, threading, time
+import ctypes, gc, os, random, signal, sys, threading, time
 import hbmalloc
+# What runs in the background of a shell is started deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from hbmalloc import host
 from hbmalloc.host import (
     L1Error, L1MemoryManager, L1MemoryManagerConfig, MemoryLayoutDesc, MemoryObj, Slab, create_memory_allocator)

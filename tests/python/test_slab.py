@@ -12,6 +12,8 @@ from conftest import environment
 COMMON = """
 import ctypes, gc, os, signal, subprocess, sys, threading, time
 import hbmalloc
+# What runs in the background of a shell is started deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from hbmalloc import host
 from hbmalloc.host import Slab
 MIB, GIB = 1 << 20, 1 << 30

@@ -24,7 +24,7 @@ pub struct SlabWanted<'a> {
     pub bytes: u64,
     /// What is there before the first use, up to `bytes`.
     pub first: u64,
-    /// The most that is registered at once by growing, until more is needed in one piece; 0 for [`PART`].
+    /// The most that is registered at once by growing, until more is needed in one piece; 0 for 256 MiB.
     pub part: u64,
     /// Bytes a second that growing takes on while nobody waits for it; 0 for [`PACE`].
     pub pace: u64,
