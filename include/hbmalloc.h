@@ -630,7 +630,7 @@ typedef struct hbm_objects_usage_t {
     uint64_t total;
     // The largest piece that is free.
     uint64_t largest_free;
-    // Objects that somebody holds.
+    // Objects that somebody holds, and freed ones that somebody still sees.
     uint64_t objects;
 } hbm_objects_usage_t;
 

@@ -27,7 +27,7 @@ pub struct hbm_objects_usage_t {
     pub total: u64,
     /// The largest piece that is free.
     pub largest_free: u64,
-    /// Objects that somebody holds.
+    /// Objects that somebody holds, and freed ones that somebody still sees.
     pub objects: u64,
 }
 

@@ -167,12 +167,6 @@ impl ObjectPool {
         Ok((holders.references, holders.pins, holders.views))
     }
 
-    /// An object's address and length.
-    pub fn memory_of(&self, operation: &'static str, object: Object) -> Result<(u64, u64)> {
-        let (record, _, _) = self.look(operation, object)?;
-        Ok(record.memory())
-    }
-
     /// An object's record, its word and who holds it.
     #[inline]
     fn look(&self, operation: &'static str, object: Object) -> Result<(&Record, u64, Holders)> {

@@ -83,7 +83,7 @@ pub struct Usage {
     pub total: u64,
     /// The largest piece that is free.
     pub largest: u64,
-    /// Objects that somebody holds.
+    /// Objects that somebody holds or still sees.
     pub objects: u64,
 }
 
@@ -172,9 +172,13 @@ impl ObjectPool {
             stock.add(part.address, part.bytes);
         }
         stock.parts += parts.len();
-        let most_idle = stock.total / SHELF_PART;
-        self.most_idle.store(most_idle, Ordering::Relaxed);
+        self.bound_shelves(stock);
         !parts.is_empty()
+    }
+
+    fn bound_shelves(&self, stock: &Stock) {
+        let most = stock.total / SHELF_PART;
+        self.most_idle.store(most, Ordering::Relaxed);
     }
 
     /// Adds addresses behind the last, to a pool that has no memory.
@@ -192,8 +196,7 @@ impl ObjectPool {
                 .advice("A pool on a slab grows with it; addresses grow by multiples of 512"));
         }
         stock.extend(bytes);
-        let most_idle = stock.total / SHELF_PART;
-        self.most_idle.store(most_idle, Ordering::Relaxed);
+        self.bound_shelves(&stock);
         Ok(())
     }
 

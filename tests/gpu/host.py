@@ -89,7 +89,7 @@ def refused():
     check(float((x + x).sum()) == 2000, "kernels run after it")
 
 
-@case("a slab grows in parts; one copy over a seam is the driver's error, ours is cut there")
+@case("a slab grows in parts, and our copies go over its seams")
 def seams():
     import torch
 
