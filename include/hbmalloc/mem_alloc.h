@@ -31,7 +31,7 @@ inline std::uintptr_t given(std::uintptr_t address) {
 
 inline const char *name_of(const std::string &name) {
     if (name.find('\0') != std::string::npos) {
-        throw std::invalid_argument("a name of shared memory holds no zero character");
+        throw std::runtime_error("a name of shared memory holds no zero character");
     }
     return name.c_str();
 }

@@ -148,7 +148,7 @@ unsafe fn share(operation: &'static str, size: usize, name: *const c_char, is_ne
     address as usize
 }
 
-/// Pinned memory that other processes of the user can have too, under a name as of shm_open, mode 0600: zeros, otherwise as
+/// Pinned memory that other processes of the user can have too, under a name as of shm_open, mode 0600 (and the sticky bit): zeros, otherwise as
 /// hbm_alloc_pinned_ptr. What a process that ended left under the name goes; HBM_BUSY where one that lives has it.
 /// /dev/shm must have as many bytes left. The name goes with its maker's hbm_free_shm_pinned_ptr or exit; who is attached keeps
 /// the memory. 0 on failure.

@@ -325,19 +325,10 @@ pub(super) fn populate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::faked::root;
     use crate::sys::policy::Policy;
 
     const MIB: u64 = 1 << 20;
-
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        root
-    }
 
     fn nodes(policy: Policy, free: &[u64]) -> Binding {
         let node = |(number, free): (usize, &u64)| Node {

@@ -2,6 +2,8 @@
 
 pub mod cuda;
 pub mod descriptors;
+#[cfg(test)]
+pub mod faked;
 pub mod heap;
 pub mod hip;
 pub mod library;
