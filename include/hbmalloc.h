@@ -1231,6 +1231,17 @@ size_t hbm_alloc_host_ptr(size_t size,
 int hbm_free_host_ptr(size_t address,
                       size_t size);
 
+// Writes where the registrations of a block end, as bytes from `address`, at which it begins, and how many they are: one
+// unless it is pinned and above 256 GiB, which drivers register in parts. One copy may not cross from one into the next;
+// hbm_memcpy_batch cuts there. At most `capacity` are written. HBM_NOT_OWNED for what is no block of the functions above,
+// or of an allocator of the host's kinds.
+//
+// Required: `ends` must have room for `capacity` numbers or be NULL with capacity 0, `count` be valid for a write.
+int hbm_host_seams(size_t address,
+                   uint64_t *ends,
+                   size_t capacity,
+                   size_t *count);
+
 // Writes what the functions above, and allocators of the host's kinds, gave out and did not take back yet.
 //
 // Required: `out` must point to a struct whose `struct_size` is filled in.
@@ -1297,7 +1308,7 @@ int32_t hbm_slab_stats(struct hbm_slab_t *slab, struct hbm_slab_stats_t *out);
 // Writes where the parts of a slab end, as bytes from its first address, and how many they are; one copy may not cross from
 // one part into the next. At most `capacity` are written.
 //
-// Required: `ends` must be NULL or have room for `capacity` numbers, `count` be valid for a write.
+// Required: `ends` must have room for `capacity` numbers or be NULL with capacity 0, `count` be valid for a write.
 int32_t hbm_slab_seams(struct hbm_slab_t *slab,
                        uint64_t *ends,
                        size_t capacity,

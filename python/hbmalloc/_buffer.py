@@ -4,7 +4,7 @@ import ctypes
 import functools
 import threading
 
-from . import _dlpack
+from . import _dlpack, _library
 from ._errors import HbmallocError
 
 
@@ -89,6 +89,12 @@ class HostBuffer:
     @property
     def is_pinned(self):
         return self._is_pinned
+
+    def seams(self):
+        """Where its registrations end, in bytes from its first address: one copy of the driver's may not cross from one
+        into the next. One, but for pinned memory above 256 GiB."""
+        self._check_open()
+        return _library.ask_list("hbm_host_seams", self._block.address, "HostBuffer.seams")
 
     def _view_hold(self):
         with self._block.lock:

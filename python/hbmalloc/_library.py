@@ -255,6 +255,7 @@ PROTOTYPES = {
     "hbm_free_host_ptr": (c_int32, [c_size_t, c_size_t]),
     "hbm_nearest_numa_node": (c_int32, [c_int32, POINTER(c_int32)]),
     "hbm_host_blocks": (c_int32, [POINTER(HostBlocks)]),
+    "hbm_host_seams": (c_int32, [c_size_t, POINTER(c_uint64), c_size_t, POINTER(c_size_t)]),
     "hbm_slab_open": (c_int32, [POINTER(SlabWanted), POINTER(c_void_p)]),
     "hbm_slab_close": (c_int32, [c_void_p]),
     "hbm_slab_stats": (c_int32, [c_void_p, POINTER(SlabStats)]),
@@ -366,6 +367,16 @@ def address(name):
     if function is None:
         raise HbmallocError("%s does not export %s" % (get_library_path(), name))
     return ctypes.cast(function, c_void_p).value
+
+
+def ask_list(function, of, operation):
+    """The numbers that a function lists, asked for once more as long as they become more."""
+    function, count, numbers = getattr(library(), function), c_size_t(), ()
+    while True:
+        check(function(of, numbers or None, len(numbers), count), operation)
+        if count.value <= len(numbers):
+            return list(numbers[:count.value])
+        numbers = (c_uint64 * count.value)()
 
 
 def check(status, operation):

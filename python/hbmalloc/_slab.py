@@ -97,12 +97,7 @@ class Slab(HostBuffer):
         """Where its parts end, in bytes from its first address: one copy of the driver's may not cross from one into the
         next."""
         self._check_open()
-        library, count = _library.library(), ctypes.c_size_t()
-        _library.check(library.hbm_slab_seams(self._handle, None, 0, count), "Slab.seams")
-        # It may have grown meanwhile, or shrunk; what comes first stays.
-        ends = (ctypes.c_uint64 * count.value)()
-        _library.check(library.hbm_slab_seams(self._handle, ends, len(ends), count), "Slab.seams")
-        return ends[:count.value]
+        return _library.ask_list("hbm_slab_seams", self._handle, "Slab.seams")
 
     def wait(self, nbytes=None, timeout=None):
         """Waits until `nbytes` are ready, all of them by default, at most `timeout` seconds, and says how many are.

@@ -1,6 +1,6 @@
 //! Statistics by tag and by stream.
 
-use super::{export, text_argument, write_name, write_out, write_struct};
+use super::{export, text_argument, write_list, write_name, write_struct};
 use crate::core::tags::TagId;
 use crate::error::{Error, Result};
 use crate::gpu::Stream;
@@ -165,16 +165,9 @@ pub unsafe extern "C" fn hbm_stream_list(
 ) -> i32 {
     const OPERATION: &str = "hbm_stream_list";
     export(|| {
-        if streams.is_null() && capacity > 0 {
-            return Err(Error::invalid(OPERATION, "streams is NULL"));
-        }
         let known = observe::process().streams(device)?;
+        let handles: Vec<_> = known.iter().map(|stream| stream.raw()).collect();
         // SAFETY: passed on to the caller.
-        unsafe { write_out(OPERATION, count, known.len())? };
-        for (index, stream) in known.iter().take(capacity).enumerate() {
-            // SAFETY: `index` lies below `capacity`, which the caller vouches for.
-            unsafe { streams.add(index).write(stream.raw()) };
-        }
-        Ok(())
+        unsafe { write_list(OPERATION, &handles, streams, capacity, count) }
     })
 }

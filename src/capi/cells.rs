@@ -1,6 +1,6 @@
 //! Memory that the caller takes away and brings back by himself, at addresses that stay.
 
-use super::{export, write_out, write_struct};
+use super::{export, write_list, write_out, write_struct};
 use crate::error::{Error, Result};
 use crate::extent::cell::Behind;
 use crate::gpu::Stream;
@@ -263,16 +263,9 @@ pub unsafe extern "C" fn hbm_cell_list(
 ) -> i32 {
     const OPERATION: &str = "hbm_cell_list";
     export(|| {
-        if addresses.is_null() && capacity > 0 {
-            return Err(Error::invalid(OPERATION, "the list is NULL"));
-        }
         let found = observe::process().cell_addresses()?;
-        for (index, address) in found.iter().take(capacity).enumerate() {
-            // SAFETY: passed on to the caller: there is room for `capacity`.
-            unsafe { addresses.add(index).write(*address) };
-        }
         // SAFETY: passed on to the caller.
-        unsafe { write_out(OPERATION, count, found.len()) }
+        unsafe { write_list(OPERATION, &found, addresses, capacity, count) }
     })
 }
 

@@ -1,7 +1,7 @@
 //! Memory of the host under the names that LMCache's `mem_alloc` gives it.
 
 use super::descriptor::{OLDER_SIZES, hbm_allocator_desc_t, host_plan};
-use super::{export, read_struct, text_argument, write_struct};
+use super::{export, read_struct, text_argument, write_list, write_struct};
 use crate::observe;
 use crate::process::host::HostKind;
 use crate::process::host_making::{HostPages, HostPlan};
@@ -219,6 +219,28 @@ pub unsafe extern "C" fn hbm_alloc_host_ptr(
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_free_host_ptr(address: usize, size: usize) -> c_int {
     free(HostKind::Described, address, Some(size))
+}
+
+/// Writes where the registrations of a block end, as bytes from `address`, at which it begins, and how many they are: one
+/// unless it is pinned and above 256 GiB, which drivers register in parts. One copy may not cross from one into the next;
+/// hbm_memcpy_batch cuts there. At most `capacity` are written. HBM_NOT_OWNED for what is no block of the functions above,
+/// or of an allocator of the host's kinds.
+///
+/// # Safety
+/// `ends` must have room for `capacity` numbers or be NULL with capacity 0, `count` be valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn hbm_host_seams(
+    address: usize,
+    ends: *mut u64,
+    capacity: usize,
+    count: *mut usize,
+) -> c_int {
+    const OPERATION: &str = "hbm_host_seams";
+    export(|| {
+        let found = observe::process().host_block_seams(OPERATION, address as u64)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_list(OPERATION, &found, ends, capacity, count) }
+    })
 }
 
 /// Writes what the functions above, and allocators of the host's kinds, gave out and did not take back yet.

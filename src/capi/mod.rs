@@ -89,6 +89,29 @@ unsafe fn write_out<T>(operation: &'static str, out: *mut T, value: T) -> Result
     Ok(())
 }
 
+/// Writes values as far as `capacity` reaches, and how many there are.
+///
+/// # Safety
+/// `out` must be null or have room for `capacity` values, `count` be null or valid for a write.
+unsafe fn write_list<T: Copy>(
+    operation: &'static str,
+    values: &[T],
+    out: *mut T,
+    capacity: usize,
+    count: *mut usize,
+) -> Result<()> {
+    if out.is_null() && capacity > 0 {
+        return Err(Error::invalid(operation, "the list is NULL"));
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { write_out(operation, count, values.len()) }?;
+    for (place, value) in values.iter().take(capacity).enumerate() {
+        // SAFETY: below `capacity`, which the caller vouches for.
+        unsafe { out.add(place).write(*value) };
+    }
+    Ok(())
+}
+
 /// Writes an out-struct, as much of it as the caller's version has. `T`'s first field is its size.
 ///
 /// # Safety

@@ -1,9 +1,10 @@
 //! Memory of the host that grows.
 
-use super::{export, read_struct, text_argument, write_out, write_struct};
+use super::{export, read_struct, text_argument, write_list, write_out, write_struct};
 use crate::error::Result;
 use crate::observe;
 use crate::process::slabs::SlabSpec;
+use crate::source::slab::Part;
 use std::ffi::c_char;
 use std::time::{Duration, Instant};
 
@@ -172,7 +173,7 @@ pub unsafe extern "C" fn hbm_slab_stats(slab: *mut hbm_slab_t, out: *mut hbm_sla
 /// one part into the next. At most `capacity` are written.
 ///
 /// # Safety
-/// `ends` must be NULL or have room for `capacity` numbers, `count` be valid for a write.
+/// `ends` must have room for `capacity` numbers or be NULL with capacity 0, `count` be valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_slab_seams(
     slab: *mut hbm_slab_t,
@@ -184,13 +185,10 @@ pub unsafe extern "C" fn hbm_slab_seams(
         let open = observe::process().slab("hbm_slab_seams", number(slab))?;
         let base = open.slab().address();
         let parts = open.slab().parts_from(0);
-        let room = if ends.is_null() { 0 } else { capacity };
-        for (place, part) in parts.iter().enumerate().take(room) {
-            // SAFETY: below `capacity`, which the caller vouches for.
-            unsafe { ends.add(place).write(part.address + part.bytes - base) };
-        }
+        let end = |part: &Part| part.address + part.bytes - base;
+        let found: Vec<u64> = parts.iter().map(end).collect();
         // SAFETY: passed on to the caller.
-        unsafe { write_out("hbm_slab_seams", count, parts.len()) }
+        unsafe { write_list("hbm_slab_seams", &found, ends, capacity, count) }
     })
 }
 

@@ -1,5 +1,5 @@
 //! Which node of the host is nearest to a device. The system knows the devices on the bus; the driver is asked
-//! where that has no word of one. Neither may know, and then nothing is guessed.
+//! where that says nothing of one, or -1. Neither may know, and then nothing is guessed.
 
 use super::device::Device;
 use super::driver::Driver;
@@ -48,15 +48,22 @@ fn nearest(cuda: &Cuda, device: c_int) -> Result<Option<u32>> {
         Err(refusal) if refusal.code.is_none() => None,
         Err(refusal) => return Err(cuda.error(refusal)),
     };
-    let topology = Topology::read(root);
+    nearest_of(of_bus, &Topology::read(root), || {
+        known_to_driver(cuda, device)
+    })
+}
+
+fn nearest_of(
+    of_bus: Option<i32>,
+    topology: &Topology,
+    of_driver: impl FnOnce() -> Result<Option<i32>>,
+) -> Result<Option<u32>> {
     match of_bus {
-        Some(node) => Ok(topology.nearest_whole(node)),
-        None => Ok(
-            known_to_driver(cuda, device)?.and_then(|node| match topology.knows(node) {
-                true => topology.nearest_whole(node),
-                false => u32::try_from(node).ok(),
-            }),
-        ),
+        Some(node) if node >= 0 => Ok(topology.nearest_whole(node)),
+        _ => Ok(of_driver()?.and_then(|node| match topology.knows(node) {
+            true => topology.nearest_whole(node),
+            false => u32::try_from(node).ok(),
+        })),
     }
 }
 
@@ -77,5 +84,36 @@ fn known_to_driver(cuda: &Cuda, device: c_int) -> Result<Option<i32>> {
         Ok(()) => Ok(Some(node)),
         Err(refusal) if refusal.code == Some(DriverCode::INVALID_VALUE) => Ok(None),
         Err(refusal) => Err(cuda.error(refusal)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::faked::root;
+
+    #[test]
+    fn the_driver_is_asked_where_the_bus_says_nothing() {
+        let folder = "sys/devices/system/node";
+        let mut files = vec![(format!("{folder}/online"), "0-1")];
+        for node in 0..2 {
+            files.push((format!("{folder}/node{node}/cpulist"), "0"));
+            files.push((
+                format!("{folder}/node{node}/meminfo"),
+                "Node MemTotal: 9 kB",
+            ));
+        }
+        let files: Vec<_> = files
+            .iter()
+            .map(|(path, text)| (path.as_str(), *text))
+            .collect();
+        let root = root(&files);
+        let there = Topology::read(root.path());
+        let nearest = |bus, driver| nearest_of(bus, &there, || Ok(driver)).unwrap();
+        assert_eq!(nearest(Some(0), Some(1)), Some(0));
+        assert_eq!(nearest(Some(-1), Some(1)), Some(1));
+        assert_eq!(nearest(None, Some(1)), Some(1));
+        assert_eq!(nearest(Some(-1), Some(-1)), None);
+        assert_eq!(nearest(Some(-1), None), None);
     }
 }

@@ -2,7 +2,7 @@
 //! of another kind are errors that change nothing.
 
 use super::Process;
-use super::lifetime;
+use super::lifetime::{self, HostStake};
 use crate::error::{Error, Result, Status};
 use crate::gpu::Device;
 use crate::registry::AllocatorId;
@@ -90,6 +90,7 @@ pub(super) struct Owned {
     pub is_pinned: bool,
     /// What it is a map of, if others share it: gone after it.
     pub segment: Option<Segment>,
+    pub _stake: HostStake,
 }
 
 impl Owned {
@@ -186,6 +187,12 @@ impl Process {
         }
     }
 
+    /// The same, for who takes a lock of the host's memory.
+    pub(super) fn host_stake(&self) -> Result<HostStake> {
+        self.check_host_is_ours()?;
+        Ok(HostStake::take())
+    }
+
     /// Registers so many bytes of blocks to come at once, whole huge pages: so that a test has seams in less than what
     /// drivers cannot do.
     pub fn register_host_at_most(&self, bytes: u64) {
@@ -227,7 +234,7 @@ impl Process {
         if lifetime::is_exiting() {
             return Ok(HostSize::default());
         }
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         let owned = {
             let mut table = self.host_table();
             let found = (table.get(&address)).ok_or_else(|| {
@@ -253,9 +260,21 @@ impl Process {
         })
     }
 
+    /// Where the registrations of the block at an address end, in bytes from there; it ends where the last does.
+    pub fn host_block_seams(&self, operation: &'static str, address: u64) -> Result<Vec<u64>> {
+        let _stake = self.host_stake()?;
+        let table = self.host_table();
+        let owned = (table.get(&address)).ok_or_else(|| {
+            Error::new(Status::NotOwned, operation)
+                .detail(format!("no block of the host begins at {address:#x}"))
+        })?;
+        let inner = owned.seams().into_iter().map(|seam| seam - address);
+        Ok(inner.chain([owned.size.bytes]).collect())
+    }
+
     /// An error for what is no block of that kind.
     pub fn check_host_block(&self, kind: HostKind, address: u64) -> Result<()> {
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         match self.host_table().get(&address) {
             Some(owned) if owned.kind == kind => Ok(()),
             _ => Err(Error::new(Status::NotOwned, kind.deallocator())
@@ -265,7 +284,7 @@ impl Process {
 
     /// What is given out.
     pub fn host_block_stats(&self) -> Result<HostBlockStats> {
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         let mut stats = HostBlockStats::default();
         for owned in self.host_table().values() {
             stats.blocks += 1;

@@ -2,7 +2,6 @@
 
 use super::Process;
 use super::host::{HostKind, HostSize, Memory, Owned};
-use super::lifetime;
 use crate::config::table::Opt;
 use crate::error::{Error, Result};
 use crate::gpu::Device;
@@ -76,6 +75,10 @@ impl HostPlan {
         if self.pages == HostPages::Heap && self.nodes.is_some() {
             return Err(Error::invalid(operation, "the heap is on no node"));
         }
+        if matches!(self.pages, HostPages::Shared { is_new: false, .. }) && self.nodes.is_some() {
+            let what = "memory that another made is on the nodes that its maker chose";
+            return Err(Error::invalid(operation, what).advice("Attach to it without nodes"));
+        }
         let is_drivers =
             self.is_pinned && self.pages == HostPages::Ordinary && self.nodes.is_none();
         let (known, more) = match (is_drivers, self.is_pinned) {
@@ -114,26 +117,28 @@ impl Process {
             }
             _ => kind.allocator(),
         };
-        self.check_host_is_ours()?;
-        lifetime::watch_host_memory();
+        let stake = self.host_stake()?;
         plan.check(operation)?;
         if bytes == 0 {
             return Err(Error::invalid(operation, "a size of 0 bytes"));
         }
-        let owned = match (&plan.pages, plan.flags & WRITE_COMBINED) {
-            (HostPages::Heap, _) => (
-                Memory::Heap(Heap::new(operation, bytes, align)?),
-                bytes,
-                None,
-            ),
+        let (memory, held, segment) = match (&plan.pages, plan.flags & WRITE_COMBINED) {
+            (HostPages::Heap, _) => {
+                // What is small the heap may have already.
+                if bytes >= HUGE_PAGE {
+                    host::check_memory(Path::new("/"), operation, bytes)?;
+                }
+                let heap = Heap::new(operation, bytes, align)?;
+                (Memory::Heap(heap), bytes, None)
+            }
             (_, 0) => self.block(operation, bytes, align, plan)?,
             _ => {
+                host::check_memory(Path::new("/"), operation, bytes)?;
                 let device = self.pinning_device()?;
                 let address = device.allocate_pinned_as(bytes, plan.flags)?;
                 (Memory::Driver { device, address }, bytes, None)
             }
         };
-        let (memory, held, segment) = owned;
         let size = HostSize {
             requested: bytes,
             bytes: held,
@@ -144,6 +149,7 @@ impl Process {
             size,
             is_pinned: plan.is_pinned,
             segment,
+            _stake: stake,
         });
         Ok((address, size))
     }

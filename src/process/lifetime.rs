@@ -5,7 +5,7 @@
 use crate::error::{Error, Result, Status, Warning, Warnings};
 use crate::sys::{library, linux, scratch, shm};
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 static EXITING: AtomicBool = AtomicBool::new(false);
 
@@ -25,16 +25,34 @@ pub(super) fn watch_forks() {
 /// Whether this process was forked from one that had memory of the host.
 static LOST_HOST_MEMORY: AtomicBool = AtomicBool::new(false);
 
-/// From here on, a child that is forked knows that it does not have the host's memory of its parent.
-pub(super) fn watch_host_memory() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        linux::at_fork_in_child(note_lost_host_memory);
-    });
+/// How many [`HostStake`]s there are.
+static HOST_STAKES: AtomicUsize = AtomicUsize::new(0);
+
+/// Memory of the host that is there, is being made, or is looked at under a lock: a child that is forked meanwhile
+/// has lost it.
+pub(super) struct HostStake(());
+
+impl HostStake {
+    pub fn take() -> HostStake {
+        static ONCE: Once = Once::new();
+        HOST_STAKES.fetch_add(1, Ordering::SeqCst);
+        ONCE.call_once(|| {
+            linux::at_fork_in_child(note_lost_host_memory);
+        });
+        HostStake(())
+    }
+}
+
+impl Drop for HostStake {
+    fn drop(&mut self) {
+        HOST_STAKES.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 extern "C" fn note_lost_host_memory() {
-    LOST_HOST_MEMORY.store(true, Ordering::SeqCst);
+    if HOST_STAKES.load(Ordering::SeqCst) > 0 {
+        LOST_HOST_MEMORY.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Whether the host's memory that the process's records tell of is its parent's.

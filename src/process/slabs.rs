@@ -3,7 +3,7 @@
 use super::Process;
 use super::host::HostBlockStats;
 use super::host_making::{HostPlan, PORTABLE};
-use super::lifetime;
+use super::lifetime::{self, HostStake};
 use crate::core::seams::Seams;
 use crate::error::{Error, Result, Status};
 use crate::object::{Memory, ObjectPool};
@@ -43,6 +43,14 @@ pub struct OpenSlab {
     is_pinned: bool,
     /// Gone after it.
     _segment: Option<Segment>,
+    _stake: HostStake,
+}
+
+struct OpenPool {
+    pool: Arc<ObjectPool>,
+    /// The number of its slab, if it is on one.
+    slab: Option<u64>,
+    _stake: HostStake,
 }
 
 impl OpenSlab {
@@ -55,7 +63,15 @@ impl OpenSlab {
 #[derive(Default)]
 struct Tables {
     slabs: FxHashMap<u64, Arc<OpenSlab>>,
-    pools: FxHashMap<u64, (Arc<ObjectPool>, Option<u64>)>,
+    pools: FxHashMap<u64, OpenPool>,
+}
+
+impl Tables {
+    /// The pool of objects on a slab.
+    fn pool_on(&self, slab: u64) -> Option<&Arc<ObjectPool>> {
+        let mut pools = self.pools.values();
+        pools.find_map(|open| (open.slab == Some(slab)).then_some(&open.pool))
+    }
 }
 
 /// What is open, by number.
@@ -124,8 +140,7 @@ fn unknown(operation: &'static str, what: &str, number: u64) -> Error {
 impl Process {
     /// Opens a slab; its number.
     pub fn open_slab(&self, operation: &'static str, spec: &SlabSpec<'_>) -> Result<u64> {
-        self.check_host_is_ours()?;
-        lifetime::watch_host_memory();
+        let stake = self.host_stake()?;
         check(operation, spec)?;
         let binding = match spec.node {
             Some(node) => self.binding(operation, &HostPlan::on_node(node, spec.is_pinned))?,
@@ -168,6 +183,7 @@ impl Process {
             requested: spec.bytes,
             is_pinned: spec.is_pinned,
             _segment: segment,
+            _stake: stake,
         };
         self.slabs.write().slabs.insert(number, Arc::new(open));
         Ok(number)
@@ -175,7 +191,7 @@ impl Process {
 
     /// The slab of a number.
     pub fn slab(&self, operation: &'static str, number: u64) -> Result<Arc<OpenSlab>> {
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         let found = self.slabs.read().slabs.get(&number).cloned();
         found.ok_or_else(|| unknown(operation, "slab", number))
     }
@@ -183,10 +199,7 @@ impl Process {
     /// Gives parts of a slab back from the end that no object is in, while `least` bytes stay; the bytes given back.
     pub fn shrink_slab(&self, operation: &'static str, number: u64, least: u64) -> Result<u64> {
         let open = self.slab(operation, number)?;
-        let on_it = |(pool, slab): &(Arc<ObjectPool>, Option<u64>)| {
-            (*slab == Some(number)).then(|| pool.clone())
-        };
-        let pool = self.slabs.read().pools.values().find_map(on_it);
+        let pool = self.slabs.read().pool_on(number).cloned();
         match pool {
             Some(pool) => pool.shrink(operation, least),
             None => open.slab().shrink_to(least),
@@ -198,9 +211,9 @@ impl Process {
         if lifetime::is_exiting() {
             return Ok(());
         }
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         let mut tables = self.slabs.write();
-        if tables.pools.values().any(|(_, slab)| *slab == Some(number)) {
+        if tables.pool_on(number).is_some() {
             return Err(Error::new(Status::Busy, operation)
                 .detail("a pool of objects is open on the slab")
                 .advice("Close the pool first"));
@@ -219,14 +232,13 @@ impl Process {
         slab: Option<u64>,
         align: u64,
     ) -> Result<u64> {
-        self.check_host_is_ours()?;
-        lifetime::watch_host_memory();
+        let stake = self.host_stake()?;
         let mut tables = self.slabs.write();
         let memory = match slab {
             Some(number) => {
                 let found = tables.slabs.get(&number);
                 let open = found.ok_or_else(|| unknown(operation, "slab", number))?;
-                if tables.pools.values().any(|(_, other)| *other == slab) {
+                if tables.pool_on(number).is_some() {
                     return Err(Error::new(Status::Busy, operation)
                         .detail("another pool of objects is open on the slab"));
                 }
@@ -236,19 +248,24 @@ impl Process {
         };
         let pool = Arc::new(ObjectPool::new(operation, memory, align)?);
         let number = self.slabs.number();
-        tables.pools.insert(number, (pool, slab));
+        let open = OpenPool {
+            pool,
+            slab,
+            _stake: stake,
+        };
+        tables.pools.insert(number, open);
         Ok(number)
     }
 
     /// The pool of objects of a number.
     pub fn objects(&self, operation: &'static str, number: u64) -> Result<Arc<ObjectPool>> {
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         let found = self
             .slabs
             .read()
             .pools
             .get(&number)
-            .map(|(pool, _)| pool.clone());
+            .map(|open| open.pool.clone());
         found.ok_or_else(|| unknown(operation, "pool of objects", number))
     }
 
@@ -262,11 +279,11 @@ impl Process {
         if lifetime::is_exiting() {
             return Ok(());
         }
-        self.check_host_is_ours()?;
+        let _stake = self.host_stake()?;
         let closed = self.slabs.write().pools.remove(&number);
-        let (pool, _) = closed.ok_or_else(|| unknown(operation, "pool of objects", number))?;
+        let open = closed.ok_or_else(|| unknown(operation, "pool of objects", number))?;
         self.slabs.closed.fetch_add(1, Ordering::AcqRel);
-        pool.close();
+        open.pool.close();
         Ok(())
     }
 }

@@ -188,30 +188,36 @@ fn whole_pages(operation: &'static str, bytes: u64, page: u64) -> Result<u64> {
 
 /// What the system has not got is not tried: it would swap and kill before it said no.
 pub(super) fn check_left(root: &Path, wanted: &Wanted<'_>, bytes: u64) -> Result<()> {
-    let left = match wanted.pages {
-        PageKind::Ordinary => limits::memory(root),
+    match wanted.pages {
+        PageKind::Ordinary => check_memory(root, wanted.operation, bytes),
         // In no other count.
         PageKind::SetAside(page) => match limits::huge_pages_of_groups(root, page) {
-            Some(left) => left,
-            None => return Ok(()),
+            Some(left) => fits(wanted.operation, bytes, &left),
+            None => Ok(()),
         },
-        PageKind::Shared(segment) if segment.is_own() => limits::memory(root),
-        PageKind::Shared(_) => return Ok(()),
-    };
-    match bytes <= left.bytes {
-        true => Ok(()),
-        false => Err(lacking(wanted, bytes, &left)),
+        PageKind::Shared(segment) if segment.is_own() => {
+            check_memory(root, wanted.operation, bytes)
+        }
+        PageKind::Shared(_) => Ok(()),
     }
 }
 
-fn lacking(wanted: &Wanted<'_>, bytes: u64, left: &Left) -> Error {
-    Error::new(Status::OutOfMemory, wanted.operation)
+/// The same for ordinary memory, however it is made.
+pub fn check_memory(root: &Path, operation: &'static str, bytes: u64) -> Result<()> {
+    fits(operation, bytes, &limits::memory(root))
+}
+
+fn fits(operation: &'static str, bytes: u64, left: &Left) -> Result<()> {
+    if bytes <= left.bytes {
+        return Ok(());
+    }
+    Err(Error::new(Status::OutOfMemory, operation)
         .bytes(bytes)
         .detail(format!(
             "{} has {} bytes left, and {bytes} are needed",
             left.whose, left.bytes
         ))
-        .advice("Ask for less, free memory of the host, or have the limit raised")
+        .advice("Ask for less, free memory of the host, or have the limit raised"))
 }
 
 /// Memory that must be of some nodes is not elsewhere when they have run out: the system kills then.
@@ -233,10 +239,7 @@ pub(super) fn check_nodes(root: &Path, wanted: &Wanted<'_>, bytes: u64) -> Resul
         bytes: sum(&|node| node.free),
         whose: format!("what there is to {}", binding.text()),
     };
-    match bytes <= left.bytes {
-        true => Ok(()),
-        false => Err(lacking(wanted, bytes, &left)),
-    }
+    fits(wanted.operation, bytes, &left)
 }
 
 /// What it means that pages which were set aside, and there a moment ago, could not be populated.

@@ -158,7 +158,7 @@ impl Drop for Segment {
         if !self.is_maker {
             return;
         }
-        names::forget(&self.path);
+        names::forget(&self.path, &self.file);
         // One that cannot be removed is known as left over from here on, since the lock goes.
         remove_own(&self.file, &self.path);
     }

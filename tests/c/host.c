@@ -61,7 +61,22 @@ static void on_a_node_without_a_driver(void) {
 
 /* The pages are not in a child, which may have others at their addresses. */
 static void in_a_child(void) {
+    CHECK(hbm_alloc_numa_ptr(4 * MIB, 1023) == 0);
     uintptr_t block = hbm_alloc_numa_ptr(4 * MIB, 0);
+    CHECK(block != 0);
+    EXPECT(HBM_OK, hbm_free_numa_ptr(block, 4 * MIB));
+    /* A parent that had some, and has none any more, has nothing that a child could lose. */
+    pid_t free_child = fork();
+    if (free_child == 0) {
+        block = hbm_alloc_numa_ptr(4 * MIB, 0);
+        CHECK(block != 0 && held().blocks == 1);
+        use(block, 4 * MIB);
+        EXPECT(HBM_OK, hbm_free_numa_ptr(block, 4 * MIB));
+        _exit(0);
+    }
+    int free_status = 1;
+    CHECK(waitpid(free_child, &free_status, 0) == free_child && free_status == 0);
+    block = hbm_alloc_numa_ptr(4 * MIB, 0);
     CHECK(block != 0);
     pid_t child = fork();
     if (child == 0) {
@@ -92,6 +107,14 @@ static void wrong_arguments(void) {
     CHECK(hbm_alloc_numa_ptr((size_t)1 << 46, 0) == 0);
     EXPECT_ERROR_TEXT("bytes left");
     CHECK(hbm_last_status() == HBM_OUT_OF_MEMORY);
+    CHECK(hbm_alloc_pinned_ptr((size_t)1 << 46, 4) == 0);
+    EXPECT_ERROR_TEXT("bytes left");
+    hbm_allocator_desc_t heap;
+    memset(&heap, 0, sizeof heap);
+    heap.struct_size = sizeof heap;
+    heap.kind = HBM_KIND_HEAP;
+    CHECK(hbm_alloc_host_ptr((size_t)1 << 46, &heap) == 0);
+    EXPECT_ERROR_TEXT("bytes left");
     CHECK(hbm_alloc_pinned_ptr(MIB, 8) == 0);
     CHECK(hbm_last_status() == HBM_INVALID_ARGUMENT);
     EXPECT_ERROR_TEXT("flags 0x8");
@@ -119,6 +142,15 @@ static void pinned(void) {
         CHECK(block != 0 && block % 4096 == 0);
         ((unsigned char *)block)[3 * MIB - 1] = 1;
         CHECK(held().pinned >= 3 * MIB);
+        size_t count = 9;
+        uint64_t ends[2] = {7, 7};
+        EXPECT(HBM_OK, hbm_host_seams(block, NULL, 0, &count));
+        CHECK(count == 1);
+        EXPECT(HBM_OK, hbm_host_seams(block, ends, 2, &count));
+        CHECK(count == 1 && ends[0] >= 3 * MIB && ends[1] == 7);
+        EXPECT(HBM_NOT_OWNED, hbm_host_seams(block + 4096, NULL, 0, &count));
+        EXPECT(HBM_INVALID_ARGUMENT, hbm_host_seams(block, NULL, 1, &count));
+        EXPECT(HBM_INVALID_ARGUMENT, hbm_host_seams(block, ends, 2, NULL));
         EXPECT(HBM_INVALID_ARGUMENT, hbm_free_pinned_numa_ptr(block, 3 * MIB));
         EXPECT(HBM_OK, hbm_free_pinned_ptr(block));
         EXPECT(HBM_NOT_OWNED, hbm_free_pinned_ptr(block));

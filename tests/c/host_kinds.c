@@ -244,6 +244,9 @@ static void named(void) {
     CHECK(hbm_alloc_host_ptr(3 * MIB, &make) == 0 && hbm_last_status() == HBM_BUSY);
     uintptr_t other = hbm_alloc_host_ptr(3 * MIB, &attach);
     CHECK(other != 0 && other != made);
+    attach.numa_policy = HBM_NUMA_BIND;
+    CHECK(hbm_alloc_host_ptr(3 * MIB, &attach) == 0 && hbm_last_status() == HBM_INVALID_ARGUMENT);
+    EXPECT_ERROR_TEXT("its maker chose");
     *(volatile char *)made = 5;
     CHECK(*(volatile char *)other == 5);
     EXPECT(HBM_OK, hbm_free_host_ptr(other, 3 * MIB));

@@ -1,5 +1,6 @@
 """Memory of the host from Python: what it is, how long it stays, what is refused."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ def test_buffers(sim):
         for nbytes in (1, 5000, 3 * MIB + 1):
             with make(nbytes) as buffer:
                 assert len(buffer) == buffer.nbytes == nbytes and buffer.address % 4096 == 0
+                assert buffer.seams() == [host.blocks()["bytes"]]
                 view = buffer.memoryview()
                 assert len(view) == nbytes and not any(view[:: max(1, nbytes // 100)])
                 view[-1] = 7
@@ -33,11 +35,12 @@ def test_buffers(sim):
                 gc.collect()
             buffer.close()
             assert "closed" in repr(buffer)
-            try:
-                buffer.memoryview()
-                raise SystemExit("a closed buffer has a view")
-            except ValueError:
-                pass
+            for use in (buffer.memoryview, buffer.seams):
+                try:
+                    use()
+                    raise SystemExit("a closed buffer was used")
+                except ValueError:
+                    pass
     view = host.pinned(MIB).memoryview()
     gc.collect()
     view[5] = 9
@@ -399,6 +402,20 @@ def test_what_a_killed_process_left(sim):
         assert bytes(buffer.memoryview()[:4]) == bytes(4)
     assert not os.path.exists(PATH) and host.blocks()["blocks"] == 0
     """))
+
+
+def test_a_name_that_was_removed_and_made_again(sim):
+    name = "/dev/shm/hbmalloc-again-%d" % os.getpid()
+    sim("""
+    import os
+    from hbmalloc import host
+    first = host.shared(1 << 20, %r)
+    os.unlink(%r)
+    second = host.shared(1 << 20, %r)
+    first.close()
+    assert os.path.exists(%r)
+    """ % (os.path.basename(name), name, os.path.basename(name), name))
+    assert not os.path.exists(name)
 
 
 def test_room_that_a_killed_process_left_under_the_name(sim):

@@ -73,6 +73,14 @@ pub fn over_seams() -> Outcome {
     let (from, to) = (filled(&house, REGISTERED)?, filled(&house, REGISTERED)?);
     // SAFETY: the block is live and nobody else's.
     unsafe { std::ptr::write_bytes(to as *mut u8, 0, BYTES as usize) };
+    let seams = house.process.host_block_seams("test", from)?;
+    let ends: Vec<u64> = (1..=BYTES.div_ceil(REGISTERED))
+        .map(|part| part * REGISTERED)
+        .collect();
+    ensure!(
+        seams == ends,
+        "the seams are told as {seams:?}, not {ends:?}"
+    );
     Lists::of(from, device).copy(&house, Way::ToDevice, &stream)?;
     Lists::of(to, device).copy(&house, Way::ToHost, &stream)?;
     house.machine.synchronize()?;

@@ -1,6 +1,6 @@
 //! The names that this process made: gone when it ends, as far as they still are its own.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -29,7 +29,7 @@ pub(super) fn note(path: &Path, found: &Metadata) {
     MAKER.store(std::process::id(), Ordering::SeqCst);
     own().push(Own {
         path: path.to_owned(),
-        file: (found.dev(), found.ino()),
+        file: identity(found),
     });
 }
 
@@ -46,13 +46,18 @@ pub fn remove_all() {
     }
     for own in std::mem::take(&mut *own()) {
         let named = std::fs::symlink_metadata(&own.path);
-        if named.is_ok_and(|named| (named.dev(), named.ino()) == own.file) {
+        if named.is_ok_and(|named| identity(&named) == own.file) {
             let _ = std::fs::remove_file(&own.path);
         }
     }
 }
 
-/// Forgets a name, which its owner removes.
-pub(super) fn forget(path: &Path) {
-    own().retain(|own| own.path != path);
+/// Forgets a name, which its owner removes; what the process made under it since then it does not.
+pub(super) fn forget(path: &Path, file: &File) {
+    let Ok(found) = file.metadata() else { return };
+    own().retain(|own| own.path != path || own.file != identity(&found));
+}
+
+fn identity(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
 }
