@@ -6,6 +6,7 @@ by C code, one took 371 ns from allocate to free where instances of a class with
 
 import ctypes
 import functools
+import math
 import threading
 import weakref
 from itertools import repeat
@@ -419,11 +420,7 @@ class Pool:
             array = bytes_type(count * size).from_address(first)
             array.hold = hold
             flat = torch.frombuffer(array, dtype=torch.uint8).view(layout.dtypes[group])
-            shape, strides, step = tuple(layout.shapes[group]), [], 1
-            for length in reversed(shape):
-                strides.insert(0, step)
-                step *= length
-            found = flat.as_strided((count,) + shape, [size // element] + strides, begin // element).unbind(0)
+            found = _tensors(flat, tuple(layout.shapes[group]), size // element, begin // element, count)
             batch.tensors[group] = found
             self._shown.add(batch)
         return found
@@ -453,6 +450,19 @@ class Pool:
             self._shown.clear()
             self._hold = None
         del gone
+
+
+def _tensors(flat, shape, each, begin, count):
+    """`count` tensors of a shape, `each` elements apart, the first of them at `begin`. To autograd they are no views of one:
+    what needs a gradient could not be written to such."""
+    if shape and math.prod(shape) == each:
+        # Half of what unbind costs.
+        return flat.view((count * shape[0],) + shape[1:]).unsafe_split_with_sizes([shape[0]] * count)
+    strides, step = [], 1
+    for length in reversed(shape):
+        strides.insert(0, step)
+        step *= length
+    return [view.data for view in flat.as_strided((count,) + shape, [each] + strides, begin).unbind(0)]
 
 
 def _closer(library, handle, slab):

@@ -113,6 +113,11 @@ def seams():
                 check(torch.equal(card.cpu(), tensor), "to the card")
                 tensor.zero_()
         check(torch.equal(card.cpu(), tensor), "and back")
+        driver, inside, over = ctypes.CDLL("libcuda.so.1"), 64 * MIB - 8192, 64 * MIB - 4096
+        for offset, is_refused in ((inside, False), (over, True), (64 * MIB, False)):
+            code = driver.cuMemcpyHtoD_v2(
+                ctypes.c_uint64(card.data_ptr()), ctypes.c_void_p(slab.address + offset), ctypes.c_size_t(8192))
+            check((code != 0) == is_refused, "one copy of the driver's from %#x: code %d" % (offset, code))
         check(slab.shrink(100 * MIB) == 128 * MIB and slab.ready == 128 * MIB, "it shrinks")
         slab.grow()
         check(slab.wait() == 256 * MIB, "and grows again")

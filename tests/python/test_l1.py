@@ -842,6 +842,24 @@ with manager_of() as manager:
 """)
 
 
+def test_tensors_of_a_batch_know_nothing_of_each_other(torch_form):
+    torch_form("""
+manager = manager_of()
+for shape in ([2, 32, 128], [8192], [5, 7], [1]):
+    objects = made(manager, 16, layout_of((shape, torch.float16)))
+    weights = torch.full(shape, 3.0, dtype=torch.float16, requires_grad=True)
+    first, second = objects[0].tensor, objects[1].tensor
+    second.fill_(1)
+    before = second._version
+    first.copy_(weights)
+    (first * 2).sum().backward()
+    assert second._version == before and bool((second == 1).all())
+    assert weights.grad is not None and bool((weights.grad == 2).all())
+    del first, second
+    free(manager, objects)
+    """)
+
+
 def test_many_types(torch_form):
     torch_form("""
 with manager_of() as manager:
