@@ -1297,7 +1297,7 @@ int32_t hbm_slab_open(const struct hbm_slab_desc_t *descriptor,
                       struct hbm_slab_t **out);
 
 // Gives a slab back: its thread ends, its memory is unpinned and unmapped. Waits for the devices' work. HBM_BUSY while a
-// pool of objects is open on it.
+// pool of objects is open on it. Where the driver does not let go of a part, that and its error stay until another call.
 int32_t hbm_slab_close(struct hbm_slab_t *slab);
 
 // Writes how far a slab is.

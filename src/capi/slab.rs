@@ -138,7 +138,7 @@ unsafe fn spec_of<'a>(wanted: &hbm_slab_desc_t) -> Result<SlabSpec<'a>> {
 }
 
 /// Gives a slab back: its thread ends, its memory is unpinned and unmapped. Waits for the devices' work. HBM_BUSY while a
-/// pool of objects is open on it.
+/// pool of objects is open on it. Where the driver does not let go of a part, that and its error stay until another call.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_slab_close(slab: *mut hbm_slab_t) -> i32 {
     export(|| observe::process().close_slab("hbm_slab_close", number(slab)))

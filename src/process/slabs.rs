@@ -206,7 +206,8 @@ impl Process {
         }
     }
 
-    /// Gives a slab back; an error while a pool of objects is open on it.
+    /// Gives a slab back; an error while a pool of objects is open on it, or where the driver refuses, and then it is open
+    /// still.
     pub fn close_slab(&self, operation: &'static str, number: u64) -> Result<()> {
         if lifetime::is_exiting() {
             return Ok(());
@@ -220,9 +221,10 @@ impl Process {
         }
         let closed = tables.slabs.remove(&number);
         drop(tables);
-        closed
-            .map(drop)
-            .ok_or_else(|| unknown(operation, "slab", number))
+        let open = closed.ok_or_else(|| unknown(operation, "slab", number))?;
+        open.slab.close().inspect_err(|_| {
+            self.slabs.write().slabs.insert(number, open.clone());
+        })
     }
 
     /// Opens a pool of objects on a slab, or on addresses alone; its number.

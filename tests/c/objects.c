@@ -83,6 +83,22 @@ static void without_a_driver(void) {
     CHECK(held().blocks == 0 && held().bytes == 0);
 }
 
+static void a_slab_that_the_driver_keeps(void) {
+    int (*fail)(const char *, uint64_t, int, uint64_t);
+    look_up("hbmsim_fail", &fail);
+    hbm_slab_t *slab = open_slab(wanted(32 * MIB, 8 * MIB, 8 * MIB, 0));
+    EXPECT(HBM_OK, hbm_slab_wait(slab, 32 * MIB, -1));
+    CHECK(progress_of(slab).parts == 4 && fail("cuMemHostUnregister", 2, 999, 2) == 0);
+    EXPECT(HBM_DRIVER, hbm_slab_close(slab));
+    EXPECT_ERROR_TEXT("16777216 bytes are still there");
+    CHECK(held().blocks == 1 && held().pinned == 16 * MIB && progress_of(slab).ready == 16 * MIB);
+    EXPECT(HBM_OK, hbm_slab_grow(slab, 32 * MIB));
+    CHECK(progress_of(slab).ready == 16 * MIB);
+    EXPECT(HBM_OK, hbm_slab_close(slab));
+    EXPECT(HBM_NOT_OWNED, hbm_slab_close(slab));
+    CHECK(held().blocks == 0 && held().bytes == 0);
+}
+
 static void misuse_of_slabs(void) {
     hbm_slab_t *slab = NULL;
     EXPECT(HBM_INVALID_ARGUMENT, hbm_slab_open(NULL, &slab));
@@ -311,6 +327,7 @@ int main(void) {
     many_threads();
     a_child_has_none_of_it();
     addresses_alone();
+    a_slab_that_the_driver_keeps();
     objects_on_a_slab();
     a_part_that_cannot_be_pinned_stops_growing();
     closing_does_not_wait_for_growth();

@@ -19,6 +19,8 @@ const STEP_IN_HASTE: u64 = 512 << 20;
 const SPARED: u64 = 1 << 30;
 /// Threads that populate at pace; more take bandwidth from copies that run.
 const THREADS_AT_PACE: u64 = 2;
+/// So much lost time is made up for.
+const MADE_UP: Duration = Duration::from_millis(100);
 
 impl State {
     pub(super) fn progress(&self) -> Progress {
@@ -204,7 +206,9 @@ impl Shared {
     fn populate_at(&self, pages: &Pages, pace: &mut Pace) -> Result<bool> {
         let mut done = 0;
         while done < pages.bytes() {
-            let Some(has_haste) = self.wait_until(pace.due(STEP.min(pages.bytes() - done))) else {
+            let Some(has_haste) =
+                self.wait_until(pace.due(STEP.min(pages.bytes() - done), Instant::now()))
+            else {
                 return Ok(false);
             };
             let (step, threads) = match has_haste {
@@ -259,10 +263,32 @@ impl Pace {
         *self = Pace::new(self.rate);
     }
 
-    /// When `more` bytes may begin so that they are not done too early.
-    fn due(&self, more: u64) -> Instant {
+    /// When `more` bytes may begin so that they are not done too early, at `now`.
+    fn due(&mut self, more: u64, now: Instant) -> Instant {
         let seconds = (self.done + more) as f64 / self.rate as f64;
         // What is slower than that never comes.
-        self.begun + Duration::from_secs_f64(seconds.min(1e6))
+        let due = self.begun + Duration::from_secs_f64(seconds.min(1e6));
+        // Who was kept from it longer, by the driver say, would do the rest without any pace.
+        let lost = now.saturating_duration_since(due).saturating_sub(MADE_UP);
+        self.begun += lost;
+        due + lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_is_not_made_up_for_without_end() {
+        let mut pace = Pace::new(1 << 30);
+        let (begun, second) = (pace.begun, Duration::from_secs(1));
+        assert_eq!(pace.due(1 << 30, begun), begun + second);
+        pace.done = 1 << 30;
+        // Ten seconds late: a tenth of a second of them counts.
+        let now = begun + second * 12;
+        assert_eq!(pace.due(1 << 30, now), now - MADE_UP);
+        pace.done += 1 << 30;
+        assert_eq!(pace.due(1 << 30, now), now - MADE_UP + second);
     }
 }

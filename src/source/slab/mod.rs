@@ -322,6 +322,45 @@ impl Slab {
         }
     }
 
+    /// Gives everything back, and grows no more. Parts that the driver does not let go of stay, for another try.
+    pub fn close(&self) -> Result<()> {
+        self.shut();
+        let thread = (self.thread.lock().unwrap_or_else(PoisonError::into_inner)).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+        let parts = Mutex::new(std::mem::take(&mut self.shared.lock().parts));
+        let kept = Mutex::new((Vec::new(), Ok(())));
+        let give_back = || {
+            let take = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            while let Some(part) = take() {
+                if let Err((part, error)) = part.into_pages() {
+                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                    kept.0.push(part);
+                    kept.1 = Err(error);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..THREADS_AT_THE_END {
+                // Who cannot be had leaves it to the others.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, give_back);
+            }
+            give_back();
+        });
+        let (mut kept, outcome) = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+        kept.sort_by_key(|part| part.place().address);
+        let mut state = self.shared.lock();
+        state.ready = kept.iter().map(|part| part.place().bytes).sum();
+        state.target = state.ready;
+        state.parts = kept;
+        outcome.map_err(|error| {
+            error
+                .also(&format!("{} bytes are still there", state.ready))
+                .advice("Close it again")
+        })
+    }
+
     /// Whether it was to be on some nodes, and the system refused.
     pub fn is_unbound(&self) -> bool {
         self.shared.is_unbound
@@ -338,22 +377,7 @@ pub fn after(given_back: u64, error: Error) -> Error {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        self.shut();
-        let thread = (self.thread.get_mut()).unwrap_or_else(PoisonError::into_inner);
-        if let Some(thread) = thread.take() {
-            let _ = thread.join();
-        }
-        let parts = std::mem::take(&mut self.shared.lock().parts);
-        let parts = Mutex::new(parts);
-        let take = || parts.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        std::thread::scope(|scope| {
-            for _ in 1..THREADS_AT_THE_END {
-                // Who cannot be had leaves it to the others.
-                let _ =
-                    std::thread::Builder::new().spawn_scoped(scope, || while take().is_some() {});
-            }
-            while take().is_some() {}
-        });
+        let _ = self.close();
     }
 }
 
