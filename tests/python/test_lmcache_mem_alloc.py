@@ -1,8 +1,8 @@
 """The functions of LMCache's mem_alloc under its names: what they give, refuse and copy, and who serves them."""
 
 COMMON = """
-import ctypes, threading, time
-from hbmalloc import compat, host
+import ctypes, hbmalloc, threading, time
+from hbmalloc import host
 from hbmalloc.compat import lmcache as lm
 MIB = 1 << 20
 def raises(error, call, *arguments, text=""):
@@ -64,7 +64,6 @@ raises(RuntimeError, lm.alloc_pinned_ptr, 1 << 46, 0, text="bytes left")
 for node in (-1, 64, 1023):
     raises(RuntimeError, lm.alloc_numa_ptr, 4096, node, text="Nodes with memory here")
     raises(RuntimeError, lm.alloc_pinned_numa_ptr, 4096, node)
-raises(RuntimeError, lm.alloc_shm_pinned_ptr, 4096, "a/b")
 # What is none of the C type is neither cut nor wrapped.
 for size in (-1, 1 << 64, 1.5, "4096", None):
     for call in (lm.alloc_pinned_ptr, lm.alloc_numa_ptr, lm.alloc_hugepage_pinned_ptr, lm.alloc_hugepage_pinned_numa_ptr):
@@ -73,8 +72,11 @@ for flags in (-1, 1 << 32, None):
     raises(TypeError, lm.alloc_pinned_ptr, 4096, flags)
 for node in (1 << 31, 1 << 32, "0"):
     raises(TypeError, lm.alloc_numa_ptr, 4096, node)
-for name in (None, b"a", "a" + chr(0)):
+for name in (None, b"a"):
     raises(TypeError, lm.alloc_shm_pinned_ptr, 4096, name)
+for name in ("a" + chr(0), "a" + chr(0xdc80), "a/b", ""):
+    raises(hbmalloc.InvalidArgumentError, lm.alloc_shm_pinned_ptr, 4096, name)
+    raises(RuntimeError, lm.free_shm_pinned_ptr, 4096, 4096, name)
 for ptr in (-1, 1 << 64, None):
     raises(TypeError, lm.free_pinned_ptr, ptr)
 assert host.blocks()["blocks"] == 0

@@ -40,9 +40,9 @@ def _node(node):
 
 
 def _name(name):
-    if not isinstance(name, str) or "\0" in name:
-        raise TypeError("shm_name is a text without zeros, not %r" % (name,))
-    return name.encode()
+    if not isinstance(name, str):
+        raise TypeError("shm_name is a text, not %r" % (name,))
+    return _library.encoded("shm_name", name)
 
 
 def _allocate(operation, kind, *arguments):
