@@ -371,7 +371,17 @@ assert found == bytes(one.byte_array) and one.metadata.address == one.shm_offset
 manager.free(objects)
 del objects, one
 manager.close()
-assert not os.path.exists("/dev/shm/lmcache_l1_pool_" + name)
+path = "/dev/shm/lmcache_l1_pool_" + name
+assert not os.path.exists(path)
+# What LMCache itself leaves when it is killed.
+for make in (lambda: l1.L1MemoryManager(configured(4 * MIB, False, shm_name=name)),
+             lambda: MixedMemoryAllocator(4 * MIB, shm_name="lmcache_l1_pool_" + name)):
+    with open(path, "wb") as file:
+        file.write(bytes(100))
+    made = make()
+    assert pinned() == 4 * MIB and os.stat(path).st_size == 4 * MIB
+    made.close()
+    assert not os.path.exists(path)
 """)
 
 

@@ -117,3 +117,116 @@ assert in_bytes(other, size)[size - 1] == 9
 lm.free_numa_ptr(one, size)
 lm.free_numa_ptr(other, size)
 """)
+
+
+LEFT = COMMON + """
+import mmap, os, subprocess, sys
+name = "lmcache_l1_pool_hbmalloc-test-%d" % os.getpid()
+path = "/dev/shm/" + name
+def leave(path=path, mode=0o600):
+    with open(path, "wb") as file:
+        file.write(bytes(100))
+    os.chmod(path, mode)
+def mine():
+    address = lm.alloc_shm_pinned_ptr(MIB, name)
+    lm.free_shm_pinned_ptr(address, MIB, name)
+    assert not os.path.exists(path)
+"""
+
+
+def test_a_name_that_lmcache_left(sim):
+    """LMCache removes it whatever it is; here it goes if nobody uses it."""
+    output = sim(LEFT + """
+for mode in (0o600, 0o644):
+    leave(mode=mode)
+    mine()
+leave()
+with open(path, "r+b") as file:
+    raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name, text="remove it if nobody uses it")
+    used = mmap.mmap(file.fileno(), 100)
+raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name)
+used.close()
+mine()
+# Another process's, as its maker and as its user.
+code = '''
+import sys, time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None
+segment = shared_memory.SharedMemory(sys.argv[1], create=sys.argv[2] == "make", size=100)
+print("there", flush=True)
+sys.stdin.read()
+'''
+for what in ("make", "use"):
+    other = subprocess.Popen([sys.executable, "-c", code, name, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "there\\n"
+    raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name)
+    other.kill()
+    other.wait()
+    assert os.path.exists(path)
+mine()
+""")
+    assert "was left by LMCache" in output
+
+
+def test_a_name_that_lmcache_would_not_remove(sim):
+    sim(LEFT + """
+other = "hbmalloc-test-left-%d" % os.getpid()
+leave("/dev/shm/" + other)
+raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, other)
+os.unlink("/dev/shm/" + other)
+os.symlink("/dev/null", path)
+raises(RuntimeError, lm.alloc_shm_pinned_ptr, MIB, name)
+os.unlink(path)
+os.mkfifo(path)
+raises(RuntimeError, lm.alloc_shm_pinned_ptr, MIB, name)
+os.unlink(path)
+if os.geteuid() == 0:
+    leave()
+    os.chown(path, 65534, -1)
+    raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name)
+    os.unlink(path)
+# Ours is the library's to judge.
+kept = lm.alloc_shm_pinned_ptr(MIB, name)
+raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name, text="lives")
+lm.free_shm_pinned_ptr(kept, MIB, name)
+leave(mode=0o1600)
+mine()
+""")
+
+
+def test_one_of_many_gets_the_name_that_lmcache_left(sim):
+    sim(LEFT + """
+for _ in range(20):
+    leave()
+    made, failed, start = [], [], threading.Barrier(4)
+    def work():
+        start.wait()
+        try:
+            made.append(lm.alloc_shm_pinned_ptr(MIB, name))
+        except hbmalloc.BusyError as error:
+            failed.append(error)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert (len(made), len(failed)) == (1, 3), failed
+    lm.free_shm_pinned_ptr(made[0], MIB, name)
+""")
+
+
+def test_who_opens_what_is_removed_ends_nobody(sim):
+    """A lease that is broken is told by a signal."""
+    sim(LEFT + """
+import fcntl
+from hbmalloc.compat.lmcache import _left_names
+leave()
+def lstat(path):
+    # Meanwhile another process opens it, and waits until the lease is gone.
+    global other
+    other = subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'r+b')", path])
+    time.sleep(1)
+    assert other.poll() is None
+    return os_lstat(path)
+os_lstat, _left_names.os.lstat = os.lstat, lstat
+mine()
+assert other.wait() == 0
+""")

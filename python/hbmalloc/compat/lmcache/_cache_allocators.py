@@ -11,11 +11,11 @@ from lmcache.v1.memory_management import AddressManager, MemoryFormat
 
 from ..._l1 import ObjectAllocator
 from ..._slab import Slab
+from . import _left_names
 from ._cache_object import CacheObject
 
 #: The alignments that a slab's objects have.
 _LEAST_ALIGN, _MOST_ALIGN = 512, 2 << 20
-_SHM_PREFIX = "lmcache_l1_pool_"
 
 
 def takes_align(align_bytes):
@@ -111,7 +111,9 @@ def create_memory_allocator(config):
     if config.use_lazy:
         return GrowingAllocator(config.init_size_in_bytes, config.size_in_bytes, config.align_bytes)
     name = config.shm_name
-    if name and not name.lstrip("/").startswith(_SHM_PREFIX):
-        # As its workers know it.
-        name = _SHM_PREFIX + name.lstrip("/")
+    if name:
+        if not name.lstrip("/").startswith(_left_names.PREFIX):
+            # As its workers know it.
+            name = _left_names.PREFIX + name.lstrip("/")
+        _left_names.remove_left(name)
     return PinnedAllocator(config.size_in_bytes, config.align_bytes, name or None, config.use_hugepages)
