@@ -102,9 +102,8 @@ if not compat.is_installed():
     old_addresses, old_mixed = core.AddressManager(1 << 20), MixedMemoryAllocator(MIB)
     assert not is_ours(old_addresses) and pinned() == 0
     compat.install()
-    assert mine is not l1.l1_memory_manager.create_memory_allocator
-    # Known here under another name; what LMCache knows by its own name is ours.
-    assert l1.create_memory_allocator is l1.l1_memory_manager.create_memory_allocator
+    # Whatever a module calls it.
+    assert l1.create_memory_allocator is l1.l1_memory_manager.create_memory_allocator is mine
     assert old_addresses.allocate(1) == (0, 4096)
     # LMCache's memory goes back to LMCache.
     old_mixed.close()
@@ -125,7 +124,7 @@ mixed.close()
 compat.uninstall()
 compat.uninstall()
 assert not compat.is_installed() and "alloc_pinned_ptr" not in vars(lmcache.device_ops)
-assert create is None or l1.create_memory_allocator is create
+assert create is None or l1.create_memory_allocator is create is mine
 assert type(core.AddressManager(1 << 20)) is core.AddressManager
 theirs = l1.L1MemoryManager(configured(16 * MIB, False))
 assert not is_ours(theirs) and pinned() == 16 * MIB
@@ -138,6 +137,106 @@ manager.close()
 assert pinned() == 0
 compat.install()
 assert is_ours(core.AddressManager(1 << 20))
+""")
+
+
+@needs_lmcache
+def test_names_bound_after_install(sim):
+    """Those of modules are LMCache's again after uninstall(); what else has our functions calls LMCache's."""
+    sim(NAMES + """
+import sys, types
+class Before:
+    create = staticmethod(l1.create_memory_allocator)
+freed, given = [], 0
+lmcache.device_ops.alloc_pinned_ptr = lambda size, flags=0: given
+lmcache.device_ops.free_pinned_ptr = freed.append
+theirs, their_free = lmcache.device_ops.alloc_pinned_ptr, lmcache.device_ops.free_pinned_ptr
+compat.install()
+module = sys.modules["other"] = types.ModuleType("other")
+exec('''
+from lmcache import device_ops
+from lmcache.v1.distributed.memory_manager import create_memory_allocator as create
+from hbmalloc.compat.lmcache import batched_memcpy as own
+alloc, free, copy = device_ops.alloc_pinned_ptr, device_ops.free_pinned_ptr, device_ops.batched_memcpy
+''', vars(module))
+class Keeps:
+    create, alloc, free, copy = map(staticmethod, (module.create, module.alloc, module.free, module.copy))
+assert is_ours(Keeps.create(configured(MIB, False))) and module.create is not Before.create
+gc.collect()
+given = Keeps.alloc(MIB, 0)
+assert pinned() == MIB and given
+Keeps.free(given)
+compat.uninstall()
+assert module.create is Before.create is l1.create_memory_allocator
+assert module.alloc is theirs is lmcache.device_ops.alloc_pinned_ptr
+assert module.free is their_free is lmcache.device_ops.free_pinned_ptr
+assert module.copy == lmcache.device_ops.batched_memcpy and module.own is compat.batched_memcpy
+made = Keeps.create(configured(MIB, False))
+assert type(made) is MixedMemoryAllocator and not is_ours(made.pin_allocator.address_manager)
+# LMCache may have the same address now.
+assert Keeps.alloc(MIB, 0) == given == module.alloc(MIB, 0)
+Keeps.free(given)
+raises(ValueError, Keeps.copy, [1], [], [1])
+compat.install()
+lmcache.device_ops.free_pinned_ptr(given)
+assert freed == [given] * 2 and pinned() == 0
+""")
+
+
+@needs_lmcache
+def test_threads_install_and_uninstall(sim):
+    sim(NAMES + """
+import threading, time
+from hbmalloc.compat.lmcache import _install, _mem_alloc
+def at_once(call):
+    start, failures = threading.Barrier(8), []
+    def work():
+        start.wait()
+        try:
+            call()
+        except Exception as error:
+            failures.append(error)
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not failures, failures
+put, makes, go = _install._put_functions, threading.Event(), threading.Event()
+_install._put_functions = lambda *arguments: (time.sleep(0.1), put(*arguments))
+create = l1.create_memory_allocator
+for _ in range(3):
+    at_once(compat.install)
+    assert is_ours(core.AddressManager(4096)) and "alloc_pinned_ptr" in vars(lmcache.device_ops)
+    at_once(compat.uninstall)
+    assert type(core.AddressManager(4096)) is core.AddressManager and "alloc_pinned_ptr" not in vars(lmcache.device_ops)
+    assert create is l1.l1_memory_manager.create_memory_allocator
+# A block that is only being made is in use.
+alloc = _mem_alloc.alloc_pinned_ptr
+_mem_alloc.alloc_pinned_ptr = lambda *arguments: (makes.set(), go.wait(), alloc(*arguments))[2]
+compat.install()
+found = []
+thread = threading.Thread(target=lambda: found.append(lmcache.device_ops.alloc_pinned_ptr(MIB, 0)))
+thread.start()
+makes.wait()
+raises(RuntimeError, compat.uninstall, text="1 blocks")
+go.set()
+thread.join()
+raises(RuntimeError, compat.uninstall, text="1 blocks")
+# As a finalizer that comes in the middle of it.
+with _install._ownership._lock:
+    lmcache.device_ops.free_pinned_ptr(found[0])
+compat.uninstall()
+""")
+
+
+@needs_lmcache
+def test_wrong_arguments(sim):
+    """Are told by the class that was called, as without hbmalloc."""
+    sim(NAMES + """
+calls = [(l1.L1MemoryManager,), (LazyMemoryAllocator, MIB), (core.AddressManager,), (core.AddressManager, 1, 2, 3)]
+before = [str(raises(TypeError, *call)) for call in calls]
+compat.install()
+now = [str(raises(TypeError, *call)) for call in calls]
+assert now == before, (now, before)
 """)
 
 
