@@ -346,6 +346,15 @@ mine, other = ours.get_l1_memory_desc(), theirs.get_l1_memory_desc()
 assert type(mine) is type(other) and mine.ptr == ours.slab.address and mine.size == other.size
 assert mine.stable_registration_size == other.stable_registration_size == 8 * MIB
 assert ours.get_backend_type(live[0][0]) == L1BackendType.DRAM
+# All objects are in what is described, which others register.
+odd = l1.L1MemoryManager(configured(5 * MIB + 100, lazy, init_size_in_bytes=MIB))
+odd.slab.wait()
+error, some = odd.allocate(MemoryLayoutDesc([torch.Size([4096])], [torch.uint8]), odd.get_memory_usage()[1] // 4096)
+described = odd.get_l1_memory_desc()
+assert error == L1Error.SUCCESS and described.size >= 5 * MIB + 100
+assert max(one.shm_offset + one.get_physical_size() for one in some) <= described.size == described.stable_registration_size
+del some
+odd.close()
 del live
 ours.close()
 assert host.blocks()["blocks"] == 0
@@ -371,6 +380,16 @@ assert (one.meta.ref_count, one.meta.pin_count, one.is_pinned, one.can_evict) ==
 one.ref_count_down()
 one.unpin()
 assert one.can_evict and objects[1].can_evict
+# Two threads that ask for the first time have one record.
+import threading
+from hbmalloc.compat.lmcache import _cache_object
+both, make, records = threading.Barrier(2), _cache_object.MemoryObjMetadata, []
+_cache_object.MemoryObjMetadata = lambda **named: (both.wait(), make(**named))[1]
+threads = [threading.Thread(target=lambda: records.append(objects[3].metadata)) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+_cache_object.MemoryObjMetadata = make
+assert records[0] is records[1] is objects[3].metadata
 one.set_l1_manager(7)
 one.set_l1_manager(7)
 raises(ValueError, one.set_l1_manager, 8, text="belongs to the manager 7")
@@ -516,6 +535,10 @@ assert host.blocks()["blocks"] == 0
 # What a slab cannot align stays LMCache's, which says what it lacks here.
 raises(RuntimeError, LazyMemoryAllocator, 64 * MIB, 64 * MIB, 4 * MIB, text="pinning")
 raises(ValueError, LazyMemoryAllocator, 64 * MIB, 64 * MIB, 3000)
+small = LazyMemoryAllocator(MIB, MIB)
+for shapes, dtypes in ((torch.Size([4]), [torch.uint8]), ([torch.Size([4])], torch.uint8)):
+    assert small.allocate(shapes, dtypes).tensor.shape == torch.Size([4])
+raises(ValueError, small.allocate, [torch.Size([4])] * 2, [torch.uint8], text="2 shapes and 1 types")
 small = LazyMemoryAllocator(MIB, MIB, 64)
 one = small.allocate(torch.Size([1]), torch.uint8)
 assert one.get_physical_size() == 512 and one.data_ptr % 64 == 0
@@ -677,6 +700,14 @@ status, text = check()
 print(text)
 assert status == 0 and text.count("PASS") == 3 and "LMCache " in text, text
 status, text = check(HBMALLOC_SIM="devices=0")
-assert status != 0 and "PASS" not in text, text
+assert status != 0 and "PASS" not in text and text.count("FAIL") == 3, text
+# As where LMCache's own code fails.
+from lmcache.v1.distributed.api import MemoryLayoutDesc
+from hbmalloc.compat.lmcache import _check
+def wrong(_self):
+    raise KeyError("in LMCache")
+MemoryLayoutDesc.__post_init__ = wrong
+assert _check.check(1 << 24) == 1
 """)
     assert "bytes pinned by hbmalloc" in output
+    assert output.count("FAIL L1MemoryManager") == 2 and "KeyError: 'in LMCache'" in output

@@ -1,7 +1,7 @@
 """The functions of LMCache's mem_alloc under its names: what they give, refuse and copy, and who serves them."""
 
 COMMON = """
-import ctypes, hbmalloc, threading, time
+import ctypes, hbmalloc, os, threading, time
 from hbmalloc import host
 from hbmalloc.compat import lmcache as lm
 MIB = 1 << 20
@@ -83,6 +83,34 @@ assert host.blocks()["blocks"] == 0
 """)
 
 
+def test_python_goes_on_meanwhile(sim):
+    """No other thread waits for as long as one allocates or frees."""
+    sim(COMMON + """
+def worst_wait(call):
+    def work():
+        begin = time.monotonic()
+        found.append(call())
+        found.append(time.monotonic() - begin)
+    found, worst, thread, last = [], 0, threading.Thread(target=work), time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        now = time.monotonic()
+        worst, last = max(worst, now - last), now
+    result, took = found
+    return result, took, max(worst, time.monotonic() - last)
+size, name = 768 * MIB, "hbmalloc-test-meanwhile-%d" % os.getpid()
+for allocate, free in (
+    (lambda: lm.alloc_pinned_ptr(size, 0), lm.free_pinned_ptr),
+    (lambda: lm.alloc_numa_ptr(size, 0), lambda address: lm.free_numa_ptr(address, size)),
+    (lambda: lm.alloc_pinned_numa_ptr(size, 0), lambda address: lm.free_pinned_numa_ptr(address, size)),
+    (lambda: lm.alloc_shm_pinned_ptr(size, name), lambda address: lm.free_shm_pinned_ptr(address, size, name)),
+):
+    address, took, worst = worst_wait(allocate)
+    assert worst < took / 2, (worst, took)
+    free(address)
+""")
+
+
 def test_batched_memcpy(run):
     """Needs no driver."""
     run(COMMON + """
@@ -120,7 +148,7 @@ lm.free_numa_ptr(other, size)
 
 
 LEFT = COMMON + """
-import mmap, os, subprocess, sys
+import mmap, subprocess, sys
 name = "lmcache_l1_pool_hbmalloc-test-%d" % os.getpid()
 path = "/dev/shm/" + name
 def leave(path=path, mode=0o600):

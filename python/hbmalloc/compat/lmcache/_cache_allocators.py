@@ -59,7 +59,9 @@ class _CacheAllocator(ObjectAllocator):
         super().__init__(slab, max(align_bytes, _LEAST_ALIGN))
 
     def batched_allocate(self, shapes, dtypes, batch_size, fmt=None, allocator_type=None):
-        shapes, dtypes = self._adapt_shapes_and_dtypes(shapes, dtypes)
+        # As LMCache has it: either may be a single one.
+        shapes = [shapes] if isinstance(shapes, torch.Size) else shapes
+        dtypes = [dtypes] if isinstance(dtypes, torch.dtype) else dtypes
         return super().batched_allocate(shapes, dtypes, batch_size, self.fmt if fmt is None else fmt)
 
     @property
