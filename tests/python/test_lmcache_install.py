@@ -422,6 +422,40 @@ assert again[0].get_l1_manager() is None and again[0].get_memory_format() == cor
 
 
 @needs_lmcache
+@pytest.mark.parametrize("lazy", [True, False])
+def test_after_close_and_in_a_forked_child(sim, lazy):
+    sim(INSTALLED + """
+import os
+import hbmalloc
+manager = l1.L1MemoryManager(configured(8 * MIB, %r))
+error, objects = manager.allocate(LAYOUT, 3)
+address = lmcache.device_ops.alloc_pinned_ptr(MIB, 0)
+child = os.fork()
+if child == 0:
+    try:
+        raises(hbmalloc.ForkedError, manager.allocate, LAYOUT, 1)
+        raises(hbmalloc.ForkedError, manager.free, objects)
+        raises(hbmalloc.ForkedError, lmcache.device_ops.alloc_pinned_ptr, MIB, 0)
+        raises(hbmalloc.ForkedError, core.AddressManager, 4096)
+        manager.close()
+    except BaseException as error:
+        print("in the child:", error, flush=True)
+        os._exit(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert bool((objects[0].tensor.fill_(1) == 1).all())
+manager.close()
+manager.close()
+raises(RuntimeError, manager.allocate, LAYOUT, 1, text="closed")
+assert manager.free(objects) == L1Error.KEY_IN_WRONG_STATE and manager.get_memory_usage() == (0, 0)
+assert objects[1].tensor is None and not objects[1].is_valid() and objects[1].metadata.ref_count == 0
+lmcache.device_ops.free_pinned_ptr(address)
+gc.collect()
+assert host.blocks()["blocks"] == 0
+""" % lazy)
+
+
+@needs_lmcache
 def test_l1_manager_of_lmcache(sim):
     """LMCache's own store of keys on our manager: writes, reads, fills up, deletes."""
     sim(INSTALLED + """
