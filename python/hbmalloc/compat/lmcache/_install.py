@@ -106,14 +106,14 @@ def _redirect(undo, theirs, ours, takes=lambda *_arguments, **_named: True):
 
 def _rebind(pairs):
     """Has every module that knows the first of a pair, under whatever name, know the second."""
-    known = {id(old): (old, new) for old, new in pairs}
+    known = {id(old): new for old, new in pairs}
     for module in list(sys.modules.values()):
         names = getattr(module, "__dict__", {})
         if str(names.get("__name__")).startswith(_PACKAGE):
             continue
         for name, value in list(names.items()):
             if id(value) in known:
-                setattr(module, name, known[id(value)][1])
+                setattr(module, name, known[id(value)])
 
 
 def _put_functions(undo, operations):
