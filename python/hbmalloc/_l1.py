@@ -10,6 +10,7 @@ Neither LMCache nor torch is needed. Where a layout's types are torch's, objects
 import collections
 import dataclasses
 import enum
+import logging
 import sys
 import weakref
 from typing import Optional
@@ -18,6 +19,8 @@ from . import _elements, _objects
 from ._errors import HbmallocError, InternalError, NotOwnedError, OutOfMemoryError
 from ._objects import MemoryObj
 from ._slab import Slab
+
+logger = logging.getLogger("hbmalloc")
 
 __all__ = [
     "L1Error", "L1MemoryDesc", "L1MemoryManager", "L1MemoryManagerConfig", "MemoryLayoutDesc", "MemoryObj", "ObjectAllocator",
@@ -144,7 +147,7 @@ class ObjectAllocator:
         try:
             self.pool.check()
         except InternalError as error:
-            print("hbmalloc: %s" % error, file=sys.stderr)
+            logger.error("hbmalloc: %s", error)
             return False
         return True
 
@@ -197,7 +200,7 @@ class L1MemoryManager:
         try:
             self._allocator.pool.free(mem_objs)
         except NotOwnedError as error:
-            print("hbmalloc: %s" % error, file=sys.stderr)
+            logger.error("hbmalloc: %s", error)
             return self.errors.KEY_IN_WRONG_STATE
         return self.errors.SUCCESS
 
@@ -227,7 +230,7 @@ class L1MemoryManager:
         return self._allocator.pool.unpin_all(owner)
 
     def memcheck(self):
-        """Whether all that is known of objects and memory agrees; what does not goes to stderr."""
+        """Whether all that is known of objects and memory agrees; what does not is logged."""
         return self._allocator.memcheck()
 
     def close(self):

@@ -13,7 +13,7 @@ from ctypes import (
     c_void_p,
 )
 
-from ._errors import BY_STATUS, HbmallocError
+from ._errors import BY_STATUS, HbmallocError, InvalidArgumentError
 from ._version import __version__
 
 #: Where memory can come from, with the numbers of the C interface.
@@ -402,6 +402,17 @@ def check_address(address, operation):
 def library_version():
     """The version of the library itself, as a string."""
     return library().hbm_version_string().decode()
+
+
+def encoded(what, text):
+    """A text as the library takes it. Raises the exception of its other refusals for what is none, since C would end it at
+    the first zero and no UTF-8 has half of a surrogate pair."""
+    try:
+        if "\0" not in text:
+            return text.encode()
+    except (AttributeError, TypeError, UnicodeEncodeError):
+        pass
+    raise InvalidArgumentError("%s is a text without NUL and without lone surrogates, not %r" % (what, text))
 
 
 def backend_number(backend):

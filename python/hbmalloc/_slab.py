@@ -20,12 +20,6 @@ def _number(name, value, least=0):
     return value
 
 
-def _name(value):
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("a name is a text without zeros, not %r" % (value,))
-    return value.encode()
-
-
 def _end(timeout):
     if timeout is None:
         return math.inf
@@ -49,7 +43,7 @@ class Slab(HostBuffer):
         wanted = _library.SlabWanted(
             struct_size=ctypes.sizeof(_library.SlabWanted), bytes=_number("a size", nbytes, 1),
             initial_bytes=0 if initial is None else _number("initial", initial, 1), part_bytes=_number("part", part),
-            bytes_per_second=_number("pace", pace), shm_name=None if name is None else _name(name))
+            bytes_per_second=_number("pace", pace), shm_name=None if name is None else _library.encoded("a name of shared memory", name))
         if page_bytes(huge_pages) > 2 << 20:
             raise ValueError("a slab is of huge pages of 2 MiB, not of %r" % (huge_pages,))
         wanted.flags = (0 if pinned else _PAGEABLE) | (_HUGE_PAGES if huge_pages else 0)

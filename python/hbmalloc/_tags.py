@@ -14,9 +14,7 @@ _NAME_BYTES = 256  # holds every name and its final zero
 def _encoded(name):
     if not isinstance(name, str):
         raise TypeError("a tag is a str, not %r" % (name,))
-    if "\0" in name:
-        raise ValueError("a tag's name holds no NUL: %r" % name)
-    return name.encode()
+    return _library.encoded("a tag's name", name)
 
 
 class tag(contextlib.ContextDecorator):

@@ -65,9 +65,7 @@ def shared(nbytes, name, create=True):
     `create=False`, what another process made and still has. Raises BusyError where a process that lives has
     the name."""
     nbytes, library = _size(nbytes), _library.library()
-    if not isinstance(name, str) or "\0" in name:
-        raise ValueError("a name is a text without zeros, not %r" % (name,))
-    text = name.encode()
+    text = _library.encoded("a name of shared memory", name)
     allocate = library.hbm_alloc_shm_pinned_ptr if create else library.hbm_attach_shm_pinned_ptr
     return _make("shared", allocate, lambda address: library.hbm_free_shm_pinned_ptr(address, nbytes, text), nbytes, text)
 

@@ -212,7 +212,7 @@ def _segment_allocator(torch, backend, tag):
     malloc, free = ctypes.c_void_p(), ctypes.c_void_p()
     _library.check(
         _library.library().hbm_torch_segment_functions(
-            _library.backend_number(backend), tag.encode() if tag is not None else None,
+            _library.backend_number(backend), None if tag is None else _library.encoded("a tag's name", tag),
             ctypes.byref(malloc), ctypes.byref(free)),
         "memory_pool")
     return torch._C._cuda_customAllocator(malloc.value, free.value)

@@ -295,8 +295,11 @@ def test_wrong_use(sim):
     raises(hbmalloc.InvalidArgumentError, lambda: host.pinned(4096, numa_node=-1), "unknown")
     raises(hbmalloc.OutOfMemoryError, lambda: host.pinned(1 << 46), "left")
     raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "a/b"))
-    for name in (None, 3, b"a", "a\\0b"):
-        raises(ValueError, lambda: host.shared(4096, name))
+    # One class for all names that will not do, whoever finds out.
+    for name in (None, 3, b"a", "a\\0b", "a\\udc80", "a/b", ""):
+        raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, name))
+        if name is not None:
+            raises(hbmalloc.InvalidArgumentError, lambda: host.Slab(4096, name=name))
     raises(hbmalloc.InvalidArgumentError, lambda: host.shared(4096, "nobody-made-this-%d" % os.getpid(), create=False))
     name = "hbmalloc-twice-%d" % os.getpid()
     with host.shared(4096, name) as one:

@@ -110,6 +110,70 @@ def test_what_is_refused():
     whole(manager)
 
 
+@pytest.mark.parametrize("align", [64, 4096])
+def test_errors_are_in_the_caller_s_bytes(align):
+    """Whatever the library counts in."""
+    manager = AddressManager(10 * align, align)
+    blocks = manager.batched_allocate(align, 10)
+    for address, size in blocks[1:8:2] + blocks[8:]:
+        manager.free(address, size)
+    for call, count in ((lambda: manager.batched_allocate(2 * align - 1, 2), 2), (lambda: manager.allocate(4 * align), 1)):
+        with pytest.raises(RuntimeError) as raised:
+            call()
+        size = 2 * align - 1 if count == 2 else 4 * align
+        assert ("%d blocks of %d bytes: %d of %d bytes are in use, the largest free piece has %d" % (
+            count, size, 4 * align, 10 * align, 3 * align)) in str(raised.value)
+        assert isinstance(raised.value, MemoryError) and "hbm_" not in str(raised.value)
+    assert manager.total_allocated_size == 4 * align and manager.check_consistency()
+
+
+def test_what_is_refused_changes_nothing():
+    most = ((1 << 53) - 1) * 4096
+    manager = AddressManager(1 << 20)
+    for size in (-1, -4096, most, 1 << 70):
+        with pytest.raises(ValueError, match=r"%d (more )?bytes" % size):
+            manager.sbrk(size)
+    for size in (1.5, 4096.0, "4096", None):
+        with pytest.raises(TypeError):
+            manager.sbrk(size)
+        with pytest.raises(TypeError):
+            manager.allocate(size)
+        with pytest.raises(TypeError):
+            manager.batched_allocate(4096, size)
+        with pytest.raises(TypeError):
+            AddressManager(size)
+        with pytest.raises(TypeError):
+            manager.free(0, size)
+    with pytest.raises(ValueError, match="%d bytes" % (most + 4096)):
+        AddressManager(most + 4096)
+    assert manager.get_heap_size() == manager.get_free_size() == 1 << 20
+    manager.sbrk(0)
+    whole(manager)
+    largest = AddressManager(most)
+    assert largest.allocate(most) == (0, most)
+
+
+def test_a_free_that_the_library_refuses_changes_nothing(monkeypatch):
+    manager = AddressManager(1 << 20)
+    blocks = manager.batched_allocate(4096, 3)
+
+    class Refusing:
+        def __getattr__(self, name):
+            return (lambda *_: 8) if name == "hbm_objects_free" else getattr(library, name)
+
+    library = manager._library
+    monkeypatch.setattr(manager, "_library", Refusing())
+    for call in ((0, 4096), (0, 12288)):
+        with pytest.raises(RuntimeError):
+            manager.free(*call)
+        assert manager.total_allocated_size == 12288
+    monkeypatch.undo()
+    assert manager.check_consistency()
+    for block in blocks:
+        manager.free(*block)
+    whole(manager)
+
+
 def test_damage_is_seen(caplog):
     manager = AddressManager(1 << 20)
     manager.allocate(4096)

@@ -102,9 +102,8 @@ if not compat.is_installed():
     old_addresses, old_mixed = core.AddressManager(1 << 20), MixedMemoryAllocator(MIB)
     assert not is_ours(old_addresses) and pinned() == 0
     compat.install()
-    assert mine is not l1.l1_memory_manager.create_memory_allocator
-    # Known here under another name; what LMCache knows by its own name is ours.
-    assert l1.create_memory_allocator is l1.l1_memory_manager.create_memory_allocator
+    # Whatever a module calls it.
+    assert l1.create_memory_allocator is l1.l1_memory_manager.create_memory_allocator is mine
     assert old_addresses.allocate(1) == (0, 4096)
     # LMCache's memory goes back to LMCache.
     old_mixed.close()
@@ -125,7 +124,7 @@ mixed.close()
 compat.uninstall()
 compat.uninstall()
 assert not compat.is_installed() and "alloc_pinned_ptr" not in vars(lmcache.device_ops)
-assert create is None or l1.create_memory_allocator is create
+assert create is None or l1.create_memory_allocator is create is mine
 assert type(core.AddressManager(1 << 20)) is core.AddressManager
 theirs = l1.L1MemoryManager(configured(16 * MIB, False))
 assert not is_ours(theirs) and pinned() == 16 * MIB
@@ -138,6 +137,106 @@ manager.close()
 assert pinned() == 0
 compat.install()
 assert is_ours(core.AddressManager(1 << 20))
+""")
+
+
+@needs_lmcache
+def test_names_bound_after_install(sim):
+    """Those of modules are LMCache's again after uninstall(); what else has our functions calls LMCache's."""
+    sim(NAMES + """
+import sys, types
+class Before:
+    create = staticmethod(l1.create_memory_allocator)
+freed, given = [], 0
+lmcache.device_ops.alloc_pinned_ptr = lambda size, flags=0: given
+lmcache.device_ops.free_pinned_ptr = freed.append
+theirs, their_free = lmcache.device_ops.alloc_pinned_ptr, lmcache.device_ops.free_pinned_ptr
+compat.install()
+module = sys.modules["other"] = types.ModuleType("other")
+exec('''
+from lmcache import device_ops
+from lmcache.v1.distributed.memory_manager import create_memory_allocator as create
+from hbmalloc.compat.lmcache import batched_memcpy as own
+alloc, free, copy = device_ops.alloc_pinned_ptr, device_ops.free_pinned_ptr, device_ops.batched_memcpy
+''', vars(module))
+class Keeps:
+    create, alloc, free, copy = map(staticmethod, (module.create, module.alloc, module.free, module.copy))
+assert is_ours(Keeps.create(configured(MIB, False))) and module.create is not Before.create
+gc.collect()
+given = Keeps.alloc(MIB, 0)
+assert pinned() == MIB and given
+Keeps.free(given)
+compat.uninstall()
+assert module.create is Before.create is l1.create_memory_allocator
+assert module.alloc is theirs is lmcache.device_ops.alloc_pinned_ptr
+assert module.free is their_free is lmcache.device_ops.free_pinned_ptr
+assert module.copy == lmcache.device_ops.batched_memcpy and module.own is compat.batched_memcpy
+made = Keeps.create(configured(MIB, False))
+assert type(made) is MixedMemoryAllocator and not is_ours(made.pin_allocator.address_manager)
+# LMCache may have the same address now.
+assert Keeps.alloc(MIB, 0) == given == module.alloc(MIB, 0)
+Keeps.free(given)
+raises(ValueError, Keeps.copy, [1], [], [1])
+compat.install()
+lmcache.device_ops.free_pinned_ptr(given)
+assert freed == [given] * 2 and pinned() == 0
+""")
+
+
+@needs_lmcache
+def test_threads_install_and_uninstall(sim):
+    sim(NAMES + """
+import threading, time
+from hbmalloc.compat.lmcache import _install, _mem_alloc
+def at_once(call):
+    start, failures = threading.Barrier(8), []
+    def work():
+        start.wait()
+        try:
+            call()
+        except Exception as error:
+            failures.append(error)
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not failures, failures
+put, makes, go = _install._put_functions, threading.Event(), threading.Event()
+_install._put_functions = lambda *arguments: (time.sleep(0.1), put(*arguments))
+create = l1.create_memory_allocator
+for _ in range(3):
+    at_once(compat.install)
+    assert is_ours(core.AddressManager(4096)) and "alloc_pinned_ptr" in vars(lmcache.device_ops)
+    at_once(compat.uninstall)
+    assert type(core.AddressManager(4096)) is core.AddressManager and "alloc_pinned_ptr" not in vars(lmcache.device_ops)
+    assert create is l1.l1_memory_manager.create_memory_allocator
+# A block that is only being made is in use.
+alloc = _mem_alloc.alloc_pinned_ptr
+_mem_alloc.alloc_pinned_ptr = lambda *arguments: (makes.set(), go.wait(), alloc(*arguments))[2]
+compat.install()
+found = []
+thread = threading.Thread(target=lambda: found.append(lmcache.device_ops.alloc_pinned_ptr(MIB, 0)))
+thread.start()
+makes.wait()
+raises(RuntimeError, compat.uninstall, text="1 blocks")
+go.set()
+thread.join()
+raises(RuntimeError, compat.uninstall, text="1 blocks")
+# As a finalizer that comes in the middle of it.
+with _install._ownership._lock:
+    lmcache.device_ops.free_pinned_ptr(found[0])
+compat.uninstall()
+""")
+
+
+@needs_lmcache
+def test_wrong_arguments(sim):
+    """Are told by the class that was called, as without hbmalloc."""
+    sim(NAMES + """
+calls = [(l1.L1MemoryManager,), (LazyMemoryAllocator, MIB), (core.AddressManager,), (core.AddressManager, 1, 2, 3)]
+before = [str(raises(TypeError, *call)) for call in calls]
+compat.install()
+now = [str(raises(TypeError, *call)) for call in calls]
+assert now == before, (now, before)
 """)
 
 
@@ -247,6 +346,15 @@ mine, other = ours.get_l1_memory_desc(), theirs.get_l1_memory_desc()
 assert type(mine) is type(other) and mine.ptr == ours.slab.address and mine.size == other.size
 assert mine.stable_registration_size == other.stable_registration_size == 8 * MIB
 assert ours.get_backend_type(live[0][0]) == L1BackendType.DRAM
+# All objects are in what is described, which others register.
+odd = l1.L1MemoryManager(configured(5 * MIB + 100, lazy, init_size_in_bytes=MIB))
+odd.slab.wait()
+error, some = odd.allocate(MemoryLayoutDesc([torch.Size([4096])], [torch.uint8]), odd.get_memory_usage()[1] // 4096)
+described = odd.get_l1_memory_desc()
+assert error == L1Error.SUCCESS and described.size >= 5 * MIB + 100
+assert max(one.shm_offset + one.get_physical_size() for one in some) <= described.size == described.stable_registration_size
+del some
+odd.close()
 del live
 ours.close()
 assert host.blocks()["blocks"] == 0
@@ -272,6 +380,16 @@ assert (one.meta.ref_count, one.meta.pin_count, one.is_pinned, one.can_evict) ==
 one.ref_count_down()
 one.unpin()
 assert one.can_evict and objects[1].can_evict
+# Two threads that ask for the first time have one record.
+import threading
+from hbmalloc.compat.lmcache import _cache_object
+both, make, records = threading.Barrier(2), _cache_object.MemoryObjMetadata, []
+_cache_object.MemoryObjMetadata = lambda **named: (both.wait(), make(**named))[1]
+threads = [threading.Thread(target=lambda: records.append(objects[3].metadata)) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+_cache_object.MemoryObjMetadata = make
+assert records[0] is records[1] is objects[3].metadata
 one.set_l1_manager(7)
 one.set_l1_manager(7)
 raises(ValueError, one.set_l1_manager, 8, text="belongs to the manager 7")
@@ -301,6 +419,40 @@ raises(TypeError, manager.free, [other], text="free it where it was made")
 again = manager.allocate(LAYOUT, 4)[1]
 assert again[0].get_l1_manager() is None and again[0].get_memory_format() == core.MemoryFormat.UNDEFINED
 """)
+
+
+@needs_lmcache
+@pytest.mark.parametrize("lazy", [True, False])
+def test_after_close_and_in_a_forked_child(sim, lazy):
+    sim(INSTALLED + """
+import os
+import hbmalloc
+manager = l1.L1MemoryManager(configured(8 * MIB, %r))
+error, objects = manager.allocate(LAYOUT, 3)
+address = lmcache.device_ops.alloc_pinned_ptr(MIB, 0)
+child = os.fork()
+if child == 0:
+    try:
+        raises(hbmalloc.ForkedError, manager.allocate, LAYOUT, 1)
+        raises(hbmalloc.ForkedError, manager.free, objects)
+        raises(hbmalloc.ForkedError, lmcache.device_ops.alloc_pinned_ptr, MIB, 0)
+        raises(hbmalloc.ForkedError, core.AddressManager, 4096)
+        manager.close()
+    except BaseException as error:
+        print("in the child:", error, flush=True)
+        os._exit(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert bool((objects[0].tensor.fill_(1) == 1).all())
+manager.close()
+manager.close()
+raises(RuntimeError, manager.allocate, LAYOUT, 1, text="closed")
+assert manager.free(objects) == L1Error.KEY_IN_WRONG_STATE and manager.get_memory_usage() == (0, 0)
+assert objects[1].tensor is None and not objects[1].is_valid() and objects[1].metadata.ref_count == 0
+lmcache.device_ops.free_pinned_ptr(address)
+gc.collect()
+assert host.blocks()["blocks"] == 0
+""" % lazy)
 
 
 @needs_lmcache
@@ -371,7 +523,17 @@ assert found == bytes(one.byte_array) and one.metadata.address == one.shm_offset
 manager.free(objects)
 del objects, one
 manager.close()
-assert not os.path.exists("/dev/shm/lmcache_l1_pool_" + name)
+path = "/dev/shm/lmcache_l1_pool_" + name
+assert not os.path.exists(path)
+# What LMCache itself leaves when it is killed.
+for make in (lambda: l1.L1MemoryManager(configured(4 * MIB, False, shm_name=name)),
+             lambda: MixedMemoryAllocator(4 * MIB, shm_name="lmcache_l1_pool_" + name)):
+    with open(path, "wb") as file:
+        file.write(bytes(100))
+    made = make()
+    assert pinned() == 4 * MIB and os.stat(path).st_size == 4 * MIB
+    made.close()
+    assert not os.path.exists(path)
 """)
 
 
@@ -407,6 +569,10 @@ assert host.blocks()["blocks"] == 0
 # What a slab cannot align stays LMCache's, which says what it lacks here.
 raises(RuntimeError, LazyMemoryAllocator, 64 * MIB, 64 * MIB, 4 * MIB, text="pinning")
 raises(ValueError, LazyMemoryAllocator, 64 * MIB, 64 * MIB, 3000)
+small = LazyMemoryAllocator(MIB, MIB)
+for shapes, dtypes in ((torch.Size([4]), [torch.uint8]), ([torch.Size([4])], torch.uint8)):
+    assert small.allocate(shapes, dtypes).tensor.shape == torch.Size([4])
+raises(ValueError, small.allocate, [torch.Size([4])] * 2, [torch.uint8], text="2 shapes and 1 types")
 small = LazyMemoryAllocator(MIB, MIB, 64)
 one = small.allocate(torch.Size([1]), torch.uint8)
 assert one.get_physical_size() == 512 and one.data_ptr % 64 == 0
@@ -568,6 +734,14 @@ status, text = check()
 print(text)
 assert status == 0 and text.count("PASS") == 3 and "LMCache " in text, text
 status, text = check(HBMALLOC_SIM="devices=0")
-assert status != 0 and "PASS" not in text, text
+assert status != 0 and "PASS" not in text and text.count("FAIL") == 3, text
+# As where LMCache's own code fails.
+from lmcache.v1.distributed.api import MemoryLayoutDesc
+from hbmalloc.compat.lmcache import _check
+def wrong(_self):
+    raise KeyError("in LMCache")
+MemoryLayoutDesc.__post_init__ = wrong
+assert _check.check(1 << 24) == 1
 """)
     assert "bytes pinned by hbmalloc" in output
+    assert output.count("FAIL L1MemoryManager") == 2 and "KeyError: 'in LMCache'" in output

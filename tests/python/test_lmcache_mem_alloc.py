@@ -1,8 +1,8 @@
 """The functions of LMCache's mem_alloc under its names: what they give, refuse and copy, and who serves them."""
 
 COMMON = """
-import ctypes, threading, time
-from hbmalloc import compat, host
+import ctypes, hbmalloc, os, threading, time
+from hbmalloc import host
 from hbmalloc.compat import lmcache as lm
 MIB = 1 << 20
 def raises(error, call, *arguments, text=""):
@@ -64,7 +64,6 @@ raises(RuntimeError, lm.alloc_pinned_ptr, 1 << 46, 0, text="bytes left")
 for node in (-1, 64, 1023):
     raises(RuntimeError, lm.alloc_numa_ptr, 4096, node, text="Nodes with memory here")
     raises(RuntimeError, lm.alloc_pinned_numa_ptr, 4096, node)
-raises(RuntimeError, lm.alloc_shm_pinned_ptr, 4096, "a/b")
 # What is none of the C type is neither cut nor wrapped.
 for size in (-1, 1 << 64, 1.5, "4096", None):
     for call in (lm.alloc_pinned_ptr, lm.alloc_numa_ptr, lm.alloc_hugepage_pinned_ptr, lm.alloc_hugepage_pinned_numa_ptr):
@@ -73,11 +72,42 @@ for flags in (-1, 1 << 32, None):
     raises(TypeError, lm.alloc_pinned_ptr, 4096, flags)
 for node in (1 << 31, 1 << 32, "0"):
     raises(TypeError, lm.alloc_numa_ptr, 4096, node)
-for name in (None, b"a", "a" + chr(0)):
+for name in (None, b"a"):
     raises(TypeError, lm.alloc_shm_pinned_ptr, 4096, name)
+for name in ("a" + chr(0), "a" + chr(0xdc80), "a/b", ""):
+    raises(hbmalloc.InvalidArgumentError, lm.alloc_shm_pinned_ptr, 4096, name)
+    raises(RuntimeError, lm.free_shm_pinned_ptr, 4096, 4096, name)
 for ptr in (-1, 1 << 64, None):
     raises(TypeError, lm.free_pinned_ptr, ptr)
 assert host.blocks()["blocks"] == 0
+""")
+
+
+def test_python_goes_on_meanwhile(sim):
+    """No other thread waits for as long as one allocates or frees."""
+    sim(COMMON + """
+def worst_wait(call):
+    def work():
+        begin = time.monotonic()
+        found.append(call())
+        found.append(time.monotonic() - begin)
+    found, worst, thread, last = [], 0, threading.Thread(target=work), time.monotonic()
+    thread.start()
+    while thread.is_alive():
+        now = time.monotonic()
+        worst, last = max(worst, now - last), now
+    result, took = found
+    return result, took, max(worst, time.monotonic() - last)
+size, name = 768 * MIB, "hbmalloc-test-meanwhile-%d" % os.getpid()
+for allocate, free in (
+    (lambda: lm.alloc_pinned_ptr(size, 0), lm.free_pinned_ptr),
+    (lambda: lm.alloc_numa_ptr(size, 0), lambda address: lm.free_numa_ptr(address, size)),
+    (lambda: lm.alloc_pinned_numa_ptr(size, 0), lambda address: lm.free_pinned_numa_ptr(address, size)),
+    (lambda: lm.alloc_shm_pinned_ptr(size, name), lambda address: lm.free_shm_pinned_ptr(address, size, name)),
+):
+    address, took, worst = worst_wait(allocate)
+    assert worst < took / 2, (worst, took)
+    free(address)
 """)
 
 
@@ -114,4 +144,117 @@ assert worst < took[0] / 2, (worst, took)
 assert in_bytes(other, size)[size - 1] == 9
 lm.free_numa_ptr(one, size)
 lm.free_numa_ptr(other, size)
+""")
+
+
+LEFT = COMMON + """
+import mmap, subprocess, sys
+name = "lmcache_l1_pool_hbmalloc-test-%d" % os.getpid()
+path = "/dev/shm/" + name
+def leave(path=path, mode=0o600):
+    with open(path, "wb") as file:
+        file.write(bytes(100))
+    os.chmod(path, mode)
+def mine():
+    address = lm.alloc_shm_pinned_ptr(MIB, name)
+    lm.free_shm_pinned_ptr(address, MIB, name)
+    assert not os.path.exists(path)
+"""
+
+
+def test_a_name_that_lmcache_left(sim):
+    """LMCache removes it whatever it is; here it goes if nobody uses it."""
+    output = sim(LEFT + """
+for mode in (0o600, 0o644):
+    leave(mode=mode)
+    mine()
+leave()
+with open(path, "r+b") as file:
+    raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name, text="remove it if nobody uses it")
+    used = mmap.mmap(file.fileno(), 100)
+raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name)
+used.close()
+mine()
+# Another process's, as its maker and as its user.
+code = '''
+import sys, time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None
+segment = shared_memory.SharedMemory(sys.argv[1], create=sys.argv[2] == "make", size=100)
+print("there", flush=True)
+sys.stdin.read()
+'''
+for what in ("make", "use"):
+    other = subprocess.Popen([sys.executable, "-c", code, name, what], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "there\\n"
+    raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name)
+    other.kill()
+    other.wait()
+    assert os.path.exists(path)
+mine()
+""")
+    assert "was left by LMCache" in output
+
+
+def test_a_name_that_lmcache_would_not_remove(sim):
+    sim(LEFT + """
+other = "hbmalloc-test-left-%d" % os.getpid()
+leave("/dev/shm/" + other)
+raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, other)
+os.unlink("/dev/shm/" + other)
+os.symlink("/dev/null", path)
+raises(RuntimeError, lm.alloc_shm_pinned_ptr, MIB, name)
+os.unlink(path)
+os.mkfifo(path)
+raises(RuntimeError, lm.alloc_shm_pinned_ptr, MIB, name)
+os.unlink(path)
+if os.geteuid() == 0:
+    leave()
+    os.chown(path, 65534, -1)
+    raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name)
+    os.unlink(path)
+# Ours is the library's to judge.
+kept = lm.alloc_shm_pinned_ptr(MIB, name)
+raises(hbmalloc.BusyError, lm.alloc_shm_pinned_ptr, MIB, name, text="lives")
+lm.free_shm_pinned_ptr(kept, MIB, name)
+leave(mode=0o1600)
+mine()
+""")
+
+
+def test_one_of_many_gets_the_name_that_lmcache_left(sim):
+    sim(LEFT + """
+for _ in range(20):
+    leave()
+    made, failed, start = [], [], threading.Barrier(4)
+    def work():
+        start.wait()
+        try:
+            made.append(lm.alloc_shm_pinned_ptr(MIB, name))
+        except hbmalloc.BusyError as error:
+            failed.append(error)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert (len(made), len(failed)) == (1, 3), failed
+    lm.free_shm_pinned_ptr(made[0], MIB, name)
+""")
+
+
+def test_who_opens_what_is_removed_ends_nobody(sim):
+    """A lease that is broken is told by a signal."""
+    sim(LEFT + """
+import fcntl
+from hbmalloc.compat.lmcache import _left_names
+leave()
+def lstat(path):
+    # Meanwhile another process opens it, and waits until the lease is gone.
+    global other
+    other = subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'r+b')", path])
+    time.sleep(1)
+    assert other.poll() is None
+    return os_lstat(path)
+os_lstat, _left_names.os.lstat = os.lstat, lstat
+mine()
+assert other.wait() == 0
 """)

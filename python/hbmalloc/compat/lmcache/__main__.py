@@ -13,14 +13,15 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True, metavar="check | bench")
     command = commands.add_parser("check", help="finds LMCache, allocates and frees through its names, says what served")
     command.add_argument("--bytes", default="256MiB", help="how much memory, such as 256MiB")
-    commands.add_parser("bench", help="objects and addresses of LMCache's and of hbmalloc's, side by side").add_argument(
-        "--bytes", default="256MiB", help=argparse.SUPPRESS)
+    commands.add_parser("bench", help="objects and addresses of LMCache's and of hbmalloc's, side by side")
     arguments = parser.parse_args()
-    size = _size(arguments.bytes)
-    if isinstance(size, float) or size < 1 << 24:
-        parser.error("--bytes: a size from 16MiB on")
     try:
-        return _bench.bench() if arguments.command == "bench" else _check.check(size)
+        if arguments.command == "bench":
+            return _bench.bench()
+        size = _size(arguments.bytes)
+        if isinstance(size, float) or size < 1 << 24:
+            parser.error("--bytes: a size from 16MiB on")
+        return _check.check(size)
     except HbmallocError as error:
         return str(error)
 

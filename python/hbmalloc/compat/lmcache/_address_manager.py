@@ -8,14 +8,17 @@ import ctypes
 import logging
 import threading
 import weakref
+from operator import index
 
 from ... import _library
-from ..._errors import InternalError, InvalidArgumentError, NotOwnedError, OutOfMemoryError
+from ..._errors import HbmallocError, InternalError, InvalidArgumentError, NotOwnedError, OutOfMemoryError
 
 logger = logging.getLogger("hbmalloc")
 
 #: Bytes that the library takes for one unit.
 _UNIT = 512
+#: The library's addresses end below 2^62.
+_MOST_UNITS = (1 << 62) // _UNIT - 1
 _ONE = ctypes.c_uint64 * 1
 
 
@@ -29,28 +32,30 @@ class AddressManager:
     ALIGN_BYTES = 4096
 
     def __init__(self, size, align_bytes=ALIGN_BYTES):
-        if size < 0 or align_bytes <= 0:
-            raise ValueError("an address space of %r bytes, aligned to %r: at least 0, and above 0" % (size, align_bytes))
+        size, align_bytes = index(size), index(align_bytes)
+        if align_bytes <= 0 or not 0 <= size // align_bytes <= _MOST_UNITS:
+            raise ValueError("an address space of %d bytes, aligned to %d: from 0 to %d alignments, each above 0" % (
+                size, align_bytes, _MOST_UNITS))
         self._library = _library.library()
         handle = ctypes.c_void_p()
         _library.check(self._library.hbm_objects_open(None, _UNIT, handle), "AddressManager")
         self._handle = handle.value
         # At exit there may be no library to call, and nothing to give back.
         weakref.finalize(self, self._library.hbm_objects_close, self._handle).atexit = False
-        self._size, self._align, self._units = size, align_bytes, 0
+        self._size, self._align, self._units = 0, align_bytes, 0
         #: Each block's handle and size, by its address.
         self._blocks = {}
         #: Bytes of all blocks.
         self.total_allocated_size = 0
         # The garbage collector may free a block of this thread's in the middle of anything.
         self._lock = threading.RLock()
-        self._cover()
+        self._grow(size)
 
-    def _cover(self):
-        units = self._size // self._align
+    def _grow(self, size):
+        units = size // self._align
         if units > self._units:
             _library.check(self._library.hbm_objects_extend(self._handle, (units - self._units) * _UNIT), "AddressManager")
-            self._units = units
+        self._size, self._units = size, units
 
     def compute_aligned_size(self, raw_size):
         """`raw_size` in whole alignments."""
@@ -59,7 +64,7 @@ class AddressManager:
     def allocate(self, size):
         """The address and the size of a block of at least `size` bytes. Raises ValueError for a size of 0, a RuntimeError
         where there is no room."""
-        units = -(-size // self._align)
+        units = -(-index(size) // self._align)
         if not 0 < units <= self._units:
             return self.batched_allocate(size, 1)[0]
         # As a batch of one, without its lists: this is what each object of LMCache's own costs.
@@ -67,7 +72,7 @@ class AddressManager:
         with self._lock:
             status = self._library.hbm_objects_allocate(self._handle, units * _UNIT, 1, 0, handles, places, None)
             if status:
-                _library.check(status, "AddressManager.allocate")
+                raise self._failure(status, size, 1)
             address = places[0] // _UNIT * self._align
             self._blocks[address] = handles[0], bytes_each
             self.total_allocated_size += bytes_each
@@ -75,28 +80,49 @@ class AddressManager:
 
     def batched_allocate(self, size, batch_size):
         """As many, all or none; side by side where there is room for that."""
+        size, batch_size = index(size), index(batch_size)
         if size <= 0:
-            raise ValueError("a block of %r bytes: at least 1" % (size,))
+            raise ValueError("a block of %d bytes: at least 1" % size)
         if batch_size < 0:
-            raise InvalidArgumentError("%r blocks: at least 0" % (batch_size,))
+            raise InvalidArgumentError("%d blocks: at least 0" % batch_size)
         if batch_size == 0:
             return []
         units = -(-size // self._align)
         # Also keeps numbers from the library that no C type holds.
         if units * batch_size > self._units:
-            raise OutOfMemoryError("%d blocks of %d bytes in an address space of %d: free some, or make it larger" % (
-                batch_size, size, self._size))
+            raise self._shortage(size, batch_size)
         numbers = ctypes.c_uint64 * batch_size
         handles, places = numbers(), numbers()
         align, bytes_each = self._align, units * self._align
         with self._lock:
-            _library.check(self._library.hbm_objects_allocate(
-                self._handle, units * _UNIT, batch_size, 0, handles, places, None), "AddressManager.allocate")
+            status = self._library.hbm_objects_allocate(self._handle, units * _UNIT, batch_size, 0, handles, places, None)
+            if status:
+                raise self._failure(status, size, batch_size)
             made = [(place // _UNIT * align, bytes_each) for place in places]
             for (address, _), handle in zip(made, handles):
                 self._blocks[address] = handle, bytes_each
             self.total_allocated_size += bytes_each * batch_size
         return made
+
+    def _failure(self, status, size, count):
+        try:
+            _library.check(status, "AddressManager.allocate")
+        except OutOfMemoryError:
+            # The library's text counts in units.
+            return self._shortage(size, count)
+        except HbmallocError as error:
+            return error
+
+    def _shortage(self, size, count):
+        largest = self._usage().largest_free // _UNIT * self._align
+        return OutOfMemoryError(
+            "AddressManager.allocate: %d blocks of %d bytes: %d of %d bytes are in use, the largest free piece has %d: free "
+            "some, or make it larger" % (count, size, self.total_allocated_size, self._size, largest))
+
+    def _usage(self):
+        usage = _library.ObjectsUsage(struct_size=ctypes.sizeof(_library.ObjectsUsage))
+        _library.check(self._library.hbm_objects_usage(self._handle, usage), "AddressManager")
+        return usage
 
     def free(self, address, size):
         """Frees the block of that address and size, or the blocks that fill it."""
@@ -104,23 +130,26 @@ class AddressManager:
             one = self._blocks.get(address)
             if one is not None and one[1] == size:
                 del self._blocks[address]
-                handles = _ONE(one[0])
+                gone, handles = ((address, one),), _ONE(one[0])
             else:
-                handles = self._take_neighbours(address, size)
+                gone = self._take_neighbours(index(address), index(size))
+                handles = (ctypes.c_uint64 * len(gone))(*[handle for _, (handle, _) in gone])
             self.total_allocated_size -= size
             status = self._library.hbm_objects_free(self._handle, handles, len(handles))
             if status:
+                self._blocks.update(gone)
+                self.total_allocated_size += size
                 _library.check(status, "AddressManager.free")
 
     def _take_neighbours(self, address, size):
-        """The handles of the blocks that fill a range, which are not known any more then."""
+        """The blocks that fill a range, which are not known any more then."""
         found, at, end = [], address, address + size
         while at < end and at in self._blocks:
             found.append(at)
             at += self._blocks[at][1]
         if at != end or not found:
             raise self._refusal(address, size, at)
-        return (ctypes.c_uint64 * len(found))(*[self._blocks.pop(at)[0] for at in found])
+        return [(at, self._blocks.pop(at)) for at in found]
 
     def _refusal(self, address, size, at):
         if at > address + size or size <= 0:
@@ -134,9 +163,12 @@ class AddressManager:
 
     def sbrk(self, size):
         """Adds `size` bytes, in whole alignments, behind the last."""
+        more = self.compute_aligned_size(index(size))
         with self._lock:
-            self._size += self.compute_aligned_size(size)
-            self._cover()
+            if size < 0 or (self._size + more) // self._align > _MOST_UNITS:
+                raise ValueError("%d more bytes behind %d, aligned to %d: at least 0, and at most %d alignments in all" % (
+                    size, self._size, self._align, _MOST_UNITS))
+            self._grow(self._size + more)
 
     def get_heap_size(self):
         """Bytes of the address space."""
@@ -152,10 +184,9 @@ class AddressManager:
             try:
                 _library.check(self._library.hbm_objects_check(self._handle), "AddressManager.check_consistency")
             except InternalError as error:
-                logger.error("hbmalloc: %s", error)
+                logger.error("hbmalloc: %s (%d bytes there are %d here)", error, _UNIT, self._align)
                 return False
-            usage = _library.ObjectsUsage(struct_size=ctypes.sizeof(_library.ObjectsUsage))
-            _library.check(self._library.hbm_objects_usage(self._handle, usage), "AddressManager.check_consistency")
+            usage = self._usage()
             known = sum(size for _, size in self._blocks.values())
             return (known == self.total_allocated_size == usage.used // _UNIT * self._align
                     and usage.objects == len(self._blocks))

@@ -57,7 +57,7 @@ def bench():
     """Prints both's times; 1 where there is no LMCache."""
     version = _check.lmcache_version()
     if version is None:
-        return _check.check(0)
+        return 1
     import torch
     from lmcache.v1.distributed.api import MemoryLayoutDesc
     from lmcache.v1.memory_management import AddressManager

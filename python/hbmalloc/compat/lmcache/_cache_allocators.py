@@ -11,11 +11,11 @@ from lmcache.v1.memory_management import AddressManager, MemoryFormat
 
 from ..._l1 import ObjectAllocator
 from ..._slab import Slab
+from . import _left_names
 from ._cache_object import CacheObject
 
 #: The alignments that a slab's objects have.
 _LEAST_ALIGN, _MOST_ALIGN = 512, 2 << 20
-_SHM_PREFIX = "lmcache_l1_pool_"
 
 
 def takes_align(align_bytes):
@@ -59,7 +59,9 @@ class _CacheAllocator(ObjectAllocator):
         super().__init__(slab, max(align_bytes, _LEAST_ALIGN))
 
     def batched_allocate(self, shapes, dtypes, batch_size, fmt=None, allocator_type=None):
-        shapes, dtypes = self._adapt_shapes_and_dtypes(shapes, dtypes)
+        # As LMCache has it: either may be a single one.
+        shapes = [shapes] if isinstance(shapes, torch.Size) else shapes
+        dtypes = [dtypes] if isinstance(dtypes, torch.dtype) else dtypes
         return super().batched_allocate(shapes, dtypes, batch_size, self.fmt if fmt is None else fmt)
 
     @property
@@ -111,7 +113,9 @@ def create_memory_allocator(config):
     if config.use_lazy:
         return GrowingAllocator(config.init_size_in_bytes, config.size_in_bytes, config.align_bytes)
     name = config.shm_name
-    if name and not name.lstrip("/").startswith(_SHM_PREFIX):
-        # As its workers know it.
-        name = _SHM_PREFIX + name.lstrip("/")
+    if name:
+        if not name.lstrip("/").startswith(_left_names.PREFIX):
+            # As its workers know it.
+            name = _left_names.PREFIX + name.lstrip("/")
+        _left_names.remove_left(name)
     return PinnedAllocator(config.size_in_bytes, config.align_bytes, name or None, config.use_hugepages)

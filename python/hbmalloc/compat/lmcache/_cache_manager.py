@@ -16,7 +16,6 @@ class CacheManager(_l1.L1MemoryManager, L1MemoryManager):
 
     def __init__(self, config):
         self._allocator, self._config = create_memory_allocator(config), config
-        self._size_in_bytes, self._align_bytes = config.size_in_bytes, config.align_bytes
 
     def get_memory_usage(self):
         """As LMCache's, whose gauges ask after it is closed too: then nothing."""
@@ -26,9 +25,9 @@ class CacheManager(_l1.L1MemoryManager, L1MemoryManager):
             return 0, 0
 
     def get_l1_memory_desc(self):
-        """LMCache's description of its memory; what may be registered for good is what is pinned so far, and nothing of
-        shared memory."""
+        """LMCache's description of its memory, in whole pages, since objects are in all of them; what may be registered for
+        good is what is pinned so far, and nothing of shared memory."""
         slab = self.slab
         stable = None if getattr(self._allocator, "shm_name", None) else slab.ready
-        return L1MemoryDesc(ptr=slab.address, size=self._size_in_bytes, align_bytes=self._align_bytes,
+        return L1MemoryDesc(ptr=slab.address, size=slab.nbytes, align_bytes=self._config.align_bytes,
                             stable_registration_size=stable)

@@ -35,10 +35,13 @@ class CacheObject(MemoryObj):
         if note.metadata is None:
             batch = self[2]
             layout = batch.layout
-            note.metadata = MemoryObjMetadata(
+            made = MemoryObjMetadata(
                 shape=torch.Size(layout.shapes[0]), dtype=layout.dtypes[0], address=self.shm_offset, phy_size=batch.size,
                 ref_count=0, fmt=MemoryFormat.UNDEFINED if batch.fmt is None else batch.fmt,
                 shapes=layout.shapes, dtypes=layout.dtypes)
+            with batch.pool.lock:
+                # What another thread made first may have been written to.
+                note.metadata = note.metadata or made
         note.metadata.ref_count, note.metadata.pin_count = self._counts()
         return note.metadata
 

@@ -5,15 +5,15 @@ what is made of them from now on is of a class of ours that derives from them. I
 object, where ours are put.
 """
 
+import contextlib
+import functools
 import importlib
 import inspect
-import logging
 import sys
+import threading
 
 from ._address_manager import AddressManager
 from ._ownership import KINDS, Ownership
-
-logger = logging.getLogger("hbmalloc")
 
 _CORE = "lmcache.v1.memory_management"
 _LAZY = "lmcache.v1.memory_allocators.lazy_memory_allocator"
@@ -36,9 +36,11 @@ _NEEDED = {
         "L1MemoryDesc": ("ptr", "size", "align_bytes", "stable_registration_size")},
 }
 _FUNCTIONS = ["batched_memcpy"] + ["%s_%s_ptr" % (verb, kind) for verb in ("alloc", "free") for kind in KINDS]
+_PACKAGE = __name__.rpartition(".")[0]
 
-#: What undoes what was done, the last first; None where nothing is installed.
-_undo = None
+_lock = threading.RLock()
+#: What undoes what was done; None where nothing is installed.
+_installed = None
 _ownership = Ownership()
 
 
@@ -80,36 +82,45 @@ def _put_new(theirs, new):
     theirs.__new__ = staticmethod(new)
 
 
-def _redirect(theirs, ours, takes=lambda *_arguments, **_named: True):
+def _redirect(undo, theirs, ours, takes=lambda *_arguments, **_named: True):
     """From now on `theirs(...)` makes an `ours`, which derives from it, where that takes the arguments."""
+    def is_for_ours(arguments, named):
+        try:
+            return takes(*arguments, **named)
+        except TypeError:
+            # They are not the class's arguments, as its __init__ says.
+            return False
+
     def new(cls, *arguments, **named):
-        if cls is theirs and takes(*arguments, **named):
+        if cls is theirs and is_for_ours(arguments, named):
             return object.__new__(ours)
         return object.__new__(cls)
 
     def plain(cls, *_arguments, **_named):
         return object.__new__(cls)
 
-    _put_new(theirs, new)
     # Not deleted: a class that had a __new__ refuses arguments without one.
-    _undo.append(lambda: _put_new(theirs, plain))
+    undo.callback(_put_new, theirs, plain)
+    _put_new(theirs, new)
 
 
-def _rebind(name, theirs, ours):
-    """Has every module that knows `theirs` by that name know `ours`."""
+def _rebind(pairs):
+    """Has every module that knows the first of a pair, under whatever name, know the second."""
+    known = {id(old): new for old, new in pairs}
     for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(name) is theirs:
-            setattr(module, name, ours)
-            _undo.append(lambda module=module: setattr(module, name, theirs))
+        names = getattr(module, "__dict__", {})
+        if str(names.get("__name__")).startswith(_PACKAGE):
+            continue
+        for name, value in list(names.items()):
+            if id(value) in known:
+                setattr(module, name, known[id(value)])
 
 
-def _put_functions(operations):
+def _put_functions(undo, operations):
     # What it binds later would cover ours.
     getattr(operations, "ensure_native", lambda: None)()
-    before = dict(vars(operations))
-    ours = _ownership.functions(lambda name: getattr(operations, name))
-    for name, function in ours.items():
-        setattr(operations, name, function)
+    before, theirs = dict(vars(operations)), {name: getattr(operations, name) for name in _FUNCTIONS}
+    ours = _ownership.functions(theirs)
 
     def take_away():
         for name in ours:
@@ -118,7 +129,20 @@ def _put_functions(operations):
             else:
                 delattr(operations, name)
 
-    _undo.append(take_away)
+    undo.callback(_rebind, [(ours[name], theirs[name]) for name in ours])
+    undo.callback(take_away)
+    for name, function in ours.items():
+        setattr(operations, name, function)
+
+
+def _put_create(undo, ours, theirs):
+    @functools.wraps(ours)
+    def create(config):
+        # Whoever still has it once it is taken back makes LMCache's.
+        return (ours if is_installed() else theirs)(config)
+
+    undo.callback(_rebind, [(create, theirs)])
+    _rebind([(theirs, create)])
 
 
 def _takes_lazy(takes_align):
@@ -132,49 +156,52 @@ def install():
 
     Works before LMCache is imported and after; what was made before stays LMCache's. Raises RuntimeError, with
     nothing changed, where LMCache has not got what is replaced. Calling it again does nothing. Makes no driver call.
+    Any thread.
     """
-    global _undo
-    if _undo is not None:
+    global _installed
+    if is_installed():
         return
+    # Before the lock: who imports a module may wait for another thread that calls this.
     lmcache, modules = _check()
     # These import LMCache's names, which are known to be there only now.
     from . import _cache_allocators, _cache_manager
 
     addresses = modules[_CORE].AddressManager
     theirs = modules[_L1_MODULE]
-    _undo = []
-    try:
-        _put_functions(lmcache.device_ops)
-        _redirect(addresses, type("AddressManager", (AddressManager, addresses), {"__module__": __name__}))
-        _redirect(modules[_LAZY].LazyMemoryAllocator, _cache_allocators.GrowingAllocator,
-                  _takes_lazy(_cache_allocators.takes_align))
-        _redirect(theirs.L1MemoryManager, _cache_manager.CacheManager,
-                  lambda config: _cache_allocators.takes_align(config.align_bytes))
-        _rebind("create_memory_allocator", _cache_allocators.theirs, _cache_allocators.create_memory_allocator)
-    except BaseException:
-        _take_back()
-        raise
-
-
-def _take_back():
-    global _undo
-    while _undo:
-        _undo.pop()()
-    _undo = None
+    with _lock:
+        if is_installed():
+            return
+        with contextlib.ExitStack() as undo:
+            _put_functions(undo, lmcache.device_ops)
+            _redirect(undo, addresses, type("AddressManager", (AddressManager, addresses), {"__module__": __name__}))
+            _redirect(undo, modules[_LAZY].LazyMemoryAllocator, _cache_allocators.GrowingAllocator,
+                      _takes_lazy(_cache_allocators.takes_align))
+            _redirect(undo, theirs.L1MemoryManager, _cache_manager.CacheManager,
+                      lambda config: _cache_allocators.takes_align(config.align_bytes))
+            _put_create(undo, _cache_allocators.create_memory_allocator, _cache_allocators.theirs)
+            _ownership.begin()
+            _installed = undo.pop_all()
 
 
 def uninstall():
-    """Puts LMCache's own back; managers and address managers that were made meanwhile stay hbmalloc's. Raises
-    RuntimeError while memory of `device_ops` is in use, which LMCache's functions could not free."""
-    if _undo is None:
-        return
-    in_use = _ownership.in_use()
-    if in_use:
-        raise RuntimeError("hbmalloc.compat.lmcache.uninstall(): %d blocks of lmcache.device_ops are in use: close the allocators "
-                           "that have them first" % in_use)
-    _take_back()
+    """Puts LMCache's own back; managers and address managers that were made meanwhile stay hbmalloc's.
+
+    Names of modules that were bound meanwhile are LMCache's again too. What else keeps our functions (objects, default
+    arguments, closures) calls LMCache's through them. Raises RuntimeError while memory of `device_ops` is in use, which
+    LMCache's functions could not free.
+    """
+    global _installed
+    with _lock:
+        if not is_installed():
+            return
+        in_use = _ownership.end()
+        if in_use:
+            raise RuntimeError("hbmalloc.compat.lmcache.uninstall(): %d blocks of lmcache.device_ops are in use: close the "
+                               "allocators that have them first" % in_use)
+        undo, _installed = _installed, None
+        undo.close()
 
 
 def is_installed():
     """Whether hbmalloc is in LMCache's place."""
-    return _undo is not None
+    return _installed is not None

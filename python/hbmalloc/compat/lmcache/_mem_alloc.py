@@ -9,6 +9,7 @@ import operator
 from array import array
 
 from ... import _library
+from . import _left_names
 
 _ON_HOST = 0
 
@@ -40,9 +41,9 @@ def _node(node):
 
 
 def _name(name):
-    if not isinstance(name, str) or "\0" in name:
-        raise TypeError("shm_name is a text without zeros, not %r" % (name,))
-    return name.encode()
+    if not isinstance(name, str):
+        raise TypeError("shm_name is a text, not %r" % (name,))
+    return _library.encoded("shm_name", name)
 
 
 def _allocate(operation, kind, *arguments):
@@ -101,8 +102,10 @@ def free_hugepage_pinned_numa_ptr(ptr, size):
 
 
 def alloc_shm_pinned_ptr(size, shm_name):
-    """Pinned memory that other processes have under the name."""
-    return _allocate("alloc_shm_pinned_ptr", "shm_pinned", _size(size), _name(shm_name))
+    """Pinned memory that other processes have under the name; a file of LMCache's that was left there goes."""
+    size, name = _size(size), _name(shm_name)
+    _left_names.remove_left(shm_name)
+    return _allocate("alloc_shm_pinned_ptr", "shm_pinned", size, name)
 
 
 def free_shm_pinned_ptr(ptr, size, shm_name):
