@@ -404,7 +404,7 @@ def library_version():
     return library().hbm_version_string().decode()
 
 
-def encoded(what, text):
+def encoded(what, text, error=InvalidArgumentError):
     """A text as the library takes it. Raises the exception of its other refusals for what is none, since C would end it at
     the first zero and no UTF-8 has half of a surrogate pair."""
     try:
@@ -412,7 +412,7 @@ def encoded(what, text):
             return text.encode()
     except (AttributeError, TypeError, UnicodeEncodeError):
         pass
-    raise InvalidArgumentError("%s is a text without NUL and without lone surrogates, not %r" % (what, text))
+    raise error("%s is a text without NUL and without lone surrogates, not %r" % (what, text))
 
 
 def backend_number(backend):

@@ -53,13 +53,15 @@ def _owner(value):
 class _Batch:
     """What the objects of one `allocate` share. Those that nobody freed are freed with the last of them."""
 
-    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "used", "notes", "left", "hold", "__weakref__")
+    __slots__ = ("pool", "layout", "size", "handles", "numbers", "addresses", "fmt", "tensors", "first", "used", "notes", "left", "hold", "__weakref__")
 
     def __init__(self, pool, layout, size, handles, fmt):
         self.pool, self.layout, self.size, self.fmt = pool, layout, size, fmt
         self.handles, self.numbers, self.addresses = handles, (), ()
         #: A tensor of each object, by group; only while none was freed or said to be used in part.
         self.tensors, self.used = {}, None
+        #: Those of the first group.
+        self.first = ()
         #: What a class of objects notes of one, by its index.
         self.notes = {}
         #: The handles that were not freed: all, as an array, or a set.
@@ -71,11 +73,16 @@ class _Batch:
         """Whether nothing of it was freed."""
         return self.left[0] is self.handles
 
+    def drop_tensors(self):
+        """They go once the caller, who has the lock, has let go of it and of what this returns."""
+        gone, self.tensors, self.first = (self.tensors, self.first), {}, ()
+        return gone
+
     def note_freed(self, numbers):
         """Those were freed; tensors of the whole batch, which would keep them, go."""
         # None are made meanwhile, to stay behind.
         with self.pool.lock:
-            gone, self.tensors = self.tensors, {}
+            gone = self.drop_tensors()
             if self.left:
                 self.left[0] = set(self.left[0]).difference(numbers)
         del gone
@@ -86,7 +93,7 @@ class _Batch:
             self.left[0] = ()
             return
         with self.pool.lock:
-            gone, self.tensors, self.left[0] = self.tensors, {}, ()
+            gone, self.left[0] = self.drop_tensors(), ()
         del gone
 
 
@@ -203,7 +210,8 @@ class MemoryObj(tuple):
             if batch.used is None:
                 batch.used = {}
             batch.used[self[3]] = n
-            batch.tensors = {}
+            gone = batch.drop_tensors()
+        del gone
 
     def get_shape(self):
         return self[2].layout.shapes[0]
@@ -241,8 +249,8 @@ class MemoryObj(tuple):
         """Its first group: a tensor where the layout's types are torch's, else a memoryview; without a copy. None if it is
         freed."""
         try:
-            return self[2].tensors[0][self[3]]
-        except KeyError:
+            return self[2].first[self[3]]
+        except IndexError:
             return self.get_tensor(0)
 
     def get_tensor(self, index):
@@ -404,7 +412,8 @@ class Pool:
         import torch
 
         first, count, size, layout = batch.addresses[0], len(batch.addresses), batch.size, batch.layout
-        if batch.addresses != list(range(first, first + count * size, size)):
+        # None overlaps another.
+        if batch.addresses[-1] - first != (count - 1) * size or batch.addresses != sorted(batch.addresses):
             return None
         element = _elements.bytes_of(layout.names[group])
         begin = layout.offsets[group]
@@ -422,6 +431,8 @@ class Pool:
             flat = torch.frombuffer(array, dtype=torch.uint8).view(layout.dtypes[group])
             found = _tensors(flat, tuple(layout.shapes[group]), size // element, begin // element, count)
             batch.tensors[group] = found
+            if group == 0:
+                batch.first = found
             self._shown.add(batch)
         return found
 
@@ -444,9 +455,7 @@ class Pool:
         """No more objects; the memory goes once no view is left."""
         with self.lock:
             # Those of a batch are nobody's views but its own.
-            gone = [batch.tensors for batch in self._shown]
-            for batch in self._shown:
-                batch.tensors = {}
+            gone = [batch.drop_tensors() for batch in self._shown]
             self._shown.clear()
             self._hold = None
         del gone

@@ -5,6 +5,7 @@ from ctypes import byref
 from typing import NamedTuple
 
 from . import _library
+from ._errors import OptionError
 
 
 class Option(NamedTuple):
@@ -29,12 +30,16 @@ def options():
     return table
 
 
+def _encoded(text):
+    return _library.encoded("an option's name or value", text, OptionError)
+
+
 def get_option(name):
     """The value of one option, as text."""
     handle, needed = _library.library(), ctypes.c_size_t()
-    _library.check(handle.hbm_option_get(name.encode(), None, 0, byref(needed)), "option " + name)
+    _library.check(handle.hbm_option_get(_encoded(name), None, 0, byref(needed)), "option " + name)
     room = ctypes.create_string_buffer(needed.value + 1)
-    _library.check(handle.hbm_option_get(name.encode(), room, len(room), byref(needed)), "option " + name)
+    _library.check(handle.hbm_option_get(_encoded(name), room, len(room), byref(needed)), "option " + name)
     return room.value.decode()
 
 
@@ -47,7 +52,7 @@ def as_text(value):
 
 def set_option(name, value):
     """Sets one option; a value it does not take is an OptionError and changes nothing."""
-    _library.check(_library.library().hbm_option_set(name.encode(), as_text(value).encode()), "option " + name)
+    _library.check(_library.library().hbm_option_set(_encoded(name), _encoded(as_text(value))), "option " + name)
 
 
 def set_options(values):
@@ -55,6 +60,6 @@ def set_options(values):
     handle = _library.library()
     texts = {name: as_text(value) for name, value in values.items()}
     for name, text in texts.items():
-        _library.check(handle.hbm_option_validate(name.encode(), text.encode()), "option " + name)
+        _library.check(handle.hbm_option_validate(_encoded(name), _encoded(text)), "option " + name)
     for name, text in texts.items():
         set_option(name, text)

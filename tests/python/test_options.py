@@ -58,3 +58,16 @@ def test_many_options_are_set_all_or_none(sim):
             assert hbmalloc.get_option("backend") == "pool"
             assert hbmalloc.get_option("managed_headroom") == "3GiB"
     """)
+
+
+def test_texts_that_c_cannot_have(sim):
+    sim("""
+    import hbmalloc
+    for name, value in (("backend\\0x", "pool"), ("backend", "pool\\0x"), ("backend", "\\ud800"), ("\\udfff", "1")):
+        for call in (lambda: hbmalloc.set_option(name, value), lambda: hbmalloc.get_option(name + value)):
+            try:
+                call()
+                raise SystemExit("%r = %r was taken" % (name, value))
+            except hbmalloc.OptionError as error:
+                assert "without NUL" in str(error), error
+    """)
