@@ -153,12 +153,13 @@ def build(arch=None, portable=False):
             tag = "manylinux_%s_%s" % (host_glibc().replace(".", "_"), arch)
 
     place = ["--release", "--locked", "--target", triple(arch)]
-    cargo(["build", "--package", "hbmalloc", "--package", "hbmalloc-sim", "--package", "hbmalloc-cumem", "--lib"] + place,
-          environment)
+    libraries = ("hbmalloc", "hbmalloc-sim", "hbmalloc-cumem", "hbmalloc-preload")
+    cargo(["build", "--lib"] + [part for name in libraries for part in ("--package", name)] + place, environment)
     cargo(["build", "--package", "hbmalloc", "--features", "cli", "--bin", "hbmalloc"] + place, environment)
     built = os.path.join(target_dir, triple(arch), "release")
     return {
         "hbmalloc/lib/libhbmalloc.so.0": os.path.join(built, "libhbmalloc.so"),
+        "hbmalloc/lib/libhbmalloc_preload.so": os.path.join(built, "libhbmalloc_preload.so"),
         "hbmalloc/lib/libhbmalloc_sim.so": os.path.join(built, "libhbmalloc_sim.so"),
         "hbmalloc/compat/vllm/cumem_allocator.abi3.so": os.path.join(built, "libcumem_allocator.so"),
         "scripts/hbmalloc": os.path.join(built, "hbmalloc"),

@@ -168,6 +168,13 @@ impl Process {
             .or_else(|| self.registry.range_of(address))
     }
 
+    /// Whether a live block begins at `address`.
+    pub fn has_block(&self, address: u64) -> bool {
+        !lifetime::has_forked()
+            && (self.pools.tag_of(address).is_some()
+                || self.registry.with(address, |_| ()).is_some())
+    }
+
     /// The tag of the block that begins at `address`.
     pub fn tag_of(&self, address: u64) -> Result<TagId> {
         lifetime::check_not_forked()?;

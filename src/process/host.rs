@@ -30,6 +30,8 @@ pub enum HostKind {
     SharedPinned,
     /// As a descriptor says.
     Described,
+    /// Pinned, for a program that asks CUDA's runtime.
+    Runtime,
     /// As the descriptor of an allocator says.
     Allocator(AllocatorId),
 }
@@ -45,6 +47,7 @@ impl HostKind {
             HostKind::HugePinnedNuma => "hbm_alloc_hugepage_pinned_numa_ptr",
             HostKind::SharedPinned => "hbm_alloc_shm_pinned_ptr",
             HostKind::Described => "hbm_alloc_host_ptr",
+            HostKind::Runtime => "cudaHostAlloc",
             HostKind::Allocator(_) => "hbm_allocator_allocate",
         }
     }
@@ -59,6 +62,7 @@ impl HostKind {
             HostKind::HugePinnedNuma => "hbm_free_hugepage_pinned_numa_ptr",
             HostKind::SharedPinned => "hbm_free_shm_pinned_ptr",
             HostKind::Described => "hbm_free_host_ptr",
+            HostKind::Runtime => "cudaFreeHost",
             HostKind::Allocator(_) => "hbm_allocator_deallocate",
         }
     }

@@ -4,6 +4,7 @@
 mod activity;
 mod block_stats;
 mod blocks;
+mod captures;
 mod cell_record;
 mod cells;
 mod choice;

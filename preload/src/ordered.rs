@@ -1,0 +1,155 @@
+//! Memory in a stream's order.
+
+use crate::answer::{INVALID, SUCCESS, answer};
+use crate::memory::{allocate, is_ours};
+use crate::runtime::{current_device, make_ready, runtime};
+use hbmalloc::gpu::Stream;
+use hbmalloc::observe;
+use hbmalloc::source::LastUse;
+use std::ffi::{c_int, c_void};
+
+/// What NULL means to functions that a program calls by their second name: the thread's own stream.
+const PER_THREAD: *mut c_void = 2 as *mut c_void;
+
+pub fn own(stream: *mut c_void) -> *mut c_void {
+    match stream.is_null() {
+        true => PER_THREAD,
+        false => stream,
+    }
+}
+
+/// Whether the stream captures, so that the allocation is to be a node of its graph, which the runtime alone makes.
+fn captures(stream: *mut c_void) -> bool {
+    let mut status: c_int = 0;
+    let out: *mut c_int = &mut status;
+    runtime!(cudaStreamIsCapturing(stream: *mut c_void, out: *mut c_int)) != SUCCESS || status != 0
+}
+
+fn allocate_ordered(out: *mut *mut c_void, bytes: usize, stream: *mut c_void) -> Option<c_int> {
+    if out.is_null() || captures(stream) {
+        return None;
+    }
+    let device = match (make_ready(), current_device()) {
+        (SUCCESS, Ok(device)) => device,
+        _ => return None,
+    };
+    let mut address = std::ptr::null_mut();
+    let answered = answer(|| {
+        if bytes > 0 {
+            address = allocate(
+                None,
+                device,
+                bytes,
+                Stream::from_raw(stream),
+                LastUse::Streams,
+            )?;
+        }
+        Ok(())
+    });
+    if answered == SUCCESS {
+        // SAFETY: checked for null; the rest is the caller's promise.
+        unsafe { out.write(address) };
+    }
+    Some(answered)
+}
+
+fn free_ordered(address: *mut c_void, stream: *mut c_void) -> c_int {
+    answer(|| observe::process().deallocate(address as u64, None, Some(Stream::from_raw(stream))))
+}
+
+/// As the runtime's; a stream that captures is left to it.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaMallocAsync(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+) -> c_int {
+    allocate_ordered(out, bytes, stream).unwrap_or_else(
+        || runtime!(cudaMallocAsync(out: *mut *mut c_void, bytes: usize, stream: *mut c_void)),
+    )
+}
+
+/// As cudaMallocAsync, where NULL is the thread's own stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaMallocAsync_ptsz(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+) -> c_int {
+    allocate_ordered(out, bytes, own(stream)).unwrap_or_else(
+        || runtime!(cudaMallocAsync_ptsz(out: *mut *mut c_void, bytes: usize, stream: *mut c_void)),
+    )
+}
+
+/// As the runtime's, of whatever memory; of the library's it waits for nothing.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaFreeAsync(address: *mut c_void, stream: *mut c_void) -> c_int {
+    if address.is_null() || !is_ours(address) {
+        return runtime!(cudaFreeAsync(address: *mut c_void, stream: *mut c_void));
+    }
+    free_ordered(address, stream)
+}
+
+/// As cudaFreeAsync, where NULL is the thread's own stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaFreeAsync_ptsz(address: *mut c_void, stream: *mut c_void) -> c_int {
+    if address.is_null() || !is_ours(address) {
+        return runtime!(cudaFreeAsync_ptsz(address: *mut c_void, stream: *mut c_void));
+    }
+    free_ordered(address, own(stream))
+}
+
+/// Whether it is the pool that cudaMallocAsync uses on the thread's device.
+fn is_usual(pool: *mut c_void) -> bool {
+    let Ok(device) = current_device() else {
+        return false;
+    };
+    let mut usual: *mut c_void = std::ptr::null_mut();
+    let out: *mut *mut c_void = &mut usual;
+    let answered = runtime!(cudaDeviceGetDefaultMemPool(out: *mut *mut c_void, device: c_int));
+    answered == SUCCESS && usual == pool
+}
+
+fn allocate_from(
+    out: *mut *mut c_void,
+    bytes: usize,
+    pool: *mut c_void,
+    stream: *mut c_void,
+) -> Option<c_int> {
+    if pool.is_null() {
+        return Some(INVALID);
+    }
+    is_usual(pool)
+        .then(|| allocate_ordered(out, bytes, stream))
+        .flatten()
+}
+
+/// As the runtime's: from the device's default pool as cudaMallocAsync, from others by the runtime.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaMallocFromPoolAsync(
+    out: *mut *mut c_void,
+    bytes: usize,
+    pool: *mut c_void,
+    stream: *mut c_void,
+) -> c_int {
+    allocate_from(out, bytes, pool, stream).unwrap_or_else(|| {
+        runtime!(cudaMallocFromPoolAsync(
+            out: *mut *mut c_void, bytes: usize, pool: *mut c_void, stream: *mut c_void
+        ))
+    })
+}
+
+/// As cudaMallocFromPoolAsync, where NULL is the thread's own stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaMallocFromPoolAsync_ptsz(
+    out: *mut *mut c_void,
+    bytes: usize,
+    pool: *mut c_void,
+    stream: *mut c_void,
+) -> c_int {
+    allocate_from(out, bytes, pool, own(stream)).unwrap_or_else(|| {
+        runtime!(cudaMallocFromPoolAsync_ptsz(
+            out: *mut *mut c_void, bytes: usize, pool: *mut c_void, stream: *mut c_void
+        ))
+    })
+}

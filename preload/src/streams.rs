@@ -1,0 +1,119 @@
+//! Streams: captures are told of as they begin, and what is destroyed is not named to the driver again.
+
+use crate::answer::SUCCESS;
+use crate::ordered::own;
+use crate::runtime::{current_device, runtime};
+use hbmalloc::gpu::Stream;
+use hbmalloc::observe;
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+/// A capture: its device and its number.
+type Capture = (c_int, u64);
+
+fn open() -> MutexGuard<'static, HashMap<usize, Capture>> {
+    static OPEN: LazyLock<Mutex<HashMap<usize, Capture>>> = LazyLock::new(Mutex::default);
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
+    let process = observe::process();
+    let capture = current_device().ok().and_then(|device| {
+        let number = process.capture_begins(device).ok()?;
+        Some((device, number))
+    });
+    let answered = real();
+    let Some((device, number)) = capture else {
+        return answered;
+    };
+    match answered {
+        SUCCESS => {
+            open().insert(stream as usize, (device, number));
+            let _ = process.capture_shown(device, number, Stream::from_raw(stream));
+        }
+        _ => {
+            let _ = process.capture_ended(device, number);
+        }
+    }
+    answered
+}
+
+fn end(stream: *mut c_void) {
+    let ended = open().remove(&(stream as usize));
+    if let Some((device, number)) = ended {
+        let _ = observe::process().capture_ended(device, number);
+    }
+}
+
+macro_rules! begins {
+    ($($name:ident, $stream:expr;)*) => { $(
+        /// As the runtime's.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(stream: *mut c_void, mode: c_int) -> c_int {
+            begin($stream(stream), || runtime!($name(stream: *mut c_void, mode: c_int)))
+        }
+    )* };
+}
+
+macro_rules! begins_to_graph {
+    ($($name:ident, $stream:expr;)*) => { $(
+        /// As the runtime's.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(
+            stream: *mut c_void,
+            graph: *mut c_void,
+            behind: *const c_void,
+            edges: *const c_void,
+            count: usize,
+            mode: c_int,
+        ) -> c_int {
+            begin($stream(stream), || {
+                runtime!($name(
+                    stream: *mut c_void, graph: *mut c_void, behind: *const c_void, edges: *const c_void, count: usize,
+                    mode: c_int
+                ))
+            })
+        }
+    )* };
+}
+
+macro_rules! ends {
+    ($($name:ident, $stream:expr;)*) => { $(
+        /// As the runtime's.
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(stream: *mut c_void, graph: *mut *mut c_void) -> c_int {
+            let answered = runtime!($name(stream: *mut c_void, graph: *mut *mut c_void));
+            end($stream(stream));
+            answered
+        }
+    )* };
+}
+
+/// Functions by whose first name NULL is the legacy stream.
+fn as_named(stream: *mut c_void) -> *mut c_void {
+    stream
+}
+
+begins! {
+    cudaStreamBeginCapture, as_named;
+    cudaStreamBeginCapture_ptsz, own;
+}
+begins_to_graph! {
+    cudaStreamBeginCaptureToGraph, as_named;
+    cudaStreamBeginCaptureToGraph_ptsz, own;
+}
+ends! {
+    cudaStreamEndCapture, as_named;
+    cudaStreamEndCapture_ptsz, own;
+}
+
+/// As the runtime's.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaStreamDestroy(stream: *mut c_void) -> c_int {
+    end(stream);
+    if let Ok(device) = current_device() {
+        let _ = observe::process().forget_stream(device, Stream::from_raw(stream));
+    }
+    runtime!(cudaStreamDestroy(stream: *mut c_void))
+}

@@ -1,0 +1,32 @@
+//! Captures of programs that are told of as they begin and end, and whose memory is the program's own affair: nothing is
+//! done meanwhile that would break them.
+
+use super::{Process, lifetime};
+use crate::error::Result;
+use crate::gpu::Stream;
+
+impl Process {
+    /// A capture is about to begin on a device. Its number for [`Process::capture_shown`] and [`Process::capture_ended`].
+    pub fn capture_begins(&self, ordinal: i32) -> Result<u64> {
+        let gpu = &self.device(ordinal)?.state().device;
+        let token = self.graphs.number();
+        gpu.captures().begin(gpu, token);
+        Ok(token)
+    }
+
+    /// It has begun, on `stream`.
+    pub fn capture_shown(&self, ordinal: i32, token: u64, stream: Stream) -> Result<()> {
+        let device = self.device(ordinal)?;
+        device.state().device.captures().show(token, stream);
+        Ok(())
+    }
+
+    /// It is over, or has not begun.
+    pub fn capture_ended(&self, ordinal: i32, token: u64) -> Result<()> {
+        if lifetime::has_forked() || lifetime::is_exiting() {
+            return Ok(());
+        }
+        self.device(ordinal)?.state().device.captures().end(token);
+        Ok(())
+    }
+}
