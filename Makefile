@@ -11,13 +11,12 @@ STRESS_SECONDS ?= 600
 FUZZ_SECONDS ?= 60
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SOVERSION := 0
-LIBDIR := $(DESTDIR)$(PREFIX)/lib
-INCLUDEDIR := $(DESTDIR)$(PREFIX)/include
-BINDIR := $(DESTDIR)$(PREFIX)/bin
-HEADERS := $(wildcard include/*.h include/*.hpp include/hbmalloc/*.h)
-INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so \
-	$(LIBDIR)/libhbmalloc.a $(LIBDIR)/libhbmalloc_sim.so $(LIBDIR)/pkgconfig/hbmalloc.pc \
-	$(HEADERS:include/%=$(INCLUDEDIR)/%) $(BINDIR)/hbmalloc
+# Of PREFIX: lib64 or lib/x86_64-linux-gnu, say.
+LIBDIR ?= lib
+# A folder that holds a build already, such as target/release: nothing is built then, so root needs no cargo.
+BUILT ?=
+# Those that are installed beside libhbmalloc.so and libhbmalloc.a, under their own names.
+LIBRARIES := libhbmalloc_sim.so
 
 # The children find what this build made, not what a wheel installed.
 FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)
@@ -37,7 +36,7 @@ help:
 	@echo 'make wheel [ARCH=aarch64]   a wheel in dist/'
 	@echo 'make setup-aarch64   tools to cross-build and to run the result (root, Debian)'
 	@echo 'make test-aarch64    C tests and the command for AArch64, emulated'
-	@echo 'make install | uninstall [PREFIX=/usr/local] [DESTDIR=]'
+	@echo 'make install | uninstall [PREFIX=/usr/local] [LIBDIR=lib] [DESTDIR=] [BUILT=target/release]'
 
 setup:
 	@scripts/setup tools
@@ -106,21 +105,17 @@ release: setup
 	cargo build --release --workspace --lib
 	cargo build --release --features cli --bin hbmalloc
 
-install: release
-	install -d $(LIBDIR)/pkgconfig $(INCLUDEDIR) $(BINDIR)
-	install -m 755 $(TARGET)/release/libhbmalloc.so $(LIBDIR)/libhbmalloc.so.$(VERSION)
-	ln -sf libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION)
-	ln -sf libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so
-	install -m 644 $(TARGET)/release/libhbmalloc.a $(LIBDIR)/libhbmalloc.a
-	install -m 755 $(TARGET)/release/libhbmalloc_sim.so $(LIBDIR)/libhbmalloc_sim.so
-	$(foreach header,$(HEADERS),install -D -m 644 $(header) $(header:include/%=$(INCLUDEDIR)/%) && )true
-	install -m 755 $(TARGET)/release/hbmalloc $(BINDIR)/hbmalloc
-	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' scripts/hbmalloc.pc.in > $(LIBDIR)/pkgconfig/hbmalloc.pc
-	@test -n '$(DESTDIR)' || ldconfig 2>/dev/null || true
+# A path may hold spaces and quotes. Not by export: what is built first would see it too.
+quoted = '$(subst ','\'',$(1))'
+INSTALLER = DESTDIR=$(call quoted,$(DESTDIR)) PREFIX=$(call quoted,$(PREFIX)) LIBDIR=$(call quoted,$(LIBDIR)) \
+	BUILT=$(call quoted,$(or $(BUILT),$(TARGET)/release)) LIBRARIES='$(LIBRARIES)' \
+	VERSION=$(VERSION) SOVERSION=$(SOVERSION) scripts/install
+
+install: $(if $(BUILT),,release)
+	@$(INSTALLER) files
 
 uninstall:
-	rm -f $(INSTALLED)
-	rmdir $(INCLUDEDIR)/hbmalloc 2>/dev/null || true
+	@$(INSTALLER) remove
 
 clean:
 	cargo clean

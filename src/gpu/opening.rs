@@ -67,7 +67,9 @@ fn open_hip() -> std::result::Result<Library, String> {
 const SIMULATOR: &str = "libhbmalloc_sim.so";
 
 /// The simulator lies beside the library in a wheel and after installation; cargo puts test
-/// programs one folder below it, and a wheel's command lies in `bin` next to the package.
+/// programs one folder below it. The command, and a program that the library is linked into, have it
+/// in the `lib` next to their `bin`, which distributions call `lib64` or divide by machine, and a
+/// wheel's command in the package.
 fn find_simulator() -> Option<PathBuf> {
     let here = library::file_of(find_simulator as fn() -> Option<PathBuf> as usize)?;
     let folder = here.parent()?;
@@ -75,14 +77,14 @@ fn find_simulator() -> Option<PathBuf> {
         folder.to_owned(),
         folder.join(".."),
         folder.join("../lib"),
+        folder.join("../lib64"),
         folder.join("../hbmalloc/lib"),
     ];
     if let Ok(entries) = std::fs::read_dir(folder.join("../lib")) {
-        candidates.extend(
-            entries
-                .flatten()
-                .map(|entry| entry.path().join("site-packages/hbmalloc/lib")),
-        );
+        for entry in entries.flatten() {
+            candidates.push(entry.path());
+            candidates.push(entry.path().join("site-packages/hbmalloc/lib"));
+        }
     }
     candidates
         .into_iter()

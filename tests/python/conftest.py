@@ -5,10 +5,13 @@ test runs its code in an interpreter of its own. Tests that need a built library
 skipped, with a line that says so, where there is none.
 """
 
+import glob
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -44,6 +47,25 @@ def built_library():
         return hbmalloc.get_library_path()
     except hbmalloc.HbmallocError:
         return None
+
+
+@pytest.fixture(scope="session")
+def installable():
+    """A folder for `make install BUILT=`: the build beside the library, without what is for debuggers, which is most of it.
+
+    It and what is above it can be read by everyone, unlike a folder of tmp_path.
+    """
+    built = os.path.dirname(built_library() or "")
+    names = ["hbmalloc", "libhbmalloc.a"] + [os.path.basename(path) for path in glob.glob(os.path.join(built, "libhbmalloc*.so"))]
+    missing = [name for name in names if not os.path.exists(os.path.join(built, name))]
+    if missing or not shutil.which("make") or not shutil.which("strip"):
+        pytest.skip("needs make, strip and a build of the repository with the command; missing: %s" % (missing or "a tool"))
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o755)
+    for name in names:
+        subprocess.run(["strip", "-g", "-o", os.path.join(folder, name), os.path.join(built, name)], check=True)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """The examples of the README and of docs/ are run as they stand.
 
-A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`, `lmcache`.
-What is not here is skipped with a line that says so. Output goes nowhere: an example has
-to run, and to say itself what it checks.
+A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`, `lmcache`, and `install` or
+`cmake` for one that runs in a copy of the repository and installs into a home of its own. What is not here is skipped
+with a line that says so. Output goes nowhere: an example has to run, and to say itself what it checks.
 """
 
 import importlib.util
@@ -44,6 +44,14 @@ def compiled(code, folder):
     return [str(folder / "example")], {"LD_LIBRARY_PATH": str(folder)}
 
 
+def checkout(folder):
+    """A copy of what `make install` and the examples are of, so that a block may write where it stands."""
+    folder.mkdir()
+    for name in ("Makefile", "Cargo.toml", "scripts", "include", "examples"):
+        path = os.path.join(ROOT, name)
+        (shutil.copytree if os.path.isdir(path) else shutil.copy)(path, folder / name)
+
+
 def gpu_is_there():
     probe = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
     return subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 0
@@ -58,7 +66,7 @@ def command_folder():
 
 
 @pytest.mark.parametrize("needs, language, code", list(examples()))
-def test_example(needs, language, code, tmp_path):
+def test_example(needs, language, code, tmp_path, request):
     variables = environment(TORCH_HOME=str(tmp_path))
     if needs == "network":
         pytest.skip("it installs software: run by hand")
@@ -73,11 +81,22 @@ def test_example(needs, language, code, tmp_path):
         variables["PATH"] = folder + os.pathsep + variables["PATH"]
     if built_library() is None:
         pytest.skip("libhbmalloc is not built")
+    folder = tmp_path
+    if needs in ("install", "cmake"):
+        tools = os.path.dirname(sys.executable) + os.pathsep + variables["PATH"]
+        wanted = "cmake" if needs == "cmake" else "pkg-config"
+        if shutil.which(wanted, path=tools) is None:
+            pytest.skip("%s is not installed" % wanted)
+        folder = tmp_path / "hbmalloc"
+        checkout(folder)
+        for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PREFIX", "DESTDIR", "LIBDIR"):
+            variables.pop(name, None)
+        variables.update(BUILT=request.getfixturevalue("installable"), HOME=str(tmp_path), PATH=tools)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
     if language == "cpp":
         command, more = compiled(code, tmp_path)
         variables.update(more)
-    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " WARN " not in done.stderr, done.stderr
 
