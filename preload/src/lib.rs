@@ -7,8 +7,24 @@ mod answer;
 mod host;
 mod memory;
 mod ordered;
+mod report;
 mod runtime;
 mod streams;
+
+use std::ffi::{CString, c_char};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::LazyLock;
+
+/// The file of this library, for who looks for the one that serves the process. Not in the header: nobody links to it.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_preload_path() -> *const c_char {
+    static PATH: LazyLock<CString> = LazyLock::new(|| {
+        let own = hbm_preload_path as *const () as usize;
+        let path = hbmalloc::sys::library::file_of(own).unwrap_or_default();
+        CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
+    });
+    PATH.as_ptr()
+}
 
 // Names without a prefix would take the place of functions that other libraries of a program call the same. The most
 // hidden of all mentions of a symbol is what a linker goes by.

@@ -1,6 +1,7 @@
 //! Memory of no stream's: a free orders against all work of the device, so blocks are reused behind an order point.
 
 use crate::answer::{INVALID, SUCCESS, answer};
+use crate::report;
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::error::Result;
 use hbmalloc::extent::table::Owner;
@@ -18,7 +19,10 @@ const PITCH: usize = 512;
 pub fn process() -> &'static Process {
     static ONCE: Once = Once::new();
     let process = observe::process();
-    ONCE.call_once(|| process.set_captures_told(true));
+    ONCE.call_once(|| {
+        process.set_captures_told(true);
+        report::begin();
+    });
     process
 }
 

@@ -307,10 +307,22 @@ def _candidates():
                 yield os.path.join(target, profile, "libhbmalloc.so")
 
 
+def _preloaded():
+    """The file of the preload library, which is the library, where the process runs under it."""
+    function = getattr(ctypes.CDLL(None), "hbm_preload_path", None)
+    if function is None:
+        return None
+    function.restype = c_char_p
+    return os.fsdecode(function())
+
+
 def get_library_path():
     """The file of the shared library, for `CUDAPluggableAllocator`, linkers and other loaders."""
     if _opened is not None:
         return _opened[1]
+    preloaded = _preloaded()
+    if preloaded is not None:
+        return preloaded
     named = os.environ.get("HBMALLOC_LIBRARY")
     if named:
         if not os.path.isfile(named):

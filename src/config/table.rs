@@ -281,9 +281,10 @@ pub static TABLE: [Spec; 20] = [
 ];
 
 /// Variables with our prefix that other parts read: the Python package, the tests.
-pub const FOREIGN_VARIABLES: [&str; 9] = [
+pub const FOREIGN_VARIABLES: [&str; 10] = [
     "HBMALLOC_LIBRARY",
     "HBMALLOC_PYTHON",
+    "HBMALLOC_RUN_REPORT",
     "HBMALLOC_VLLM",
     "HBMALLOC_VLLM_CUMEM_PY",
     "HBMALLOC_CHECK_OUT",

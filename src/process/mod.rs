@@ -265,6 +265,13 @@ impl Process {
             .flat_map(|opened| opened.devices.iter().filter_map(OnceCell::get))
     }
 
+    /// The devices that are in use.
+    pub fn ordinals_in_use(&self) -> Vec<i32> {
+        self.devices_in_use()
+            .map(|device| device.state().device.ordinal())
+            .collect()
+    }
+
     /// Gives cached memory of a device back, down to `keep` bytes a source; returns the bytes given
     /// back. Waits for work on freed blocks; does nothing while a capture is open there, nor on a
     /// device that is not in use.

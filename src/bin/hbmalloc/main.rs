@@ -10,6 +10,7 @@ mod machine;
 mod progress;
 mod python;
 mod replay;
+mod run;
 mod selftest;
 mod stopped;
 mod trace;
@@ -38,6 +39,8 @@ enum Command {
     Replay(replay::Options),
     /// Measures what an allocation and its free cost, beside the driver's own calls and other allocators
     Bench(bench::Options),
+    /// Runs an unmodified CUDA program on the library's pools
+    Run(run::Options),
     /// Tests the library and the driver in force
     Selftest(selftest::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Run(options) => run::run(&options),
         Command::Selftest(options) => selftest::run(&options),
     }
 }
