@@ -1,0 +1,171 @@
+//! Programs under the preload library: of CUDA's runtime, which is a stand-in over the simulated driver here, and of none.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use support::{Language, Run, Workbench, built};
+
+struct Preloaded {
+    bench: Workbench,
+    library: PathBuf,
+}
+
+impl Preloaded {
+    fn new(name: &str) -> Preloaded {
+        let bench = Workbench::new(name);
+        let library = bench.libraries().join("libhbmalloc_preload.so");
+        support::place(&built("libhbmalloc_preload.so"), &library);
+        bench
+            .compiler(Language::C11)
+            .args(["-std=gnu11", "-Wno-pedantic", "-shared", "-fPIC"])
+            .args(["-Wl,-soname,libcudart.so.13", "preload/runtime.c", "-o"])
+            .arg(bench.libraries().join("libcudart.so.13"))
+            .args(["-ldl", "-lpthread"])
+            .run();
+        Preloaded { bench, library }
+    }
+
+    /// A program of the runtime, whose functions would be found there first; the library's own it finds in the one that is
+    /// preloaded.
+    fn program(&self, source: &str) -> PathBuf {
+        let program = self
+            .bench
+            .path(Path::new(source).file_stem().unwrap().to_str().unwrap());
+        self.bench
+            .compiler(Language::C11)
+            .args(["-std=gnu11", "-I../include", source, "-o"])
+            .arg(&program)
+            .arg(self.bench.libraries().join("libcudart.so.13"))
+            .arg(&self.library)
+            .args(["-lpthread", "-ldl"])
+            .run();
+        program
+    }
+
+    fn run(&self, program: &Path) -> Run {
+        self.bench
+            .run(program)
+            .env("LD_PRELOAD", &self.library)
+            .env(
+                "STAND_IN_DRIVER",
+                self.bench.libraries().join("libhbmalloc_sim.so"),
+            )
+    }
+}
+
+#[test]
+fn memory_of_the_runtime() {
+    let preloaded = Preloaded::new("preload_memory");
+    let program = preloaded.program("preload/memory.c");
+    for backend in ["pool"] {
+        let run = preloaded
+            .run(&program)
+            .env("HBMALLOC_SIM", "devices=2,memory=4GiB");
+        let run = run
+            .env("HBMALLOC_LIMIT", "1GiB")
+            .env("HBMALLOC_BACKEND", backend);
+        run.succeeds();
+    }
+}
+
+/// What a shell or another program finds of a run: its output and how it ended.
+fn outcome(program: &str, arguments: &[&str], library: Option<&Path>) -> Output {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env_remove("LD_PRELOAD");
+    if let Some(library) = library {
+        command.env("LD_PRELOAD", library);
+    }
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+#[test]
+fn programs_of_no_gpu_are_left_alone() {
+    let library = built("libhbmalloc_preload.so");
+    let programs: [(&str, &[&str]); 8] = [
+        ("/bin/true", &[]),
+        ("/bin/false", &[]),
+        (
+            "bash",
+            &[
+                "-c",
+                "echo out; echo err >&2; (exit 3); for i in 1 2; do /bin/echo $i; done; exit 7",
+            ],
+        ),
+        (
+            "python3",
+            &[
+                "-c",
+                "import ctypes, threading, subprocess, sys; print(sys.version); subprocess.run(['/bin/echo', 'x'])",
+            ],
+        ),
+        ("python3", &["-c", "import sys; sys.exit(9)"]),
+        ("git", &["--version"]),
+        (
+            "git",
+            &["-C", env!("CARGO_MANIFEST_DIR"), "log", "--oneline", "-3"],
+        ),
+        (
+            "make",
+            &[
+                "-C",
+                env!("CARGO_MANIFEST_DIR"),
+                "--no-print-directory",
+                "help",
+            ],
+        ),
+    ];
+    for (program, arguments) in programs {
+        let alone = outcome(program, arguments, None);
+        let under = outcome(program, arguments, Some(&library));
+        assert_eq!(alone, under, "{program} {arguments:?}");
+    }
+}
+
+/// The names of other libraries' functions are not taken, and no library of CUDA or of C++ is needed.
+#[test]
+fn it_exports_what_it_serves_and_needs_little() {
+    let library = built("libhbmalloc_preload.so");
+    let read = |arguments: &[&str]| {
+        let mut all = arguments.to_vec();
+        all.push(library.to_str().unwrap());
+        String::from_utf8(outcome("readelf", &all, None).stdout).unwrap()
+    };
+    for line in read(&["-W", "--dyn-syms"]).lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [
+            _,
+            _,
+            _,
+            "FUNC" | "OBJECT",
+            "GLOBAL" | "WEAK",
+            "DEFAULT",
+            section,
+            name,
+        ] = words[..]
+        else {
+            continue;
+        };
+        let is_ours = ["hbm_", "cuda", "tms_", "set_memory_margin_bytes"];
+        let is_known = section == "UND" || is_ours.iter().any(|prefix| name.starts_with(prefix));
+        assert!(is_known, "{name} is exported");
+    }
+    let dynamic = read(&["-d"]);
+    for line in dynamic.lines().filter(|line| line.contains("(NEEDED)")) {
+        let known = [
+            "libc.so",
+            "libgcc_s.so",
+            "ld-linux",
+            "libm.so",
+            "libdl.so",
+            "libpthread.so",
+        ];
+        assert!(known.iter().any(|name| line.contains(name)), "{line}");
+    }
+}
