@@ -16,6 +16,10 @@ type Block = (u64, Word);
 /// After so many blocks a free looks whether some can go.
 const LOOK_AT: usize = 64;
 
+/// So many order points at a time: each costs microseconds while the device works, and none is reached before those
+/// that came earlier.
+const MOST_POINTS: usize = 4;
+
 /// The blocks of one heap that wait.
 #[derive(Default)]
 pub struct Pending {
@@ -83,15 +87,19 @@ impl Pending {
         true
     }
 
-    fn record(&mut self) -> Result<()> {
+    /// Whether something was; by `most` order points at a time, where it is behind all work.
+    fn record(&mut self, most: usize) -> Result<bool> {
         let Some(uses) = &self.behind else {
-            return Ok(());
+            return Ok(false);
         };
+        if !uses.is_by_stream() && self.fenced.len() >= most {
+            return Ok(false);
+        }
         let fence = uses.fence()?;
         self.behind = None;
         self.fenced
             .push_back((fence, std::mem::take(&mut self.waiting)));
-        Ok(())
+        Ok(true)
     }
 
     /// The blocks that no work uses any more. Those whose events cannot be asked wait for everything
@@ -147,16 +155,30 @@ impl Heap {
         let done = device.outside_captures(|| {
             let _guard = device.enter()?;
             let mut pending = lock(&self.pending);
-            if effort != Effort::Ask {
-                pending.record()?;
-            }
-            match pending.done(effort, device) {
-                Err(error) if effort == Effort::Wait => {
-                    self.pool.or_later::<()>(Err(error));
-                    pending.record()?;
-                    pending.done(effort, device)
+            match effort {
+                Effort::Ask => pending.done(effort, device),
+                Effort::Record => {
+                    // What is reached makes room for another.
+                    let mut done = pending.done(effort, device)?;
+                    let more = match pending.record(MOST_POINTS) {
+                        Ok(true) => pending.done(effort, device),
+                        outcome => outcome.map(|_| Vec::new()),
+                    };
+                    match more {
+                        Ok(more) => done.extend(more),
+                        Err(error) if done.is_empty() => return Err(error),
+                        Err(error) => self.pool.or_later(Err(error)),
+                    }
+                    Ok(done)
                 }
-                outcome => outcome,
+                Effort::Wait => {
+                    pending.record(usize::MAX)?;
+                    pending.done(effort, device).or_else(|error| {
+                        self.pool.or_later::<()>(Err(error));
+                        pending.record(usize::MAX)?;
+                        pending.done(effort, device)
+                    })
+                }
             }
         });
         let done = match done {

@@ -1,0 +1,229 @@
+//! `hbmalloc run`: what the program is given, what becomes of its end and of signals, and what is told of it.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use support::{Language, Workbench, built};
+
+const PROGRAM: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int cudaMalloc(void **, unsigned long);
+int cudaFree(void *);
+int main(int count, char **arguments) {
+    void *block = NULL;
+    if (cudaMalloc(&block, 100ul << 20) != 0) return 5;
+    if (count > 1 && strcmp(arguments[1], "quit") == 0) _exit(0);
+    if (count > 1 && strcmp(arguments[1], "more") == 0) return cudaMalloc(&block, 1000ul << 20);
+    if (count > 1 && fork() == 0) exit(0);
+    return cudaFree(block);
+}
+"#;
+
+/// As after installation: the command, and beside its folder the libraries.
+fn installed(name: &str) -> (Workbench, PathBuf, PathBuf) {
+    let bench = Workbench::new(name);
+    let folder = bench.libraries().to_owned();
+    support::place(
+        &built("libhbmalloc_preload.so"),
+        &folder.join("libhbmalloc_preload.so"),
+    );
+    bench
+        .compiler(Language::C11)
+        .args(["-std=gnu11", "-Wno-pedantic", "-shared", "-fPIC"])
+        .args(["-Wl,-soname,libcudart.so.13", "preload/runtime.c", "-o"])
+        .arg(folder.join("libcudart.so.13"))
+        .args(["-ldl", "-lpthread"])
+        .run();
+    let source = bench.path("program.c");
+    std::fs::write(&source, PROGRAM).unwrap();
+    let program = bench.path("program");
+    bench
+        .compiler(Language::C11)
+        .args(["-std=gnu11"])
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .arg(folder.join("libcudart.so.13"))
+        .run();
+    let command = PathBuf::from(env!("CARGO_BIN_EXE_hbmalloc"));
+    (bench, command, program)
+}
+
+fn run(bench: &Workbench, command: &Path) -> Command {
+    let mut run = Command::new(command);
+    let folder = bench.libraries();
+    run.arg("run")
+        .env("HBMALLOC_LIBRARY", folder.join("libhbmalloc.so.0"))
+        .env("HBMALLOC_DRIVER", "sim")
+        .env("STAND_IN_DRIVER", folder.join("libhbmalloc_sim.so"))
+        .env("LD_LIBRARY_PATH", folder)
+        .env("TMPDIR", bench.path(""))
+        .stdin(Stdio::null());
+    run
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn ended(run: &mut Command) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = run.output().unwrap();
+    (status.code(), text(&stdout), text(&stderr))
+}
+
+#[test]
+fn what_a_program_held_is_told() {
+    let (bench, command, program) = installed("run_held");
+    let (code, out, told) = ended(run(&bench, &command).arg("--").arg(&program));
+    assert_eq!((code, out.as_str()), (Some(0), ""), "{told}");
+    assert!(told.starts_with("hbmalloc: program ("), "{told}");
+    assert!(
+        told.contains("device 0: held 1") && told.contains("100MiB of it in blocks; 1 allocations"),
+        "{told}"
+    );
+    assert!(told.contains("1 frees"), "{told}");
+
+    let limited = ["--stats", "--limit", "512MiB", "--backend", "pool", "--"];
+    let (code, _, told) = ended(
+        run(&bench, &command)
+            .args(limited)
+            .arg(&program)
+            .arg("more"),
+    );
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.contains("limit 512MiB, 1 times out of memory"),
+        "{told}"
+    );
+
+    // A child of a fork that has no allocation of its own tells nothing, nor twice what its parent told.
+    let (_, _, told) = ended(
+        run(&bench, &command)
+            .args(["--stats", "--"])
+            .arg(&program)
+            .arg("fork"),
+    );
+    assert_eq!(
+        told.lines()
+            .filter(|line| line.contains("device 0"))
+            .count(),
+        1,
+        "{told}"
+    );
+
+    let (code, _, told) = ended(
+        run(&bench, &command)
+            .args(["--stats", "--"])
+            .arg(&program)
+            .arg("quit"),
+    );
+    assert_eq!(code, Some(0));
+    assert!(told.contains("ended without telling"), "{told}");
+    let left: Vec<_> = std::fs::read_dir(bench.path(""))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.to_string_lossy().contains("hbmalloc-run")),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn output_and_end_are_the_program_s() {
+    let (bench, command, _) = installed("run_ends");
+    let shell = |script: &str| {
+        let mut run = run(&bench, &command);
+        ended(run.args(["bash", "-c", script]))
+    };
+    assert_eq!(
+        shell("echo out; echo err >&2; exit 7"),
+        (Some(7), "out\n".into(), "err\n".into())
+    );
+    assert_eq!(shell("kill -KILL $$").0, Some(128 + 9));
+    assert_eq!(shell("kill -SEGV $$").0, Some(128 + 11));
+    let (code, out, _) = shell("echo $LD_PRELOAD; ls $HBMALLOC_RUN_REPORT");
+    assert_eq!(code, Some(0));
+    assert!(out.contains("libhbmalloc_preload.so\n"), "{out}");
+    let (code, _, told) = ended(run(&bench, &command).arg("/no/such/program"));
+    assert!(
+        code == Some(127) && told.contains("No such file"),
+        "{code:?} {told}"
+    );
+    let (code, _, told) = ended(run(&bench, &command).arg("/etc/passwd"));
+    assert!(
+        code == Some(126) && told.contains("ermission"),
+        "{code:?} {told}"
+    );
+    for wrong in [
+        &["--limit", "lots", "true"][..],
+        &["--backend", "none", "true"],
+        &[],
+    ] {
+        let (code, _, told) = ended(run(&bench, &command).args(wrong));
+        assert!(
+            code == Some(2) && told.contains("--help"),
+            "{wrong:?} {code:?} {told}"
+        );
+    }
+    let (code, _, told) = ended(
+        run(&bench, &command)
+            .env("HBMALLOC_LIBRARY", "/nowhere/libhbmalloc.so.0")
+            .arg("true"),
+    );
+    assert!(
+        code == Some(126) && told.contains("/nowhere/libhbmalloc_preload.so"),
+        "{told}"
+    );
+}
+
+#[test]
+fn signals_reach_the_program() {
+    let (bench, command, _) = installed("run_signals");
+    for (name, signal, wanted) in [
+        ("TERM", libc::SIGTERM, 3),
+        ("HUP", libc::SIGHUP, 3),
+        ("USR1", libc::SIGUSR1, 3),
+    ] {
+        let script = format!("trap 'exit 3' {name}; echo ready; while :; do sleep 0.01; done");
+        let mut child = run(&bench, &command)
+            .args(["bash", "-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        // SAFETY: sends a signal, to a child that is not waited for yet.
+        unsafe { libc::kill(child.id() as i32, signal) };
+        assert_eq!(child.wait().unwrap().code(), Some(wanted), "{name}");
+    }
+    // What a terminal sends to both is left to the program.
+    let mut child = run(&bench, &command)
+        .args(["bash", "-c", "echo ready; sleep 0.5; exit 4"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    // SAFETY: as above.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+}
