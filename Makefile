@@ -16,7 +16,7 @@ LIBDIR ?= lib
 # A folder that holds a build already, such as target/release: nothing is built then, so root needs no cargo.
 BUILT ?=
 # Those that are installed beside libhbmalloc.so and libhbmalloc.a, under their own names.
-LIBRARIES := libhbmalloc_sim.so
+LIBRARIES := libhbmalloc_sim.so libhbmalloc_preload.so
 
 # The children find what this build made, not what a wheel installed.
 FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)

@@ -102,6 +102,7 @@ def test_files_are_laid_out_and_taken_away(make, place):
         "lib/libhbmalloc.so.0": "libhbmalloc.so." + VERSION,
         "lib/libhbmalloc.so." + VERSION: "755",
         "lib/libhbmalloc_sim.so": "755",
+        "lib/libhbmalloc_preload.so": "755",
         "lib/pkgconfig/hbmalloc.pc": "644",
         "lib/pkgconfig/hbmalloc-static.pc": "644",
         "lib/cmake/hbmalloc/hbmallocConfig.cmake": "644",
