@@ -59,15 +59,11 @@ impl Preloaded {
 fn memory_of_the_runtime() {
     let preloaded = Preloaded::new("preload_memory");
     let program = preloaded.program("preload/memory.c");
-    for backend in ["pool"] {
-        let run = preloaded
-            .run(&program)
-            .env("HBMALLOC_SIM", "devices=2,memory=4GiB");
-        let run = run
-            .env("HBMALLOC_LIMIT", "1GiB")
-            .env("HBMALLOC_BACKEND", backend);
-        run.succeeds();
-    }
+    let run = preloaded
+        .run(&program)
+        .env("HBMALLOC_SIM", "devices=2,memory=4GiB")
+        .env("HBMALLOC_LIMIT", "1GiB");
+    run.succeeds();
 }
 
 /// What a shell or another program finds of a run: its output and how it ended.
