@@ -22,6 +22,12 @@
 #define HBM_VERSION (HBM_VERSION_MAJOR * 10000 + HBM_VERSION_MINOR * 100 + HBM_VERSION_PATCH)
 
 
+// In the `flags` of hbm_stream_create: the legacy stream waits for the stream, and the stream for it.
+#define HBM_STREAM_BLOCKING 1
+
+// In the `flags` of hbm_event_create: the driver notes the time of its recording.
+#define HBM_EVENT_TIMING 1
+
 // In `hbm_residency_request_t.flags`: nothing has written to the memory since it was last woken.
 #define HBM_SLEEP_CLEAN 1
 
@@ -805,6 +811,67 @@ int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 // number of streams.
 int32_t hbm_stream_forget(int32_t device,
                           void *stream);
+
+// Writes the device whose context is current on the calling thread, as cudaSetDevice makes it, to `*device`; 0
+// where none is. Opens the driver.
+//
+// Required: `device` must be valid for a write.
+int32_t hbm_current_device(int32_t *device);
+
+// Writes the device that `stream` was made on to `*device`. The handles that every device has (0 and 1 for the
+// legacy stream, 2 for the thread's own) mean that of hbm_current_device. HBM_CAPTURING while it captures and the
+// driver is older than 12.5.
+//
+// Required: `stream` must be live, `device` be valid for a write.
+int32_t hbm_stream_device(void *stream,
+                          int32_t *device);
+
+// Makes a stream on `device` and writes its handle, a CUstream or cudaStream_t, to `*stream`. `priority` as
+// cudaStreamCreateWithPriority takes it, the lower the more urgent, brought into the device's range; `flags` are
+// HBM_STREAM_ flags or 0: without any it runs beside the legacy stream. Any thread; which context is current
+// comes into it as little as everywhere.
+//
+// Required: `stream` must be valid for a write.
+int32_t hbm_stream_create(int32_t device,
+                          int32_t priority,
+                          uint32_t flags,
+                          void **stream);
+
+// Destroys a stream of hbm_stream_create, which hbm_stream_forget need not be called for. Its work ends all the
+// same, and blocks that used it stay valid. HBM_NOT_OWNED for what is none, or was destroyed. NULL is fine. Does
+// nothing in a forked child and at the end of the process.
+int32_t hbm_stream_destroy(void *stream);
+
+// Waits until `stream`, a live one of `device`, has done all that it was given so far. HBM_CAPTURING or HBM_DRIVER
+// while it captures. Errors of that work are HBM_DRIVER.
+int32_t hbm_stream_synchronize(int32_t device,
+                               void *stream);
+
+// Makes what `stream`, a live one of `device`, is given from here on wait for the last recording of `event`, of
+// whatever device; for nothing where there was none. Does not wait itself.
+int32_t hbm_stream_wait_event(int32_t device,
+                              void *stream,
+                              void *event);
+
+// Makes an event on `device` and writes its handle, a CUevent or cudaEvent_t, to `*event`. `flags` are
+// HBM_EVENT_ flags or 0. Any thread.
+//
+// Required: `event` must be valid for a write.
+int32_t hbm_event_create(int32_t device,
+                         uint32_t flags,
+                         void **event);
+
+// Destroys an event of hbm_event_create; what waits for it goes on waiting. HBM_NOT_OWNED for what is none, or
+// was destroyed. NULL is fine. Does nothing in a forked child and at the end of the process.
+int32_t hbm_event_destroy(void *event);
+
+// Records an event of hbm_event_create behind what `stream`, a live one of the event's device, has been given so
+// far. HBM_DRIVER for a stream of another device.
+int32_t hbm_event_record(void *event,
+                         void *stream);
+
+// Waits for the last recording of an event of hbm_event_create; returns at once where there was none.
+int32_t hbm_event_synchronize(void *event);
 
 // Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1). Any thread; makes no driver
 // call but to ask the stream-ordered pool for its size. Counts are read one after the other beside

@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "across_devices",
     "allocators",
     "cells",
@@ -23,6 +23,7 @@ const PROGRAMS: [&str; 17] = [
     "sharing",
     "residency",
     "stats",
+    "streams",
     "tags",
     "torch_entries",
 ];
@@ -123,6 +124,11 @@ fn tags() {
 #[test]
 fn stats() {
     run_shared("stats");
+}
+
+#[test]
+fn streams() {
+    run_shared("streams");
 }
 
 #[test]

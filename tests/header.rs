@@ -5,11 +5,12 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 23] = [
+const FACES: [&str; 24] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/descriptor.rs",
     "capi/allocator.rs",
+    "capi/streams.rs",
     "capi/stats.rs",
     "capi/block_stats.rs",
     "capi/activity.rs",

@@ -19,6 +19,7 @@ mod sharing;
 mod slab;
 mod stats;
 mod status;
+mod streams;
 mod tags;
 
 pub use activity::*;
@@ -39,6 +40,7 @@ pub use sharing::*;
 pub use slab::*;
 pub use stats::*;
 pub use status::*;
+pub use streams::*;
 use tags::write_name;
 pub use tags::*;
 
