@@ -7,9 +7,10 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 19] = [
     "across_devices",
     "allocators",
+    "arena",
     "cells",
     "copies",
     "graphs",
@@ -37,6 +38,11 @@ fn run_shared(program: &str) {
 #[test]
 fn allocators() {
     run_shared("allocators");
+}
+
+#[test]
+fn arena() {
+    run_shared("arena");
 }
 
 #[test]

@@ -5,11 +5,13 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 24] = [
+const FACES: [&str; 26] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/descriptor.rs",
     "capi/allocator.rs",
+    "capi/arena.rs",
+    "capi/device.rs",
     "capi/streams.rs",
     "capi/stats.rs",
     "capi/block_stats.rs",

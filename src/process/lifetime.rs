@@ -30,10 +30,10 @@ static HOST_STAKES: AtomicUsize = AtomicUsize::new(0);
 
 /// Memory of the host that is there, is being made, or is looked at under a lock: a child that is forked meanwhile
 /// has lost it.
-pub(super) struct HostStake(());
+pub struct HostStake(());
 
 impl HostStake {
-    pub fn take() -> HostStake {
+    pub(super) fn take() -> HostStake {
         static ONCE: Once = Once::new();
         HOST_STAKES.fetch_add(1, Ordering::SeqCst);
         ONCE.call_once(|| {
@@ -56,7 +56,7 @@ extern "C" fn note_lost_host_memory() {
 }
 
 /// Whether the host's memory that the process's records tell of is its parent's.
-pub(super) fn has_lost_host_memory() -> bool {
+pub fn has_lost_host_memory() -> bool {
     LOST_HOST_MEMORY.load(Ordering::Relaxed)
 }
 
