@@ -94,7 +94,7 @@ public:
     void *allocate(std::size_t bytes, StreamRef stream, std::size_t alignment = 0) const {
         void *address = nullptr;
         if (int status = (*this)->try_allocate(bytes, alignment, stream, &address)) {
-            detail::raise_last(status);
+            raise_failed(status, bytes);
         }
         return address;
     }
@@ -115,7 +115,9 @@ public:
     // The same, behind work given to `stream` before, as well as to the stream of the allocation.
     void deallocate(void *address, std::size_t bytes, StreamRef stream) const noexcept {
         if (int status = try_deallocate(address, bytes, stream)) {
-            detail::report_last(status, address);
+            const bool is_of_library = impl_ != nullptr && impl_->native() != nullptr;
+            is_of_library ? detail::report_last(status, address)
+                          : detail::report(static_cast<hbm_status>(status), hbm_status_name(status), address);
         }
     }
 
@@ -139,6 +141,9 @@ public:
         return impl_ == nullptr ? HBM_INVALID_ARGUMENT : impl_->try_deallocate(address, bytes, stream);
     }
     hbm_status try_deallocate(void *address, std::size_t bytes) const noexcept {
+        if (address == nullptr) {
+            return HBM_OK;
+        }
         try {
             return try_deallocate(address, bytes, (*this)->stream());
         } catch (...) {
@@ -174,6 +179,15 @@ public:
 private:
     [[noreturn, gnu::cold, gnu::noinline]] static void raise_empty() {
         detail::raise(HBM_INVALID_ARGUMENT, "an allocator that was not made is used");
+    }
+
+    [[noreturn, gnu::cold, gnu::noinline]] void raise_failed(int status, std::size_t bytes) const {
+        if (impl_->native() != nullptr) {
+            detail::raise_allocation(status, bytes);
+        }
+        // The library's last error is not this one.
+        const auto failed = static_cast<hbm_status>(status);
+        detail::raise(failed, std::string("allocate: ") + hbm_status_name(failed) + ": " + std::to_string(bytes) + " bytes");
     }
 
     [[gnu::cold, gnu::noinline]] static void report_exception(void *address) noexcept {

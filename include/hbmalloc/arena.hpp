@@ -147,7 +147,10 @@ public:
             return bytes == 0 ? nullptr : (detail::raise_negative(bytes), nullptr);
         }
         void *address = nullptr;
-        detail::check(hbm_allocator_allocate(handle_, static_cast<std::size_t>(bytes), 0, raw_stream_, &address));
+        const auto size = static_cast<std::size_t>(bytes);
+        if (int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address); __builtin_expect(status != HBM_OK, 0)) {
+            detail::raise_allocation(status, size);
+        }
         return address;
     }
 
@@ -184,7 +187,7 @@ public:
         if (bytes == 0) {
             return HBM_OK;
         }
-        return static_cast<hbm_status>(hbm_allocator_allocate(handle_, bytes, alignment, stream.raw(), out));
+        return detail::allocation_status(hbm_allocator_allocate(handle_, bytes, alignment, stream.raw(), out), bytes);
     }
 
     hbm_status try_deallocate(void *address, std::size_t bytes, StreamRef stream) noexcept final {

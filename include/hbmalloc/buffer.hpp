@@ -11,12 +11,14 @@ class Buffer {
 public:
     Buffer() = default;
 
-    // `bytes` of memory for use on `stream`, or on the allocator's own. Throws as Allocator::allocate.
-    Buffer(Allocator allocator, std::size_t bytes) : Buffer(allocator, bytes, allocator->stream()) {}
+    // `bytes` of memory for use on the allocator's own stream. Throws as Allocator::allocate.
+    Buffer(Allocator allocator, std::size_t bytes)
+        : allocator_(std::move(allocator)), data_(allocator_.allocate(bytes)), bytes_(bytes) {}
 
+    // For use on `stream`, which must be valid.
     Buffer(Allocator allocator, std::size_t bytes, Stream stream)
         : allocator_(std::move(allocator)), stream_(std::move(stream)), bytes_(bytes) {
-        data_ = allocator_.allocate(bytes, stream_);
+        data_ = allocator_.allocate(bytes, stream_.handle());
     }
 
     Buffer(Buffer &&other) noexcept { swap(other); }
@@ -29,8 +31,14 @@ public:
     Buffer(const Buffer &) = delete;
     Buffer &operator=(const Buffer &) = delete;
 
-    // Gives the block back behind work given to its stream.
-    ~Buffer() { allocator_.deallocate(data_, bytes_, stream_); }
+    // Gives the block back behind work given to its stream before.
+    ~Buffer() {
+        if (stream_) {
+            allocator_.deallocate(data_, bytes_, stream_);
+        } else {
+            allocator_.deallocate(data_, bytes_);
+        }
+    }
 
     void reset() noexcept { Buffer().swap(*this); }
 
@@ -51,9 +59,12 @@ public:
     }
 
     const Allocator &allocator() const noexcept { return allocator_; }
+
+    // Its stream; invalid where it is the allocator's.
     const Stream &stream() const noexcept { return stream_; }
 
-    // The block is given back behind work given to `stream` instead, which must come after what used it before.
+    // The block is given back behind work given to `stream` as well as to the stream of the allocation; an invalid one
+    // is the allocator's.
     void set_stream(Stream stream) noexcept { stream_ = std::move(stream); }
 
     // The block, for the caller to deallocate; the buffer is empty then.
@@ -64,6 +75,7 @@ public:
 
 private:
     Allocator allocator_;
+    // Valid only where it is another than the allocator's: a handle less to copy for the rest.
     Stream stream_;
     void *data_ = nullptr;
     std::size_t bytes_ = 0;

@@ -5,6 +5,9 @@
 #include <hbmalloc.h>
 
 #include <atomic>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -85,6 +88,23 @@ inline const char *last_text(hbm_status status) noexcept {
     raise(status, last_text(status), hbm_last_status() == status ? hbm_last_driver_code() : 0);
 }
 
+// More than a process has addresses: no memory, rather than a bad argument as some kinds call it.
+inline constexpr std::size_t beyond_addresses = std::size_t(1) << 47;
+
+inline hbm_status allocation_status(int answer, std::size_t bytes) noexcept {
+    if (__builtin_expect(answer == HBM_INVALID_ARGUMENT && bytes >= beyond_addresses, 0)) {
+        return HBM_OUT_OF_MEMORY;
+    }
+    return static_cast<hbm_status>(answer);
+}
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void raise_allocation(int answer, std::size_t bytes) {
+    if (answer != HBM_OK && allocation_status(answer, bytes) != answer) {
+        raise(HBM_OUT_OF_MEMORY, "allocate: out of memory: " + std::to_string(bytes) + " bytes");
+    }
+    raise_last(answer);
+}
+
 inline void check(int answer) {
     if (__builtin_expect(answer != HBM_OK, 0)) {
         raise_last(answer);
@@ -93,27 +113,48 @@ inline void check(int answer) {
 
 inline std::atomic<DeallocationHandler> deallocation_handler{nullptr};
 
-[[gnu::cold, gnu::noinline]] inline void report(hbm_status status, const char *text, void *address) noexcept {
-    if (DeallocationHandler handler = deallocation_handler.load(std::memory_order_acquire)) {
-        try {
-            handler(DeallocationError{status, text, address});
-        } catch (...) {
-            // Deallocation throws nothing, whatever the handler does.
-        }
+// Whether the library's log says it too.
+enum class Logged : bool { no, yes };
+
+// Where nobody asked for more: a line each, of the first few, unless the option `log` is `off`.
+[[gnu::cold, gnu::noinline]] inline void print_refusal(const char *text) noexcept {
+    static std::atomic<int> lines_left{20};
+    char option[8] = "";
+    if (hbm_option_get("log", option, sizeof option, nullptr) == HBM_OK && std::strcmp(option, "off") == 0) {
+        return;
+    }
+    if (lines_left.fetch_sub(1, std::memory_order_relaxed) > 0) {
+        std::fprintf(stderr, "hbmalloc: not given back: %s\n", text);
     }
 }
 
-[[gnu::cold, gnu::noinline]] inline void report_last(int answer, void *address) noexcept {
+[[gnu::cold, gnu::noinline]] inline void report(hbm_status status, const char *text, void *address,
+                                                Logged logged = Logged::no) noexcept {
+    DeallocationHandler handler = deallocation_handler.load(std::memory_order_acquire);
+    if (handler == nullptr) {
+        if (logged == Logged::no) {
+            print_refusal(text);
+        }
+        return;
+    }
+    try {
+        handler(DeallocationError{status, text, address});
+    } catch (...) {
+        // Deallocation throws nothing, whatever the handler does.
+    }
+}
+
+[[gnu::cold, gnu::noinline]] inline void report_last(int answer, void *address, Logged logged = Logged::no) noexcept {
     const auto status = static_cast<hbm_status>(answer);
-    report(status, last_text(status), address);
+    report(status, last_text(status), address, logged);
 }
 
 }  // namespace detail
 
 // Calls `handler` from here on, on the thread concerned, for whatever could not be given back: foreign and double
-// frees, wrong sizes, allocators that end before their blocks do. What could not be given back stays as it is, and
-// the library's own log (option `log`) says what it refused in any case. NULL, as at the beginning, for none. What
-// a handler throws is dropped. Returns the handler before. Any thread.
+// frees, wrong sizes, allocators that end before their blocks do. What could not be given back stays as it is. NULL, as
+// at the beginning, for a line on standard error instead, of the first few and unless the option `log` is `off`. What a
+// handler throws is dropped. Returns the handler before. Any thread.
 inline DeallocationHandler set_deallocation_handler(DeallocationHandler handler) noexcept {
     return detail::deallocation_handler.exchange(handler, std::memory_order_acq_rel);
 }

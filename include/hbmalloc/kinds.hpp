@@ -97,7 +97,10 @@ public:
             return none_of(bytes);
         }
         void *address = nullptr;
-        detail::check(hbm_allocator_allocate(handle_, static_cast<std::size_t>(bytes), 0, raw_stream_, &address));
+        const auto size = static_cast<std::size_t>(bytes);
+        if (int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address); __builtin_expect(status != HBM_OK, 0)) {
+            detail::raise_allocation(status, size);
+        }
         return address;
     }
 
@@ -108,7 +111,8 @@ public:
             return;
         }
         if (int status = hbm_allocator_deallocate(handle_, address, raw_stream_); __builtin_expect(status != HBM_OK, 0)) {
-            detail::report_last(status, address);
+            const bool is_logged = device_.type == kDEVICE || kind_ == Kind::pinned;
+            detail::report_last(status, address, is_logged ? detail::Logged::yes : detail::Logged::no);
         }
     }
 
@@ -125,7 +129,7 @@ public:
         if (bytes == 0) {
             return HBM_OK;
         }
-        return static_cast<hbm_status>(hbm_allocator_allocate(handle_, bytes, alignment, stream.raw(), out));
+        return detail::allocation_status(hbm_allocator_allocate(handle_, bytes, alignment, stream.raw(), out), bytes);
     }
 
     hbm_status try_deallocate(void *address, std::size_t, StreamRef stream) noexcept final {

@@ -154,11 +154,11 @@ pub unsafe extern "C" fn hbm_allocator_create(
     })
 }
 
-/// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine.
+/// Destroys an allocator. Does nothing at the end of the process, when deallocating does nothing either. HBM_BUSY while blocks of it are given out. NULL is fine.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 {
     export(|| {
-        if allocator.is_null() || process::has_forked() {
+        if allocator.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let found = {
