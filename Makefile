@@ -14,7 +14,7 @@ SOVERSION := 0
 LIBDIR := $(DESTDIR)$(PREFIX)/lib
 INCLUDEDIR := $(DESTDIR)$(PREFIX)/include
 BINDIR := $(DESTDIR)$(PREFIX)/bin
-HEADERS := $(wildcard include/*.h include/*.hpp include/hbmalloc/*.h)
+HEADERS := $(wildcard include/*.h include/*.hpp include/hbmalloc/*.h include/hbmalloc/*.hpp)
 INSTALLED := $(LIBDIR)/libhbmalloc.so.$(VERSION) $(LIBDIR)/libhbmalloc.so.$(SOVERSION) $(LIBDIR)/libhbmalloc.so \
 	$(LIBDIR)/libhbmalloc.a $(LIBDIR)/libhbmalloc_sim.so $(LIBDIR)/pkgconfig/hbmalloc.pc \
 	$(HEADERS:include/%=$(INCLUDEDIR)/%) $(BINDIR)/hbmalloc

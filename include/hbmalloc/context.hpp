@@ -30,18 +30,22 @@ private:
     }
 };
 
-// Of a trivial type, so that destructors which run later than this thread's may still look.
+// Of trivial types, so that destructors which run later than this thread's may still look.
 inline thread_local ContextStacks *context_stacks = nullptr;
+inline thread_local bool has_context_ended = false;
 
 struct ContextOwner {
-    ~ContextOwner() { delete std::exchange(context_stacks, nullptr); }
-    bool is_there = true;
+    ~ContextOwner() {
+        delete std::exchange(context_stacks, nullptr);
+        has_context_ended = true;
+    }
 };
 
 inline ContextStacks &context() {
     if (context_stacks == nullptr) {
-        thread_local ContextOwner owner;
-        owner.is_there = true;
+        if (!has_context_ended) {
+            thread_local ContextOwner owner;
+        }
         context_stacks = new ContextStacks;
     }
     return *context_stacks;

@@ -67,24 +67,26 @@ public:
     virtual bool is_device_accessible() const { return device().type != kCPU; }
 
     // Writes `bytes` aligned to `alignment`, a power of two (0 for its own), for use on `stream`, to `*out`; NULL for
-    // 0 bytes. hbm_last_error() tells the rest of a failure that is the library's. HBM_UNSUPPORTED for a
-    // stream or an alignment that an implementation with allocate alone cannot serve.
+    // 0 bytes. hbm_last_error() tells the rest of a failure that is the library's. An implementation with allocate alone
+    // waits for stream() where `stream` is another, and answers HBM_UNSUPPORTED for an alignment that it does not have.
     virtual hbm_status try_allocate(std::size_t bytes, std::size_t alignment, StreamRef stream, void **out) noexcept {
         *out = nullptr;
         try {
             if (bytes > detail::most_bytes) {
                 return HBM_OUT_OF_MEMORY;
             }
-            if (!serves(stream)) {
-                return HBM_UNSUPPORTED;
-            }
             void *address = allocate(static_cast<ssize_t>(bytes));
             if (address == nullptr) {
                 return bytes == 0 ? HBM_OK : HBM_OUT_OF_MEMORY;
             }
-            if (alignment != 0 && reinterpret_cast<std::uintptr_t>(address) % alignment != 0) {
+            const bool is_aligned = alignment == 0 || reinterpret_cast<std::uintptr_t>(address) % alignment == 0;
+            hbm_status status = is_aligned ? HBM_OK : HBM_UNSUPPORTED;
+            if (is_aligned && is_other(stream)) {
+                status = wait_for(StreamRef(this->stream()));
+            }
+            if (status != HBM_OK) {
                 deallocate(address, static_cast<ssize_t>(bytes));
-                return HBM_UNSUPPORTED;
+                return status;
             }
             *out = address;
             return HBM_OK;
@@ -93,11 +95,14 @@ public:
         }
     }
 
-    // Takes a block back; work given to the stream it was allocated on, and to `stream`, may still use it.
+    // Takes a block back; work given to the stream it was allocated on, and to `stream`, may still use it. An
+    // implementation with deallocate alone waits for `stream` where that is not stream().
     virtual hbm_status try_deallocate(void *address, std::size_t bytes, StreamRef stream) noexcept {
         try {
-            if (!serves(stream)) {
-                return HBM_UNSUPPORTED;
+            if (is_other(stream)) {
+                if (const hbm_status status = wait_for(stream); status != HBM_OK) {
+                    return status;
+                }
             }
             deallocate(address, static_cast<ssize_t>(bytes));
             return HBM_OK;
@@ -110,9 +115,13 @@ public:
     virtual hbm_allocator_t *native() const noexcept { return nullptr; }
 
 private:
-    bool serves(StreamRef asked) const {
-        Stream own = stream();
-        return !own || StreamRef(own).raw() == asked.raw();
+    bool is_other(StreamRef asked) const {
+        const Stream own = stream();
+        return own && StreamRef(own).raw() != asked.raw();
+    }
+
+    hbm_status wait_for(StreamRef other) const {
+        return static_cast<hbm_status>(hbm_stream_synchronize(device().id, other.raw()));
     }
 };
 

@@ -71,6 +71,11 @@ void kinds() {
     CHECK(hbm_tag_of(block, tag, sizeof tag) == HBM_OK && std::string(tag) == "one");
     CHECK(reinterpret_cast<std::uintptr_t>(block) % 4096 == 0);
     tagged.deallocate(block, 1000, nullptr);
+    Options named;
+    named.name = "hbmalloc-test-cpp";
+    named.is_pinned = false;
+    Allocator shared(Kind::shared_memory, named);
+    CHECK(shared->device() == kCPU && Buffer(shared, 1000));
     one.device = 99;
     CHECK(has(thrown(HBM_INVALID_ARGUMENT, [&] { Allocator(Kind::vmm, one); }), "99"));
 }

@@ -106,8 +106,9 @@ void streams_and_events() {
 }
 
 // What a stack is over, and how often that was asked for memory.
-void stack_over_an_implementation() {
-    auto counting = std::make_shared<Counting>(Allocator(kDEVICE).impl());
+void stack_over_an_implementation(const Allocator &innermost) {
+    Refusals refusals;
+    auto counting = std::make_shared<Counting>(innermost.impl());
     {
         Allocator over(counting);
         auto stack = over.adapt<StackAllocatorImpl>();
@@ -127,9 +128,20 @@ void stack_over_an_implementation() {
         // Not only its own cache: what it is over is told too.
         stack->trim(0);
         CHECK(counting->trims > 0);
+        CHECK(counting->live == 0 && stack->arena_stats().region_bytes == 0);
         CHECK(stack->allocate(0) == nullptr);
+        stack->deallocate(nullptr, 0);
+        // Another stream than the implementation's.
+        Stream other = Stream::create();
+        a = as_any.allocate(100, other);
+        as_any.deallocate(a, 100, other);
+        a = over.allocate(100, other, 256);
+        over.deallocate(a, 100, other);
+        stack->deallocate(stack->allocate(1000), 1000);
+        stack->iter();
+        CHECK(counting->live > 0);
     }
-    CHECK(counting->live == 0);
+    CHECK(counting->live == 0 && refusals.take() == 0);
 }
 
 void the_defects_of_the_stack() {
@@ -237,7 +249,9 @@ int main() {
         places();
         every_class();
         streams_and_events();
-        stack_over_an_implementation();
+        stack_over_an_implementation(Allocator(kDEVICE));
+        stack_over_an_implementation(Allocator(Stream::create(), false));
+        stack_over_an_implementation(Allocator(kCPU));
         the_defects_of_the_stack();
         functions();
         empty();
