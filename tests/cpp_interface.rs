@@ -230,3 +230,39 @@ fn resources_of_cccl() {
     let program = compiled(&bench, "cccl", &["cpp/cccl.cpp"], &flags);
     print!("{}", bench.run(&program).succeeds());
 }
+
+/// Compiled only: it needs a GPU to run.
+#[test]
+fn rmm_over_our_memory_compiles() {
+    let folder = repository().join("target/rmm");
+    if !folder.join("librmm").is_dir() {
+        println!("skipped: no RMM in target/rmm, where scripts/rmm-upstream puts it");
+        return;
+    }
+    let bench = Workbench::new("hpp_rmm");
+    let includes = [
+        "librmm/include/rapids",
+        "librmm/include",
+        "rapids_logger/include",
+        "nvidia/cu13/include",
+    ];
+    bench
+        .compiler(Language::Cpp17)
+        .args([
+            "-std=c++20",
+            "-DLIBCUDACXX_ENABLE_EXPERIMENTAL_MEMORY_RESOURCE",
+        ])
+        .arg("-I../include")
+        .args(includes.map(|name| format!("-isystem{}", folder.join(name).display())))
+        .args(["-c", "cpp/rmm_upstream.cpp", "-o"])
+        .arg(bench.path("rmm_upstream.o"))
+        .run();
+}
+
+#[test]
+fn the_bench_of_pairs_runs() {
+    let bench = Workbench::new("hpp_bench");
+    let program = compiled(&bench, "pairs", &["../benches/cpp/pairs.cpp"], &STRICT);
+    let text = bench.run(&program).arg("2").arg("100").succeeds();
+    assert!(text.contains("pool") && text.contains("arena"), "{text}");
+}

@@ -85,7 +85,7 @@ public:
     // NULL for 0 bytes. Throws OutOfMemory, and Failure for anything else.
     void *allocate(std::size_t bytes) const {
         if (__builtin_expect(bytes > detail::most_bytes, 0)) {
-            detail::raise(HBM_OUT_OF_MEMORY, "allocate: " + std::to_string(bytes) + " bytes are more than there are addresses");
+            detail::raise_allocation(HBM_INVALID_ARGUMENT, bytes);
         }
         return (*this)->allocate(static_cast<ssize_t>(bytes));
     }
@@ -164,7 +164,7 @@ public:
         return stats;
     }
 
-    // The allocator of the C interface, which stays this handle's; throws where the implementation is none of the library's.
+    // The allocator of the C interface, which stays this handle's; throws where the implementation has none.
     hbm_allocator_t *native() const {
         hbm_allocator_t *found = (*this)->native();
         if (found == nullptr) {
@@ -187,7 +187,8 @@ private:
         }
         // The library's last error is not this one.
         const auto failed = static_cast<hbm_status>(status);
-        detail::raise(failed, std::string("allocate: ") + hbm_status_name(failed) + ": " + std::to_string(bytes) + " bytes");
+        const std::string name = hbm_status_name(failed);
+        detail::raise(failed, "allocate: " + name + ": " + std::to_string(bytes) + " bytes");
     }
 
     [[gnu::cold, gnu::noinline]] static void report_exception(void *address) noexcept {

@@ -148,16 +148,17 @@ public:
         }
         void *address = nullptr;
         const auto size = static_cast<std::size_t>(bytes);
-        if (int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address); __builtin_expect(status != HBM_OK, 0)) {
+        const int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address);
+        if (__builtin_expect(status != HBM_OK, 0)) {
             detail::raise_allocation(status, size);
         }
         return address;
     }
 
-    // A wrong size, a wrong order and a foreign block change nothing, and the handler of set_deallocation_handler hears of
-    // them.
+    // A wrong size, a wrong order and a foreign block change nothing; the handler of set_deallocation_handler hears of them.
     void deallocate(void *address, ssize_t bytes) noexcept final {
-        const int status = hbm_allocator_deallocate_sized(handle_, address, static_cast<std::size_t>(bytes), raw_stream_);
+        const auto size = static_cast<std::size_t>(bytes);
+        const int status = hbm_allocator_deallocate_sized(handle_, address, size, raw_stream_);
         if (__builtin_expect(status != HBM_OK, 0)) {
             detail::report_last(status, address);
         }

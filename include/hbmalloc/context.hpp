@@ -54,7 +54,8 @@ inline ContextStacks &context() {
 template <class T>
 T &top(std::list<T> &stack, const char *what) {
     if (stack.empty()) {
-        raise(HBM_INVALID_ARGUMENT, std::string("the context of this thread has no ") + what + ": push one by a ContextGuard");
+        const std::string text = std::string("the context of this thread has no ") + what;
+        raise(HBM_INVALID_ARGUMENT, text + ": push one by a ContextGuard");
     }
     return stack.back();
 }

@@ -98,7 +98,8 @@ public:
         }
         void *address = nullptr;
         const auto size = static_cast<std::size_t>(bytes);
-        if (int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address); __builtin_expect(status != HBM_OK, 0)) {
+        const int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address);
+        if (__builtin_expect(status != HBM_OK, 0)) {
             detail::raise_allocation(status, size);
         }
         return address;
@@ -110,7 +111,8 @@ public:
             detail::report(HBM_INVALID_ARGUMENT, "deallocate: a size below 0", address);
             return;
         }
-        if (int status = hbm_allocator_deallocate(handle_, address, raw_stream_); __builtin_expect(status != HBM_OK, 0)) {
+        const int status = hbm_allocator_deallocate(handle_, address, raw_stream_);
+        if (__builtin_expect(status != HBM_OK, 0)) {
             const bool is_logged = device_.type == kDEVICE || kind_ == Kind::pinned;
             detail::report_last(status, address, is_logged ? detail::Logged::yes : detail::Logged::no);
         }

@@ -15,7 +15,7 @@ public:
     explicit HostResource(Allocator allocator) : allocator_(std::move(allocator)) {
         if (!allocator_->is_host_accessible()) {
             detail::raise(HBM_UNSUPPORTED,
-                          "the host cannot touch this allocator's memory, so no container of its can be there: use the kinds "
+                          "the host cannot touch this allocator's memory, so no container can lie there: use the kinds "
                           "host, numa, pinned or managed");
         }
         stream_ = allocator_->stream();
