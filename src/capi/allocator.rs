@@ -154,7 +154,8 @@ pub unsafe extern "C" fn hbm_allocator_create(
     })
 }
 
-/// Destroys an allocator. Does nothing at the end of the process, when deallocating does nothing either. HBM_BUSY while blocks of it are given out. NULL is fine.
+/// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine. Does
+/// nothing at the end of the process, as deallocating does nothing then.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 {
     export(|| {
