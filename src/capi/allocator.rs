@@ -7,7 +7,7 @@ use super::device::write_released;
 use super::{export, hbm_stats_t, read_struct, write_out, write_struct};
 use crate::core::size::Align;
 use crate::core::tags::TagId;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
@@ -199,6 +199,30 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
     stream: *mut c_void,
     out: *mut *mut c_void,
 ) -> i32 {
+    if !out.is_null() && arena::is_arena(allocator) {
+        let stream = Stream::from_raw(stream);
+        if let Some(address) = arena::allocate_at_once(allocator, bytes as u64, alignment, stream) {
+            // SAFETY: checked for null above; the rest is the caller's promise.
+            unsafe { out.write(address as *mut c_void) };
+            return Status::Ok as i32;
+        }
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { allocate(allocator, bytes, alignment, stream, out) }
+}
+
+/// hbm_allocator_allocate, but for what an arena has at once: by itself, since that needs no stack frame.
+///
+/// # Safety
+/// As hbm_allocator_allocate.
+#[inline(never)]
+unsafe fn allocate(
+    allocator: *mut hbm_allocator_t,
+    bytes: usize,
+    alignment: usize,
+    stream: *mut c_void,
+    out: *mut *mut c_void,
+) -> i32 {
     export(|| {
         const OPERATION: &str = "hbm_allocator_allocate";
         if out.is_null() {
@@ -226,12 +250,6 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
                     tag,
                 })?,
             };
-            // SAFETY: checked for null above; the rest is the caller's promise.
-            return unsafe { write_out(OPERATION, out, address as *mut c_void) };
-        }
-        let at_once =
-            arena::allocate_at_once(allocator, bytes as u64, alignment, Stream::from_raw(stream));
-        if let Some(address) = at_once {
             // SAFETY: checked for null above; the rest is the caller's promise.
             return unsafe { write_out(OPERATION, out, address as *mut c_void) };
         }
@@ -264,26 +282,30 @@ pub extern "C" fn hbm_allocator_deallocate(
     address: *mut c_void,
     stream: *mut c_void,
 ) -> i32 {
+    let used_on = Stream::from_raw(stream);
+    if arena::deallocate_at_once(allocator, address as u64, None, used_on) {
+        return Status::Ok as i32;
+    }
+    deallocate(allocator, address, used_on)
+}
+
+/// hbm_allocator_deallocate, but for what an arena does at once.
+#[inline(never)]
+fn deallocate(allocator: *mut hbm_allocator_t, address: *mut c_void, used_on: Stream) -> i32 {
     export(|| {
         if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let process = observe::process();
-        let used_on = Some(Stream::from_raw(stream));
         if let Some(recent) = recent(allocator) {
-            if process.free_pooled(address as u64, Some(recent.id), used_on)? {
+            if process.free_pooled(address as u64, Some(recent.id), Some(used_on))? {
                 return Ok(());
             }
-        }
-        if arena::deallocate_at_once(allocator, address as u64, None, Stream::from_raw(stream)) {
-            return Ok(());
         }
         let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find("hbm_allocator_deallocate", allocator)?;
         remember(allocator, &found, destroyed);
-        found
-            .deallocate(address as u64, None, Stream::from_raw(stream))
-            .1
+        found.deallocate(address as u64, None, used_on).1
     })
 }
 
@@ -297,20 +319,32 @@ pub extern "C" fn hbm_allocator_deallocate_sized(
     bytes: usize,
     stream: *mut c_void,
 ) -> i32 {
+    let used_on = Stream::from_raw(stream);
+    if arena::deallocate_at_once(allocator, address as u64, Some(bytes as u64), used_on) {
+        return Status::Ok as i32;
+    }
+    deallocate_sized(allocator, address, bytes, used_on)
+}
+
+/// hbm_allocator_deallocate_sized, but for what an arena does at once.
+#[inline(never)]
+fn deallocate_sized(
+    allocator: *mut hbm_allocator_t,
+    address: *mut c_void,
+    bytes: usize,
+    used_on: Stream,
+) -> i32 {
     export(|| {
         if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let process = observe::process();
-        let (used_on, bytes) = (Stream::from_raw(stream), bytes as u64);
+        let bytes = bytes as u64;
         if let Some(recent) = recent(allocator) {
             process.check_size(address as u64, recent.id, bytes)?;
             if process.free_pooled(address as u64, Some(recent.id), Some(used_on))? {
                 return Ok(());
             }
-        }
-        if arena::deallocate_at_once(allocator, address as u64, Some(bytes), used_on) {
-            return Ok(());
         }
         let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find("hbm_allocator_deallocate_sized", allocator)?;

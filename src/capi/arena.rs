@@ -14,7 +14,8 @@ use crate::observe;
 use crate::pool::stack::{Arena, ArenaStats, Upstream};
 use crate::process::{self, AllocatorId, Stats};
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// So many arenas at a time.
 const PLACES: usize = 1 << PLACE_BITS;
@@ -23,7 +24,8 @@ const PLACE_BITS: u32 = 12;
 const IS_ARENA: u64 = 1 << 62;
 
 /// Never taken down, so that a stale handle finds at worst another arena, which sees that it is not meant.
-static ARENAS: [OnceLock<Box<Arena>>; PLACES] = [const { OnceLock::new() }; PLACES];
+static ARENAS: [AtomicPtr<Arena>; PLACES] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; PLACES];
 static SPARE: Mutex<Places> = Mutex::new(Places {
     spare: Vec::new(),
     used: 0,
@@ -41,19 +43,36 @@ pub(super) struct Place {
     upstream: Arc<Allocator>,
 }
 
-fn arena_at(place: usize) -> &'static Arena {
-    ARENAS[place % PLACES].get_or_init(|| Box::new(Arena::new()))
+#[inline]
+fn arena_at(place: usize) -> Option<&'static Arena> {
+    let arena = ARENAS[place % PLACES].load(Ordering::Acquire);
+    // SAFETY: NULL, or put there by `make_at`, whose arena is never taken down.
+    unsafe { arena.as_ref() }
+}
+
+/// The arena at a place that the caller alone was given.
+fn make_at(place: usize) -> &'static Arena {
+    arena_at(place).unwrap_or_else(|| {
+        let arena: &'static mut Arena = Box::leak(Box::new(Arena::new()));
+        ARENAS[place % PLACES].store(arena, Ordering::Release);
+        arena
+    })
+}
+
+/// Whether it may be an arena's handle.
+#[inline]
+pub(super) fn is_arena(handle: *mut hbm_allocator_t) -> bool {
+    handle as usize as u64 & IS_ARENA != 0
 }
 
 /// The arena of a handle, perhaps another by now.
 #[inline]
 fn arena_of(handle: *mut hbm_allocator_t) -> Option<(&'static Arena, u64)> {
-    let number = handle as usize as u64;
-    if number & IS_ARENA == 0 || process::has_forked() || process::has_lost_host_memory() {
+    if !is_arena(handle) || process::is_of_parent() {
         return None;
     }
-    let arena = ARENAS[number as usize % PLACES].get()?;
-    Some((arena, number))
+    let number = handle as usize as u64;
+    Some((arena_at(number as usize)?, number))
 }
 
 /// A block of an arena that this thread has to itself, where there is room in the region.
@@ -64,12 +83,11 @@ pub(super) fn allocate_at_once(
     alignment: usize,
     stream: Stream,
 ) -> Option<u64> {
+    if alignment & alignment.wrapping_sub(1) != 0 || alignment > ALIGN.get() as usize {
+        return None;
+    }
     let (arena, number) = arena_of(handle)?;
-    let align = match alignment {
-        0 => ALIGN,
-        other => Align::new(other as u64)?,
-    };
-    arena.allocate_at_once(number, bytes, align, stream)
+    arena.allocate_at_once(number, bytes, stream)
 }
 
 /// Takes the last block of an arena back that this thread has to itself.
@@ -110,7 +128,7 @@ impl Place {
                 .detail(format!("there are {} arenas", PLACES - 1)));
         };
         let number = IS_ARENA | AllocatorId::new().get() << PLACE_BITS | place as u64;
-        let arena = arena_at(place);
+        let arena = make_at(place);
         arena.begin(number, Arc::new(Over(upstream.clone())));
         Ok(Place {
             arena,

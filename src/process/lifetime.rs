@@ -51,13 +51,23 @@ impl Drop for HostStake {
 
 extern "C" fn note_lost_host_memory() {
     if HOST_STAKES.load(Ordering::SeqCst) > 0 {
+        OF_PARENT.store(true, Ordering::SeqCst);
         LOST_HOST_MEMORY.store(true, Ordering::SeqCst);
     }
 }
 
 /// Whether the host's memory that the process's records tell of is its parent's.
-pub fn has_lost_host_memory() -> bool {
+pub(super) fn has_lost_host_memory() -> bool {
     LOST_HOST_MEMORY.load(Ordering::Relaxed)
+}
+
+/// Either of the two ways in which a child has lost what its records tell of.
+static OF_PARENT: AtomicBool = AtomicBool::new(false);
+
+/// Whether locks may be held by threads that only the parent has: of the driver's memory, or of the host's.
+#[inline]
+pub fn is_of_parent() -> bool {
+    OF_PARENT.load(Ordering::Relaxed)
 }
 
 /// The driver could not be initialised: a child forked from here on has lost nothing.
@@ -89,6 +99,7 @@ pub(super) fn warn_of_other_copy(warnings: &Warnings) {
 
 extern "C" fn note_fork() {
     if AT_STAKE.load(Ordering::SeqCst) {
+        OF_PARENT.store(true, Ordering::SeqCst);
         linux::note_fork();
     }
 }

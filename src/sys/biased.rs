@@ -100,7 +100,7 @@ impl<T> BiasedLock<T> {
     }
 
     /// Goes in at once if the calling thread is the favourite. Not to be called inside.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self) -> Option<Inside<'_, T>> {
         let me = ThreadMark::here().0;
         let seat = &self.seats[self.seat.load(Ordering::Acquire) % SEATS];

@@ -70,7 +70,7 @@ impl Arena {
     /// A place for one.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Arena {
-        Arena(BiasedLock::new(State::default()))
+        Arena(BiasedLock::new(State::nobodys()))
     }
 
     /// An arena without a region is here from now on. `number` is above 0, and no other arena's.
@@ -78,28 +78,22 @@ impl Arena {
         *self.0.lock() = State::new(number, upstream);
     }
 
-    /// A block in the region, if that takes neither waiting nor anybody else.
-    #[inline]
-    pub fn allocate_at_once(
-        &self,
-        number: u64,
-        bytes: u64,
-        align: Align,
-        stream: Stream,
-    ) -> Option<u64> {
+    /// A block in the region at a multiple of [`stack::ALIGN`], if that takes neither waiting nor anybody else.
+    #[inline(always)]
+    pub fn allocate_at_once(&self, number: u64, bytes: u64, stream: Stream) -> Option<u64> {
         // 0 is beyond the most by then.
         if bytes.wrapping_sub(1) >= stack::MOST {
             return None;
         }
         let mut state = self.0.enter()?;
-        match state.number == number {
-            true => state.push(bytes, align, stream),
+        match state.number == number && state.serves_at_once(stream) {
+            true => state.push_at_once(bytes),
             false => None,
         }
     }
 
     /// Takes the last block of the region back, if that takes neither waiting nor anybody else.
-    #[inline]
+    #[inline(always)]
     pub fn deallocate_at_once(
         &self,
         number: u64,
@@ -110,7 +104,9 @@ impl Arena {
         let Some(mut state) = self.0.enter() else {
             return false;
         };
-        state.number == number && state.serves(used_on) && state.stack.pop(address, bytes)
+        state.number == number
+            && state.serves_at_once(used_on)
+            && state.stack.pop_unpadded(address, bytes)
     }
 
     fn state(&self, number: u64, operation: &'static str) -> Result<Inside<'_, State>> {
@@ -246,7 +242,7 @@ impl Arena {
             return Ok(Some((passing, Some(spill))));
         }
         check(&state, address, bytes)?;
-        if state.serves(used_on) {
+        if state.is_of(used_on) {
             pop(&mut state, address, bytes)?;
             return Ok(None);
         }
@@ -262,7 +258,7 @@ impl Arena {
             passing.upstream.record_stream(region.base, stream)?;
             let mut state = self.0.lock();
             if state.region.is_some_and(|now| now.base == region.base) {
-                state.stack.close();
+                state.close();
             }
         }
         Ok(())
@@ -277,7 +273,7 @@ impl Arena {
             if spill.is_none() && state.stack.check(address, None) == Err(Refusal::Foreign) {
                 return Err(not_owned(OPERATION, address));
             }
-            if spill.is_none() && state.serves(stream) {
+            if spill.is_none() && state.is_of(stream) {
                 return Ok(());
             }
             (self.pass(&mut state, OPERATION, false)?, spill)
@@ -303,9 +299,7 @@ impl Arena {
             let mut state = self.state(number, ITER)?;
             check_empty(&state, ITER)?;
             let wanted = state.largest_need;
-            let suits = |region: Region| {
-                region.bytes >= wanted && !state.stack.is_closed() && state.serves(stream)
-            };
+            let suits = |region: Region| region.bytes >= wanted && state.serves(stream);
             if wanted == 0 || state.region.is_some_and(suits) {
                 return Ok(());
             }
@@ -394,7 +388,7 @@ impl Arena {
         drop(passing);
         let mut state = self.state(number, DESTROY)?;
         check_unused(&state)?;
-        let last = std::mem::take(&mut *state);
+        let last = std::mem::replace(&mut *state, State::nobodys());
         drop(state);
         drop(last);
         Ok(())
@@ -425,9 +419,9 @@ fn check(state: &State, address: u64, bytes: Option<u64>) -> Result<()> {
 }
 
 fn pop(state: &mut State, address: u64, bytes: Option<u64>) -> Result<()> {
-    check(state, address, bytes)?;
-    state.stack.pop(address, bytes);
-    Ok(())
+    (state.stack)
+        .pop(address, bytes)
+        .map_err(|refusal| refused(address, bytes, refusal))
 }
 
 fn check_size(address: u64, is: u64, bytes: Option<u64>) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::Upstream;
 use crate::core::gauge::Reading;
 use crate::core::size::Align;
-use crate::core::stack::Stack;
+use crate::core::stack::{Marks, Stack};
 use crate::error::{Error, Status};
 use crate::gpu::Stream;
 use crate::pool::thread_number;
@@ -91,13 +91,15 @@ pub struct ArenaStats {
 }
 
 /// The state.
-#[derive(Default)]
 pub(super) struct State {
     /// The handle of the arena; 0 while this is nobody's.
     pub number: u64,
-    /// Whether streams mean anything to upstream.
-    by_stream: bool,
-    stream: Option<Stream>,
+    /// Whether streams mean nothing to upstream.
+    any_stream: bool,
+    /// Whom the region serves at once; [`Stream::GONE`] for nobody.
+    served: Stream,
+    /// Whether the region serves nobody until it was had anew.
+    pub is_closed: bool,
     pub stack: Stack,
     spilled_sums: Spilled,
     peaks: Peaks,
@@ -129,48 +131,118 @@ impl State {
     pub fn new(number: u64, upstream: Arc<dyn Upstream>) -> State {
         State {
             number,
-            by_stream: upstream.is_by_stream(),
+            any_stream: !upstream.is_by_stream(),
             upstream: Some(upstream),
-            ..State::default()
+            ..State::nobodys()
+        }
+    }
+
+    /// That of no arena.
+    pub fn nobodys() -> State {
+        State {
+            number: 0,
+            any_stream: false,
+            served: Stream::GONE,
+            is_closed: true,
+            stack: Stack::default(),
+            spilled_sums: Spilled::default(),
+            peaks: Peaks::default(),
+            largest_need: 0,
+            allocations: 0,
+            total_requested: 0,
+            total_allocated: 0,
+            region: None,
+            spilled: FxHashMap::default(),
+            spills: Reading::default(),
+            reserved: Reading::default(),
+            pieces: Reading::default(),
+            failed: 0,
+            out_of_memory: 0,
+            upstream: None,
+            passing: 0,
+            is_moving: false,
         }
     }
 
     /// Whether the region is used in the order of that stream.
-    #[inline]
+    pub fn is_of(&self, stream: Stream) -> bool {
+        self.any_stream
+            || (self.region)
+                .is_some_and(|region| region.stream == stream && region.thread == thread_of(stream))
+    }
+
+    /// The same where that is known at once, and the region may be had from.
+    #[inline(always)]
+    pub fn serves_at_once(&self, stream: Stream) -> bool {
+        self.served == stream || (self.any_stream && !self.is_closed)
+    }
+
+    /// Whether there may be more in the region on that stream.
     pub fn serves(&self, stream: Stream) -> bool {
-        !self.by_stream || (self.stream == Some(stream) && self.is_same_thread(stream))
+        !self.is_closed && self.is_of(stream)
     }
 
-    #[inline]
-    fn is_same_thread(&self, stream: Stream) -> bool {
-        !stream.is_per_thread()
-            || (self.region).is_some_and(|region| region.thread == thread_number())
+    /// Nothing more is put into the region.
+    pub fn close(&mut self) {
+        self.is_closed = true;
+        self.served = Stream::GONE;
     }
 
-    #[inline]
+    /// A block in the region, if that makes no peak.
+    #[inline(always)]
+    pub fn push_at_once(&mut self, bytes: u64) -> Option<u64> {
+        let (address, taken) = self.stack.push_below_marks(bytes)?;
+        self.allocations += 1;
+        self.total_requested += bytes;
+        self.total_allocated += taken;
+        Some(address)
+    }
+
+    /// A block in the region at a multiple of `align`, for use on that stream; none where there is no room for
+    /// it, or for its record.
     pub fn push(&mut self, bytes: u64, align: Align, stream: Stream) -> Option<u64> {
         if !self.serves(stream) {
             return None;
         }
         let used = self.stack.used();
         let address = self.stack.push(bytes, align)?;
-        self.total_allocated += self.stack.used() - used;
-        self.count(bytes);
+        self.count(bytes, self.stack.used() - used);
         Some(address)
     }
 
-    /// A block of `bytes` was given out.
-    #[inline]
-    fn count(&mut self, bytes: u64) {
-        let (stack, spilled) = (&self.stack, &self.spilled_sums);
-        let need = stack.need() + spilled.need;
+    /// A block of `bytes` was given out, which takes `taken`.
+    fn count(&mut self, bytes: u64, taken: u64) {
+        let now = self.now();
+        let need = self.stack.need() + self.spilled_sums.need;
         self.largest_need = self.largest_need.max(need);
-        let peaks = &mut self.peaks;
-        peaks.requested = peaks.requested.max(stack.requested() + spilled.requested);
-        peaks.allocated = peaks.allocated.max(stack.used() + spilled.allocated);
-        peaks.blocks = peaks.blocks.max(stack.len() as u64 + self.spills.now);
+        self.peaks.requested = self.peaks.requested.max(now.requested);
+        self.peaks.allocated = self.peaks.allocated.max(now.allocated);
+        self.peaks.blocks = self.peaks.blocks.max(now.blocks);
         self.allocations += 1;
         self.total_requested += bytes;
+        self.total_allocated += taken;
+        self.set_marks();
+    }
+
+    fn now(&self) -> Peaks {
+        Peaks {
+            requested: self.stack.requested() + self.spilled_sums.requested,
+            allocated: self.stack.used() + self.spilled_sums.allocated,
+            blocks: self.live(),
+        }
+    }
+
+    /// Whenever a peak, the sums of what is spilled, or paddings changed, but for those that go.
+    fn set_marks(&mut self) {
+        let (peaks, spilled) = (&self.peaks, &self.spilled_sums);
+        let slack = self.stack.need() - self.stack.used();
+        let need = self.largest_need.saturating_sub(spilled.need + slack);
+        let marks = Marks {
+            used: need.min(peaks.allocated.saturating_sub(spilled.allocated)),
+            requested: peaks.requested.saturating_sub(spilled.requested),
+            blocks: peaks.blocks.saturating_sub(self.spills.now) as usize,
+        };
+        self.stack.set_marks(marks);
     }
 
     /// What was had from upstream for a block is in its hands.
@@ -178,8 +250,7 @@ impl State {
         self.restore_spill(address, spill);
         raise(&mut self.spills, 1);
         self.note_reserved(spill.bytes);
-        self.total_allocated += spill.bytes;
-        self.count(spill.requested);
+        self.count(spill.requested, spill.bytes);
     }
 
     fn restore_spill(&mut self, address: u64, spill: Spill) {
@@ -198,6 +269,7 @@ impl State {
             sums.allocated -= spill.bytes;
             sums.need -= spill.need;
             self.spills.now -= 1;
+            self.set_marks();
         }
     }
 
@@ -205,6 +277,7 @@ impl State {
     pub fn take_spill_back(&mut self, address: u64, spill: Spill) {
         self.restore_spill(address, spill);
         self.spills.now += 1;
+        self.set_marks();
     }
 
     /// So many bytes more are had from upstream.
@@ -227,14 +300,19 @@ impl State {
     /// The region's memory begins to serve.
     pub fn install(&mut self, region: Region) {
         self.stack = Stack::new(region.base, region.bytes);
-        self.stream = Some(region.stream);
+        self.served = match region.stream.is_per_thread() {
+            true => Stream::GONE,
+            false => region.stream,
+        };
+        self.is_closed = false;
         self.region = Some(region);
+        self.set_marks();
     }
 
     /// The region, in which nothing lies, no longer serves.
     pub fn lift(&mut self) -> Option<Region> {
         self.stack = Stack::default();
-        self.stream = None;
+        self.close();
         self.region.take()
     }
 
@@ -246,8 +324,7 @@ impl State {
             .filter(|region| region.stream == stream)
         {
             region.stream = Stream::LEGACY;
-            self.stream = None;
-            self.stack.close();
+            self.close();
         }
     }
 
@@ -258,22 +335,14 @@ impl State {
 
     pub fn stats(&self) -> ArenaStats {
         let reading = |now, peak, added| Reading { now, peak, added };
-        let (stack, spilled) = (&self.stack, &self.spilled_sums);
+        let (now, peaks) = (self.now(), &self.peaks);
         ArenaStats {
-            requested: reading(
-                stack.requested() + spilled.requested,
-                self.peaks.requested,
-                self.total_requested,
-            ),
-            allocated: reading(
-                stack.used() + spilled.allocated,
-                self.peaks.allocated,
-                self.total_allocated,
-            ),
+            requested: reading(now.requested, peaks.requested, self.total_requested),
+            allocated: reading(now.allocated, peaks.allocated, self.total_allocated),
             reserved: self.reserved,
-            blocks: reading(self.live(), self.peaks.blocks, self.allocations),
+            blocks: reading(now.blocks, peaks.blocks, self.allocations),
             spilled: self.spills,
-            spilled_bytes: spilled.allocated,
+            spilled_bytes: self.spilled_sums.allocated,
             pieces: self.pieces,
             region: self.region.map_or(0, |region| region.bytes),
             largest_need: self.largest_need,
@@ -295,7 +364,11 @@ impl State {
             && stats.reserved.now == region + stats.spilled_bytes
             && stats.pieces.now == self.spills.now + u64::from(self.region.is_some())
             && stats.requested.now <= stats.allocated.now
-            && stats.allocated.now <= stats.reserved.now;
+            && stats.allocated.now <= stats.reserved.now
+            && stats.requested.now <= stats.requested.peak
+            && stats.allocated.now <= stats.allocated.peak
+            && stats.blocks.now <= stats.blocks.peak
+            && self.stack.need() + self.spilled_sums.need <= self.largest_need;
         match is_right {
             true => Ok(()),
             false => Err(format!("{stats:?} with {:?}", self.spilled)),
