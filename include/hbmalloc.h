@@ -816,7 +816,8 @@ int32_t hbm_option_describe(size_t index, struct hbm_option_t *out);
 int32_t hbm_allocator_create(const struct hbm_allocator_desc_t *descriptor,
                              struct hbm_allocator_t **out);
 
-// Destroys an allocator. Does nothing at the end of the process, when deallocating does nothing either. HBM_BUSY while blocks of it are given out. NULL is fine.
+// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine. Does
+// nothing at the end of the process, as deallocating does nothing then.
 int32_t hbm_allocator_destroy(struct hbm_allocator_t *allocator);
 
 // Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512;
