@@ -22,6 +22,12 @@
 #define HBM_VERSION (HBM_VERSION_MAJOR * 10000 + HBM_VERSION_MINOR * 100 + HBM_VERSION_PATCH)
 
 
+// In the `flags` of hbm_stream_create: the legacy stream waits for the stream, and the stream for it.
+#define HBM_STREAM_BLOCKING 1
+
+// In the `flags` of hbm_event_create: the driver notes the time of its recording.
+#define HBM_EVENT_TIMING 1
+
 // In `hbm_residency_request_t.flags`: nothing has written to the memory since it was last woken.
 #define HBM_SLEEP_CLEAN 1
 
@@ -106,6 +112,29 @@ typedef enum hbm_kind {
     // Pinned memory of the host under a name, on nodes if a policy is named: as hbm_alloc_shm_pinned_ptr, so one
     // block at a time.
     HBM_KIND_SHM = 10,
+    // A stack over another allocator, the descriptor's `upstream`: a block begins where the last one ended, and only
+    // the last one is deallocated, in some 5 nanoseconds each and with no driver call. Blocks begin at multiples
+    // of 256, of any larger power of two on request, and take multiples of 256.
+    //
+    // Region: blocks lie in one block of the upstream, the region, of which there is none at first. What does not
+    // fit is spilled: a block of the upstream's own, which may be deallocated in any order. hbm_arena_iter,
+    // between two steps of a program, makes the region as long as the largest need so far: all blocks given
+    // out at one time, with what rounding takes.
+    //
+    // Order: what lies in the region is deallocated in the reverse order of its allocation; anything else is
+    // HBM_INVALID_ARGUMENT and changes nothing.
+    //
+    // Streams: the region is used in the order of the stream that hbm_arena_iter was given. Requests for other
+    // streams are spilled. Where a block of the region is deallocated on another stream, or one is recorded for it,
+    // the upstream is told for the whole region, and nothing more is put into that before hbm_arena_iter has it
+    // anew; so name the stream of the allocation. Where the upstream is memory of the host streams mean nothing. A
+    // captured graph writes to the addresses that it was captured with: while it lives, let the region
+    // stay, with no hbm_arena_iter after a larger need and no trim.
+    //
+    // Threads: any thread may use it. One that has it to itself takes no lock.
+    HBM_KIND_ARENA = 11,
+    // Functions of the caller, the descriptor's `functions`.
+    HBM_KIND_CUSTOM = 12,
 } hbm_kind;
 
 // Where virtual-memory blocks live.
@@ -214,6 +243,25 @@ typedef struct hbm_option_t {
     const char *accepted;
 } hbm_option_t;
 
+// Functions of the caller that an allocator is made of. They return an hbm_status, may be called from any thread and by
+// several at once, may call the library, also on the allocator they are of (no lock of ours is held), and must not
+// throw C++ exceptions nor jump out: that ends the process. After fork, in the child, none is called.
+typedef struct hbm_custom_t {
+    // sizeof(hbm_custom_t) as the program was compiled.
+    size_t struct_size;
+    // The first argument of each.
+    void *context;
+    // Gives out `bytes` above 0 at a multiple of `alignment` (a power of two of at least 256), for use on `stream`. NULL
+    // together with HBM_OK, an address that is no such multiple (it is given to `deallocate`) and one that is given
+    // out already are HBM_INTERNAL for the caller.
+    int32_t (*allocate)(void *context, size_t bytes, size_t alignment, void *stream, void **out);
+    // Takes back what `allocate` gave, of as many bytes as were asked for; `stream` is that of the deallocation. The
+    // block is still allocated if it does not return HBM_OK.
+    int32_t (*deallocate)(void *context, void *address, size_t bytes, void *stream);
+    // Gives back what it caches, down to `keep` bytes, and writes how many bytes those were. NULL: nothing is cached.
+    int32_t (*trim)(void *context, uint64_t keep, uint64_t *released);
+} hbm_custom_t;
+
 // What allocator to make. Zero it, fill in `struct_size`, then what differs from zero.
 typedef struct hbm_allocator_desc_t {
     // sizeof(hbm_allocator_desc_t) as the program was compiled.
@@ -242,6 +290,12 @@ typedef struct hbm_allocator_desc_t {
     int32_t shm_attach;
     // Not 0: HBM_KIND_HUGEPAGE and HBM_KIND_SHM without pinning, so that no driver is needed.
     int32_t unpinned;
+    // What an arena is over, of any kind, an arena too; it cannot be destroyed before the arena (HBM_BUSY). Only for
+    // HBM_KIND_ARENA, which has the device and the tag of its upstream.
+    struct hbm_allocator_t *upstream;
+    // The functions that give memory out and take it back; copied. Only for HBM_KIND_CUSTOM, whose `device` is what
+    // hbm_allocator_device says, and may be any number.
+    const struct hbm_custom_t *functions;
 } hbm_allocator_desc_t;
 
 // Statistics. Fill in `struct_size` before the call. Sizes in bytes; peaks are since the start or the
@@ -300,6 +354,24 @@ typedef struct hbm_stats_t {
     // not. Of the stream-ordered pool, what it was last seen to hold; statistics of all kinds look.
     uint64_t limit_used;
 } hbm_stats_t;
+
+// What an arena is like, besides what hbm_allocator_stats says of it. Sizes in bytes.
+typedef struct hbm_arena_stats_t {
+    // sizeof(hbm_arena_stats_t) as the program was compiled.
+    size_t struct_size;
+    // The length of the region; 0 where there is none.
+    uint64_t region_bytes;
+    // As long a region would have served every request so far; hbm_arena_iter makes it so long.
+    uint64_t largest_need;
+    // Bytes had from the upstream for blocks now given out that are spilled.
+    uint64_t spilled_bytes;
+    // Blocks now given out that are spilled.
+    uint64_t spilled_blocks;
+    // Blocks that were ever spilled.
+    uint64_t spills;
+    // Blocks now given out, in the region or spilled.
+    uint64_t blocks;
+} hbm_arena_stats_t;
 
 // Statistics of the blocks of one tag or of one stream, of all kinds together. Fill in `struct_size`
 // before the call. Sizes in bytes; peaks are since the start or the last `hbm_stats_reset_peaks`: exact
@@ -744,7 +816,8 @@ int32_t hbm_option_describe(size_t index, struct hbm_option_t *out);
 int32_t hbm_allocator_create(const struct hbm_allocator_desc_t *descriptor,
                              struct hbm_allocator_t **out);
 
-// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine.
+// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine. Does
+// nothing at the end of the process, as deallocating does nothing then.
 int32_t hbm_allocator_destroy(struct hbm_allocator_t *allocator);
 
 // Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512;
@@ -765,6 +838,14 @@ int32_t hbm_allocator_allocate(struct hbm_allocator_t *allocator,
 // HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
 // alone. NULL is fine. Does not wait, but for device, managed and pinned memory. Any thread.
 int32_t hbm_allocator_deallocate(struct hbm_allocator_t *allocator, void *address, void *stream);
+
+// hbm_allocator_deallocate, if the block was asked for with `bytes`: another size is HBM_INVALID_ARGUMENT, and
+// changes nothing. The pool looks at the block's record for that, which costs some 2 nanoseconds. NULL is fine
+// with any size. Any thread.
+int32_t hbm_allocator_deallocate_sized(struct hbm_allocator_t *allocator,
+                                       void *address,
+                                       size_t bytes,
+                                       void *stream);
 
 // Says that work already given to `stream` uses the block at `address`, so that its memory is not
 // given back before that work is done. `stream` must be live, and may be of any device: what reads
@@ -791,6 +872,31 @@ int32_t hbm_allocator_trim(struct hbm_allocator_t *allocator, uint64_t keep, uin
 // Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
 int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator, struct hbm_stats_t *out);
 
+// Writes the device of an allocator, as its descriptor said it; of an arena, that of its upstream. Memory of the host
+// is of none, whatever its descriptor said. Any thread.
+//
+// Required: `device` must be valid for a write.
+int32_t hbm_allocator_device(struct hbm_allocator_t *allocator,
+                             int32_t *device);
+
+// Between two steps of a program: makes the region of an arena as long as the largest need so far, so that the next
+// step finds room for everything. HBM_BUSY while a block of the region is given out, with nothing changed; blocks
+// that were spilled may live on. Does nothing if the region is that long and for `stream` already.
+//
+// `stream` is the stream (as for hbm_allocator_allocate) that the region will be used on. It must live until the region is
+// given back, by another iter, by a trim or with the arena, or be forgotten (hbm_stream_forget) before it is destroyed.
+//
+// The old region is given back to the upstream before the new one is had, so that memory for both is never needed. If
+// the new one cannot be had, one of the old length is; the error of the upstream is returned all the same, and says
+// whether there is a region. Without one all blocks are spilled, until another iter succeeds. Any thread.
+int32_t hbm_arena_iter(struct hbm_allocator_t *arena,
+                       void *stream);
+
+// Statistics of an arena. Any thread.
+//
+// Required: `out` must point to an hbm_arena_stats_t whose `struct_size` is filled in.
+int32_t hbm_arena_stats(struct hbm_allocator_t *arena, struct hbm_arena_stats_t *out);
+
 // Gives cached memory of a device back, as hbm_allocator_trim.
 //
 // Required: `released` must be NULL or valid for a write.
@@ -805,6 +911,67 @@ int32_t hbm_trim(int32_t device, uint64_t keep, uint64_t *released);
 // number of streams.
 int32_t hbm_stream_forget(int32_t device,
                           void *stream);
+
+// Writes the device whose context is current on the calling thread, as cudaSetDevice makes it, to `*device`; 0
+// where none is. Opens the driver.
+//
+// Required: `device` must be valid for a write.
+int32_t hbm_current_device(int32_t *device);
+
+// Writes the device that `stream` was made on to `*device`. The handles that every device has (0 and 1 for the
+// legacy stream, 2 for the thread's own) mean that of hbm_current_device. HBM_CAPTURING while it captures and the
+// driver is older than 12.5.
+//
+// Required: `stream` must be live, `device` be valid for a write.
+int32_t hbm_stream_device(void *stream,
+                          int32_t *device);
+
+// Makes a stream on `device` and writes its handle, a CUstream or cudaStream_t, to `*stream`. `priority` as
+// cudaStreamCreateWithPriority takes it, the lower the more urgent, brought into the device's range; `flags` are
+// HBM_STREAM_ flags or 0: without any it runs beside the legacy stream. Any thread; which context is current
+// comes into it as little as everywhere.
+//
+// Required: `stream` must be valid for a write.
+int32_t hbm_stream_create(int32_t device,
+                          int32_t priority,
+                          uint32_t flags,
+                          void **stream);
+
+// Destroys a stream of hbm_stream_create, which hbm_stream_forget need not be called for. Its work ends all the
+// same, and blocks that used it stay valid. HBM_NOT_OWNED for what is none, or was destroyed. NULL is fine. Does
+// nothing in a forked child and at the end of the process.
+int32_t hbm_stream_destroy(void *stream);
+
+// Waits until `stream`, a live one of `device`, has done all that it was given so far. HBM_CAPTURING or HBM_DRIVER
+// while it captures. Errors of that work are HBM_DRIVER.
+int32_t hbm_stream_synchronize(int32_t device,
+                               void *stream);
+
+// Makes what `stream`, a live one of `device`, is given from here on wait for the last recording of `event`, of
+// whatever device; for nothing where there was none. Does not wait itself.
+int32_t hbm_stream_wait_event(int32_t device,
+                              void *stream,
+                              void *event);
+
+// Makes an event on `device` and writes its handle, a CUevent or cudaEvent_t, to `*event`. `flags` are
+// HBM_EVENT_ flags or 0. Any thread.
+//
+// Required: `event` must be valid for a write.
+int32_t hbm_event_create(int32_t device,
+                         uint32_t flags,
+                         void **event);
+
+// Destroys an event of hbm_event_create; what waits for it goes on waiting. HBM_NOT_OWNED for what is none, or
+// was destroyed. NULL is fine. Does nothing in a forked child and at the end of the process.
+int32_t hbm_event_destroy(void *event);
+
+// Records an event of hbm_event_create behind what `stream`, a live one of the event's device, has been given so
+// far. HBM_DRIVER for a stream of another device.
+int32_t hbm_event_record(void *event,
+                         void *stream);
+
+// Waits for the last recording of an event of hbm_event_create; returns at once where there was none.
+int32_t hbm_event_synchronize(void *event);
 
 // Statistics of one kind (an hbm_kind) on a device, or of all kinds (-1). Any thread; makes no driver
 // call but to ask the stream-ordered pool for its size. Counts are read one after the other beside

@@ -7,9 +7,10 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 19] = [
     "across_devices",
     "allocators",
+    "arena",
     "cells",
     "copies",
     "graphs",
@@ -23,6 +24,7 @@ const PROGRAMS: [&str; 17] = [
     "sharing",
     "residency",
     "stats",
+    "streams",
     "tags",
     "torch_entries",
 ];
@@ -36,6 +38,11 @@ fn run_shared(program: &str) {
 #[test]
 fn allocators() {
     run_shared("allocators");
+}
+
+#[test]
+fn arena() {
+    run_shared("arena");
 }
 
 #[test]
@@ -123,6 +130,11 @@ fn tags() {
 #[test]
 fn stats() {
     run_shared("stats");
+}
+
+#[test]
+fn streams() {
+    run_shared("streams");
 }
 
 #[test]

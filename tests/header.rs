@@ -5,11 +5,14 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 23] = [
+const FACES: [&str; 26] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/descriptor.rs",
     "capi/allocator.rs",
+    "capi/arena.rs",
+    "capi/device.rs",
+    "capi/streams.rs",
     "capi/stats.rs",
     "capi/block_stats.rs",
     "capi/activity.rs",

@@ -1,15 +1,16 @@
 //! Allocators as objects: one interface over every kind of source.
 
-use super::descriptor::{Backing, OLDER_SIZES, backing, hbm_allocator_desc_t};
-use super::{export, hbm_stats_t, read_struct, text_argument, write_out, write_struct};
+use super::allocator_kinds::Allocator;
+use super::arena;
+use super::descriptor::{Backing, OLDER_SIZES, hbm_allocator_desc_t};
+use super::device::write_released;
+use super::{export, hbm_stats_t, read_struct, write_out, write_struct};
 use crate::core::size::Align;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process::host::HostKind;
-use crate::process::host_counts::HostCounts;
 use crate::process::{self, AllocatorId, Demand, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use rustc_hash::FxHashMap;
@@ -25,107 +26,35 @@ pub struct hbm_allocator_t {
     _opaque: [u8; 0],
 }
 
-struct Allocator {
-    id: AllocatorId,
-    backing: Backing,
-    device: i32,
-    tag: TagId,
-    live: AtomicU64,
-    /// Of memory of the host, which no device counts.
-    counts: HostCounts,
-}
-
-impl Allocator {
-    fn is_pool(&self) -> bool {
-        matches!(
-            self.backing,
-            Backing::Device {
-                kind: Kind::Pool,
-                ..
-            }
-        )
-    }
-
-    /// # Safety
-    /// The texts of the descriptor must be NULL or C strings.
-    unsafe fn new(descriptor: &hbm_allocator_desc_t) -> Result<Allocator> {
-        const OPERATION: &str = "hbm_allocator_create";
-        // SAFETY: passed on to the caller.
-        let backing = unsafe { backing(OPERATION, descriptor) }?;
-        let tag = if descriptor.tag.is_null() {
-            TagId::NONE
-        } else {
-            // SAFETY: passed on to the caller.
-            tags::table().intern(unsafe { text_argument(OPERATION, "tag", descriptor.tag)? })?
-        };
-        Ok(Allocator {
-            id: AllocatorId::new(),
-            backing,
-            device: descriptor.device,
-            tag,
-            live: AtomicU64::new(0),
-            counts: HostCounts::default(),
-        })
-    }
-
-    fn allocate(&self, bytes: u64, align: Align, stream: Stream) -> Result<u64> {
-        let (kind, location) = match &self.backing {
-            Backing::Device { kind, location } => (*kind, *location),
-            Backing::Host(plan) => {
-                let kind = HostKind::Allocator(self.id);
-                let made = observe::process().allocate_host_aligned(kind, bytes, align.get(), plan);
-                return self.counts.note_made(bytes, made);
-            }
-        };
-        observe::process().allocate(Demand {
-            kind,
-            device: self.device,
-            bytes,
-            align,
-            stream,
-            owner: Owner::Block,
-            last_use: LastUse::Streams,
-            allocator: Some(self.id),
-            location,
-            tag: self.tag.or_else(tags::current),
-        })
-    }
-
-    /// Whether the block is gone now, and how it went.
-    fn deallocate(&self, address: u64, used_on: Option<Stream>) -> (bool, Result<()>) {
-        let process = observe::process();
-        match &self.backing {
-            Backing::Device { .. } => {
-                let outcome = process.deallocate(address, Some(self.id), used_on);
-                let is_gone = !matches!(&outcome, Err(error) if error.status() == Status::NotOwned);
-                (is_gone, outcome)
-            }
-            Backing::Host(_) => {
-                let freed = process.free_host(HostKind::Allocator(self.id), address, None, None);
-                (
-                    freed.is_ok(),
-                    freed.map(|freed| self.counts.note_freed(freed)),
-                )
-            }
-        }
-    }
-}
-
 static ALLOCATORS: RwLock<Option<Table>> = RwLock::new(None);
 
-fn find(operation: &'static str, handle: *mut hbm_allocator_t) -> Result<Arc<Allocator>> {
-    process::check_not_forked()?;
-    let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
-    look_up(table.as_ref(), operation, handle)
+pub(super) fn find(
+    operation: &'static str,
+    handle: *mut hbm_allocator_t,
+) -> Result<Arc<Allocator>> {
+    find_with(operation, handle, |_| ())
 }
 
-/// Finds an allocator and counts a block of it, so that it is not destroyed meanwhile.
-fn find_for_block(operation: &'static str, handle: *mut hbm_allocator_t) -> Result<Arc<Allocator>> {
+/// [`find`], with something done before anybody can destroy it.
+fn find_with(
+    operation: &'static str,
+    handle: *mut hbm_allocator_t,
+    note: impl FnOnce(&Allocator),
+) -> Result<Arc<Allocator>> {
     process::check_not_forked()?;
     let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
-    let found = look_up(table.as_ref(), operation, handle)?;
-    found.live.fetch_add(1, Ordering::AcqRel);
-    Ok(found)
+    look_up(table.as_ref(), operation, handle).inspect(|found| note(found))
+}
+
+/// What is asked of every allocator.
+pub(super) fn for_each(ask: impl Fn(&Allocator)) {
+    let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
+    let all: Vec<_> = table
+        .iter()
+        .flat_map(|table| table.values().cloned())
+        .collect();
+    drop(table);
+    all.iter().for_each(|allocator| ask(allocator));
 }
 
 type Table = FxHashMap<usize, Arc<Allocator>>;
@@ -135,14 +64,16 @@ fn look_up(
     operation: &'static str,
     handle: *mut hbm_allocator_t,
 ) -> Result<Arc<Allocator>> {
-    table
+    let found = table
         .and_then(|table| table.get(&(handle as usize)).cloned())
         .ok_or_else(|| {
             Error::invalid(
                 operation,
                 format!("{handle:p} is not an allocator, or was destroyed"),
             )
-        })
+        })?;
+    found.check_is_ours()?;
+    Ok(found)
 }
 
 /// The pool's allocator that this thread used last, so that the usual call takes no lock.
@@ -198,6 +129,12 @@ pub unsafe extern "C" fn hbm_allocator_create(
 ) -> i32 {
     export(|| {
         process::check_not_forked()?;
+        if out.is_null() {
+            return Err(Error::invalid(
+                "hbm_allocator_create",
+                "the out-pointer is NULL",
+            ));
+        }
         // SAFETY: passed on to the caller.
         let descriptor = unsafe { read_struct("hbm_allocator_create", descriptor, OLDER_SIZES)? };
         // SAFETY: passed on to the caller.
@@ -205,8 +142,8 @@ pub unsafe extern "C" fn hbm_allocator_create(
         if let Backing::Device { .. } = allocator.backing {
             observe::process().device(allocator.device)?;
         }
-        let handle = allocator.id.get() as usize;
-        // SAFETY: passed on to the caller.
+        let handle = allocator.handle();
+        // SAFETY: checked for null above; the rest is the caller's promise.
         unsafe { write_out("hbm_allocator_create", out, handle as *mut hbm_allocator_t)? };
         ALLOCATORS
             .write()
@@ -217,26 +154,31 @@ pub unsafe extern "C" fn hbm_allocator_create(
     })
 }
 
-/// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine.
+/// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine. Does
+/// nothing at the end of the process, as deallocating does nothing then.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 {
     export(|| {
-        if allocator.is_null() || process::has_forked() {
+        if allocator.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
-        let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
-        let found = look_up(table.as_ref(), "hbm_allocator_destroy", allocator)?;
-        DESTROYED.fetch_add(1, Ordering::AcqRel);
-        let live = match found.is_pool() {
-            true => observe::process().pooled_blocks_of(found.id),
-            false => found.live.load(Ordering::Acquire),
+        let found = {
+            let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
+            let found = look_up(table.as_ref(), "hbm_allocator_destroy", allocator)?;
+            DESTROYED.fetch_add(1, Ordering::AcqRel);
+            found.begin_destroy()?;
+            if let (Some(table), false) = (table.as_mut(), found.is_arena()) {
+                table.remove(&(allocator as usize));
+            }
+            found
         };
-        if live > 0 {
-            return Err(Error::new(Status::Busy, "hbm_allocator_destroy")
-                .detail(format!("{live} of its blocks are not deallocated")));
-        }
-        if let Some(table) = table.as_mut() {
-            table.remove(&(allocator as usize));
+        if let Backing::Arena(place) = &found.backing {
+            // Asks its upstream, which may be functions that come back here.
+            place.end().inspect_err(|_| found.reopen())?;
+            let mut table = ALLOCATORS.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(table) = table.as_mut() {
+                table.remove(&(allocator as usize));
+            }
         }
         Ok(())
     })
@@ -251,6 +193,30 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
 /// `out` must be valid for a write; `stream` must be a live stream of the device.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hbm_allocator_allocate(
+    allocator: *mut hbm_allocator_t,
+    bytes: usize,
+    alignment: usize,
+    stream: *mut c_void,
+    out: *mut *mut c_void,
+) -> i32 {
+    if !out.is_null() && arena::is_arena(allocator) {
+        let stream = Stream::from_raw(stream);
+        if let Some(address) = arena::allocate_at_once(allocator, bytes as u64, alignment, stream) {
+            // SAFETY: checked for null above; the rest is the caller's promise.
+            unsafe { out.write(address as *mut c_void) };
+            return Status::Ok as i32;
+        }
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { allocate(allocator, bytes, alignment, stream, out) }
+}
+
+/// hbm_allocator_allocate, but for what an arena has at once: by itself, since that needs no stack frame.
+///
+/// # Safety
+/// As hbm_allocator_allocate.
+#[inline(never)]
+unsafe fn allocate(
     allocator: *mut hbm_allocator_t,
     bytes: usize,
     alignment: usize,
@@ -297,12 +263,9 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
             })?,
         };
         let destroyed = DESTROYED.load(Ordering::Acquire);
-        let found = find_for_block(OPERATION, allocator)?;
+        let found = find_with(OPERATION, allocator, Allocator::expect_block)?;
         remember(allocator, &found, destroyed);
-        let address =
-            (found.allocate(bytes as u64, align, Stream::from_raw(stream))).inspect_err(|_| {
-                found.live.fetch_sub(1, Ordering::AcqRel);
-            })?;
+        let address = found.allocate_expected(bytes as u64, align, Stream::from_raw(stream))?;
         // SAFETY: checked for null above; the rest is the caller's promise.
         unsafe { write_out(OPERATION, out, address as *mut c_void) }
     })
@@ -319,25 +282,74 @@ pub extern "C" fn hbm_allocator_deallocate(
     address: *mut c_void,
     stream: *mut c_void,
 ) -> i32 {
+    let used_on = Stream::from_raw(stream);
+    if arena::deallocate_at_once(allocator, address as u64, None, used_on) {
+        return Status::Ok as i32;
+    }
+    deallocate(allocator, address, used_on)
+}
+
+/// hbm_allocator_deallocate, but for what an arena does at once.
+#[inline(never)]
+fn deallocate(allocator: *mut hbm_allocator_t, address: *mut c_void, used_on: Stream) -> i32 {
     export(|| {
         if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let process = observe::process();
-        let used_on = Some(Stream::from_raw(stream));
         if let Some(recent) = recent(allocator) {
-            if process.free_pooled(address as u64, Some(recent.id), used_on)? {
+            if process.free_pooled(address as u64, Some(recent.id), Some(used_on))? {
                 return Ok(());
             }
         }
         let destroyed = DESTROYED.load(Ordering::Acquire);
         let found = find("hbm_allocator_deallocate", allocator)?;
         remember(allocator, &found, destroyed);
-        let (is_gone, outcome) = found.deallocate(address as u64, used_on);
-        if is_gone {
-            found.live.fetch_sub(1, Ordering::AcqRel);
+        found.deallocate(address as u64, None, used_on).1
+    })
+}
+
+/// hbm_allocator_deallocate, if the block was asked for with `bytes`: another size is HBM_INVALID_ARGUMENT, and
+/// changes nothing. The pool looks at the block's record for that, which costs some 2 nanoseconds. NULL is fine
+/// with any size. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn hbm_allocator_deallocate_sized(
+    allocator: *mut hbm_allocator_t,
+    address: *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+) -> i32 {
+    let used_on = Stream::from_raw(stream);
+    if arena::deallocate_at_once(allocator, address as u64, Some(bytes as u64), used_on) {
+        return Status::Ok as i32;
+    }
+    deallocate_sized(allocator, address, bytes, used_on)
+}
+
+/// hbm_allocator_deallocate_sized, but for what an arena does at once.
+#[inline(never)]
+fn deallocate_sized(
+    allocator: *mut hbm_allocator_t,
+    address: *mut c_void,
+    bytes: usize,
+    used_on: Stream,
+) -> i32 {
+    export(|| {
+        if address.is_null() || process::has_forked() || process::is_exiting() {
+            return Ok(());
         }
-        outcome
+        let process = observe::process();
+        let bytes = bytes as u64;
+        if let Some(recent) = recent(allocator) {
+            process.check_size(address as u64, recent.id, bytes)?;
+            if process.free_pooled(address as u64, Some(recent.id), Some(used_on))? {
+                return Ok(());
+            }
+        }
+        let destroyed = DESTROYED.load(Ordering::Acquire);
+        let found = find("hbm_allocator_deallocate_sized", allocator)?;
+        remember(allocator, &found, destroyed);
+        found.deallocate(address as u64, Some(bytes), used_on).1
     })
 }
 
@@ -361,12 +373,7 @@ pub extern "C" fn hbm_allocator_record_stream(
             return Ok(());
         }
         let found = find("hbm_allocator_record_stream", allocator)?;
-        if let Backing::Host(_) = found.backing {
-            // A free waits for all work that could use it.
-            let kind = HostKind::Allocator(found.id);
-            return observe::process().check_host_block(kind, address as u64);
-        }
-        observe::process().record_stream(address as u64, Stream::from_raw(stream))
+        found.record_stream(address as u64, Stream::from_raw(stream))
     })
 }
 
@@ -384,12 +391,9 @@ pub unsafe extern "C" fn hbm_allocator_trim(
 ) -> i32 {
     export(|| {
         let found = find("hbm_allocator_trim", allocator)?;
-        if let Backing::Host(_) = found.backing {
-            // SAFETY: passed on to the caller.
-            return unsafe { write_released("hbm_allocator_trim", released, 0) };
-        }
+        let given_back = found.trim(keep)?;
         // SAFETY: passed on to the caller.
-        unsafe { trim("hbm_allocator_trim", found.device, keep, released) }
+        unsafe { write_released("hbm_allocator_trim", released, given_back) }
     })
 }
 
@@ -404,48 +408,25 @@ pub unsafe extern "C" fn hbm_allocator_stats(
 ) -> i32 {
     export(|| {
         let found = find("hbm_allocator_stats", allocator)?;
-        let process = observe::process();
-        let stats = match &found.backing {
-            Backing::Device { kind, .. } => process.stats(found.device, Some(*kind))?,
-            Backing::Host(_) => found.counts.read(process.warnings().total()),
-        };
+        let stats = found.stats()?;
         // SAFETY: passed on to the caller.
         unsafe { write_struct("hbm_allocator_stats", out, &hbm_stats_t::from(stats)) }
     })
 }
 
-/// Gives cached memory of a device back, as hbm_allocator_trim.
+/// Writes the device of an allocator, as its descriptor said it; of an arena, that of its upstream. Memory of the host
+/// is of none, whatever its descriptor said. Any thread.
 ///
 /// # Safety
-/// `released` must be NULL or valid for a write.
+/// `device` must be valid for a write.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn hbm_trim(device: i32, keep: u64, released: *mut u64) -> i32 {
-    // SAFETY: passed on to the caller.
-    export(|| unsafe { trim("hbm_trim", device, keep, released) })
-}
-
-unsafe fn trim(operation: &'static str, device: i32, keep: u64, released: *mut u64) -> Result<()> {
-    let given_back = observe::process().trim(device, keep)?;
-    // SAFETY: passed on to the caller.
-    unsafe { write_released(operation, released, given_back) }
-}
-
-unsafe fn write_released(operation: &'static str, released: *mut u64, bytes: u64) -> Result<()> {
-    if released.is_null() {
-        return Ok(());
-    }
-    // SAFETY: passed on to the caller.
-    unsafe { write_out(operation, released, bytes) }
-}
-
-/// Call this before destroying a stream that was named to the library, so that the library never
-/// names it to the driver again (the driver crashes on the handle of a destroyed stream). Blocks of
-/// any device that used the stream stay valid; their memory is later given back behind all work of the
-/// stream's device. `device` is the stream's. Waits for frees on other threads that are about to name
-/// the stream, and for the stream itself only where it is of a context that the program made.
-/// What the pool has for the stream serves the next one, so a program may make, forget and destroy any
-/// number of streams.
-#[unsafe(no_mangle)]
-pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
-    export(|| observe::process().forget_stream(device, Stream::from_raw(stream)))
+pub unsafe extern "C" fn hbm_allocator_device(
+    allocator: *mut hbm_allocator_t,
+    device: *mut i32,
+) -> i32 {
+    export(|| {
+        let found = find("hbm_allocator_device", allocator)?;
+        // SAFETY: passed on to the caller.
+        unsafe { write_out("hbm_allocator_device", device, found.device) }
+    })
 }

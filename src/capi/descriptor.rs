@@ -1,12 +1,15 @@
 //! Descriptors: what memory an allocator, or a block of the host, is to be of.
 
+use super::allocator::hbm_allocator_t;
+use super::arena::Place;
+use super::custom::Custom;
 use super::text_argument;
 use crate::config::value::Location;
 use crate::error::{Error, Result};
 use crate::process::host_making::{HostPages, HostPlan};
 use crate::source::Kind;
 use crate::sys::policy::Policy;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 
 /// The kinds of allocator.
 #[allow(non_camel_case_types, missing_docs)]
@@ -56,6 +59,29 @@ pub enum hbm_kind {
     /// Pinned memory of the host under a name, on nodes if a policy is named: as hbm_alloc_shm_pinned_ptr, so one
     /// block at a time.
     HBM_KIND_SHM = 10,
+    /// A stack over another allocator, the descriptor's `upstream`: a block begins where the last one ended, and only
+    /// the last one is deallocated, in some 5 nanoseconds each and with no driver call. Blocks begin at multiples
+    /// of 256, of any larger power of two on request, and take multiples of 256.
+    ///
+    /// Region: blocks lie in one block of the upstream, the region, of which there is none at first. What does not
+    /// fit is spilled: a block of the upstream's own, which may be deallocated in any order. hbm_arena_iter,
+    /// between two steps of a program, makes the region as long as the largest need so far: all blocks given
+    /// out at one time, with what rounding takes.
+    ///
+    /// Order: what lies in the region is deallocated in the reverse order of its allocation; anything else is
+    /// HBM_INVALID_ARGUMENT and changes nothing.
+    ///
+    /// Streams: the region is used in the order of the stream that hbm_arena_iter was given. Requests for other
+    /// streams are spilled. Where a block of the region is deallocated on another stream, or one is recorded for it,
+    /// the upstream is told for the whole region, and nothing more is put into that before hbm_arena_iter has it
+    /// anew; so name the stream of the allocation. Where the upstream is memory of the host streams mean nothing. A
+    /// captured graph writes to the addresses that it was captured with: while it lives, let the region
+    /// stay, with no hbm_arena_iter after a larger need and no trim.
+    ///
+    /// Threads: any thread may use it. One that has it to itself takes no lock.
+    HBM_KIND_ARENA = 11,
+    /// Functions of the caller, the descriptor's `functions`.
+    HBM_KIND_CUSTOM = 12,
 }
 
 /// How the nodes of host memory are meant.
@@ -115,12 +141,57 @@ pub struct hbm_allocator_desc_t {
     pub shm_attach: i32,
     /// Not 0: HBM_KIND_HUGEPAGE and HBM_KIND_SHM without pinning, so that no driver is needed.
     pub unpinned: i32,
+    /// What an arena is over, of any kind, an arena too; it cannot be destroyed before the arena (HBM_BUSY). Only for
+    /// HBM_KIND_ARENA, which has the device and the tag of its upstream.
+    pub upstream: *mut hbm_allocator_t,
+    /// The functions that give memory out and take it back; copied. Only for HBM_KIND_CUSTOM, whose `device` is what
+    /// hbm_allocator_device says, and may be any number.
+    pub functions: *const hbm_custom_t,
 }
 
-/// What `hbm_allocator_desc_t` was in earlier versions: up to and with `tag`, and `numa_node`.
+/// Functions of the caller that an allocator is made of. They return an hbm_status, may be called from any thread and by
+/// several at once, may call the library, also on the allocator they are of (no lock of ours is held), and must not
+/// throw C++ exceptions nor jump out: that ends the process. After fork, in the child, none is called.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(non_camel_case_types)]
+pub struct hbm_custom_t {
+    /// sizeof(hbm_custom_t) as the program was compiled.
+    pub struct_size: usize,
+    /// The first argument of each.
+    pub context: *mut c_void,
+    /// Gives out `bytes` above 0 at a multiple of `alignment` (a power of two of at least 256), for use on `stream`. NULL
+    /// together with HBM_OK, an address that is no such multiple (it is given to `deallocate`) and one that is given
+    /// out already are HBM_INTERNAL for the caller.
+    pub allocate: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            bytes: usize,
+            alignment: usize,
+            stream: *mut c_void,
+            out: *mut *mut c_void,
+        ) -> i32,
+    >,
+    /// Takes back what `allocate` gave, of as many bytes as were asked for; `stream` is that of the deallocation. The
+    /// block is still allocated if it does not return HBM_OK.
+    pub deallocate: Option<
+        unsafe extern "C" fn(
+            context: *mut c_void,
+            address: *mut c_void,
+            bytes: usize,
+            stream: *mut c_void,
+        ) -> i32,
+    >,
+    /// Gives back what it caches, down to `keep` bytes, and writes how many bytes those were. NULL: nothing is cached.
+    pub trim:
+        Option<unsafe extern "C" fn(context: *mut c_void, keep: u64, released: *mut u64) -> i32>,
+}
+
+/// What `hbm_allocator_desc_t` was in earlier versions: up to and with `tag`, `numa_node`, and `unpinned`.
 pub(super) const OLDER_SIZES: &[usize] = &[
     std::mem::offset_of!(hbm_allocator_desc_t, location),
     std::mem::offset_of!(hbm_allocator_desc_t, numa_policy),
+    std::mem::offset_of!(hbm_allocator_desc_t, upstream),
 ];
 
 /// Where an allocator has its memory.
@@ -132,27 +203,50 @@ pub(super) enum Backing {
     },
     /// The host.
     Host(HostPlan),
+    /// A stack over another allocator.
+    Arena(Place),
+    /// Functions of the caller.
+    Custom(Custom),
 }
 
 /// What a descriptor says of where memory is.
 ///
 /// # Safety
-/// The name must be NULL or a C string.
+/// The name must be NULL or a C string, the functions NULL or a filled-in struct.
 pub(super) unsafe fn backing(
     operation: &'static str,
     descriptor: &hbm_allocator_desc_t,
 ) -> Result<Backing> {
+    const ARENA: i32 = hbm_kind::HBM_KIND_ARENA as i32;
+    const CUSTOM: i32 = hbm_kind::HBM_KIND_CUSTOM as i32;
+    let invalid = |what: String| Err(Error::invalid(operation, what).advice(KINDS));
+    if descriptor.kind != ARENA && !descriptor.upstream.is_null() {
+        return invalid("only an arena has an upstream".to_owned());
+    }
+    if descriptor.kind != CUSTOM && !descriptor.functions.is_null() {
+        return invalid("only custom takes functions".to_owned());
+    }
+    if matches!(descriptor.kind, ARENA | CUSTOM) {
+        let is_placed = !descriptor.tag.is_null() || descriptor.location != 0;
+        if is_placed || says_of_host(descriptor) {
+            return invalid(
+                "arena and custom take no tag, no location, no fields of the host".to_owned(),
+            );
+        }
+    }
+    match descriptor.kind {
+        ARENA => return Place::take(operation, descriptor.upstream).map(Backing::Arena),
+        CUSTOM => {
+            // SAFETY: passed on to the caller.
+            let custom = unsafe { Custom::new(operation, descriptor.functions) };
+            return custom.map(Backing::Custom);
+        }
+        _ => {}
+    }
     if let Some(kind) = Kind::from_number(descriptor.kind) {
-        let is_of_host = descriptor.numa_policy != 0
-            || descriptor.host_flags != 0
-            || descriptor.numa_nodes != 0
-            || descriptor.page_bytes != 0
-            || !descriptor.shm_name.is_null()
-            || descriptor.shm_attach != 0
-            || descriptor.unpinned != 0;
-        if is_of_host {
+        if says_of_host(descriptor) {
             let what = format!("fields for memory of the host, with kind {}", kind.name());
-            return Err(Error::invalid(operation, what).advice(KINDS));
+            return invalid(what);
         }
         let location = location(operation, kind, descriptor)?;
         return Ok(Backing::Device { kind, location });
@@ -161,7 +255,17 @@ pub(super) unsafe fn backing(
     unsafe { host_plan(operation, descriptor) }.map(Backing::Host)
 }
 
-const KINDS: &str = "Kinds: 0 device, 1 managed, 2 async, 3 vmm, 4 pool, 5 pinned; of the host: 6 heap, 7 numa, 8 pinned_numa, 9 hugepage, 10 shm";
+fn says_of_host(descriptor: &hbm_allocator_desc_t) -> bool {
+    descriptor.numa_policy != 0
+        || descriptor.host_flags != 0
+        || descriptor.numa_nodes != 0
+        || descriptor.page_bytes != 0
+        || !descriptor.shm_name.is_null()
+        || descriptor.shm_attach != 0
+        || descriptor.unpinned != 0
+}
+
+const KINDS: &str = "Kinds: 0 device, 1 managed, 2 async, 3 vmm, 4 pool, 5 pinned; of the host: 6 heap, 7 numa, 8 pinned_numa, 9 hugepage, 10 shm; 11 arena, 12 custom";
 
 fn location(
     operation: &'static str,

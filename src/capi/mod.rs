@@ -2,10 +2,14 @@
 
 mod activity;
 mod allocator;
+mod allocator_kinds;
+mod arena;
 mod block_stats;
 mod cells;
 mod copies;
+mod custom;
 mod descriptor;
+mod device;
 mod graphs;
 mod host;
 mod host_buffer;
@@ -19,14 +23,17 @@ mod sharing;
 mod slab;
 mod stats;
 mod status;
+mod streams;
 mod tags;
 
 pub use activity::*;
 pub use allocator::*;
+pub use arena::*;
 pub use block_stats::*;
 pub use cells::*;
 pub use copies::*;
-pub use descriptor::{hbm_allocator_desc_t, hbm_kind, hbm_location, hbm_numa_policy};
+pub use descriptor::{hbm_allocator_desc_t, hbm_custom_t, hbm_kind, hbm_location, hbm_numa_policy};
+pub use device::*;
 pub use graphs::*;
 pub use host::*;
 pub use host_nodes::*;
@@ -39,6 +46,7 @@ pub use sharing::*;
 pub use slab::*;
 pub use stats::*;
 pub use status::*;
+pub use streams::*;
 use tags::write_name;
 pub use tags::*;
 

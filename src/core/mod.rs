@@ -13,5 +13,6 @@ pub mod seams;
 pub mod size;
 pub mod size_index;
 pub mod space;
+pub mod stack;
 pub mod sync;
 pub mod tags;

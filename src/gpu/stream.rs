@@ -2,7 +2,7 @@
 
 use super::device::{Device, undo};
 use crate::error::Result;
-use crate::sys::cuda::Handle;
+use crate::sys::cuda::{Handle, Refusal};
 use std::ffi::c_uint;
 use std::sync::Arc;
 
@@ -70,15 +70,48 @@ impl OwnedStream {
         OwnedStream::with_flags(device, BLOCKING)
     }
 
+    /// Makes a stream of a priority, the lower the more urgent; the driver brings it into its range.
+    pub fn with_priority(
+        device: &Arc<Device>,
+        is_blocking: bool,
+        priority: i32,
+    ) -> Result<OwnedStream> {
+        let flags = if is_blocking { BLOCKING } else { NON_BLOCKING };
+        if priority == 0 {
+            return OwnedStream::with_flags(device, flags);
+        }
+        OwnedStream::made_by(device, |handle| {
+            // SAFETY: `handle` is a valid out-pointer.
+            unsafe {
+                let cuda = device.cuda();
+                cuda.stream_create_with_priority(handle, flags, priority)
+            }
+        })
+    }
+
     fn with_flags(device: &Arc<Device>, flags: c_uint) -> Result<OwnedStream> {
+        OwnedStream::made_by(device, |handle| {
+            // SAFETY: `handle` is a valid out-pointer.
+            unsafe { device.cuda().stream_create(handle, flags) }
+        })
+    }
+
+    fn made_by(
+        device: &Arc<Device>,
+        make: impl FnOnce(&mut Handle) -> std::result::Result<(), Refusal>,
+    ) -> Result<OwnedStream> {
         let _guard = device.enter()?;
         let mut handle: Handle = std::ptr::null_mut();
-        // SAFETY: `handle` is a valid out-pointer.
-        device.check(unsafe { device.cuda().stream_create(&mut handle, flags) })?;
+        device.check(make(&mut handle))?;
         Ok(OwnedStream {
             device: device.clone(),
             stream: Stream::from_raw(handle),
         })
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
     }
 
     /// Its handle, good until this is dropped.

@@ -27,6 +27,7 @@ mod policy;
 mod pools;
 mod retired;
 mod settle;
+pub mod stack;
 pub mod stats;
 mod tally;
 mod visit;

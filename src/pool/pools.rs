@@ -389,6 +389,13 @@ impl Pools {
         Some(self.heap_of(word).filter(|_| word.is_live())?.key.tag)
     }
 
+    /// The bytes that were asked for by the block that begins at `address`.
+    #[inline]
+    pub fn requested_of(&self, address: u64) -> Option<u64> {
+        let word = Word(self.radix.find(address)?.state());
+        word.is_live().then(|| word.requested())
+    }
+
     /// The beginning and length of the live block that `address` lies in. Off the hot path.
     pub fn block_around(&self, address: u64) -> Option<(u64, u64)> {
         self.all_heaps()

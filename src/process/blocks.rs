@@ -158,6 +158,26 @@ impl Process {
         }
     }
 
+    /// An error where `address` is a block of `allocator` that was asked for with another size.
+    pub fn check_size(&self, address: u64, allocator: AllocatorId, bytes: u64) -> Result<()> {
+        if lifetime::has_forked() || lifetime::is_exiting() {
+            return Ok(());
+        }
+        let requested = self.pools.requested_of(address).or_else(|| {
+            let of_block = |record: &mut Record| {
+                (record.allocator == Some(allocator)).then_some(record.block.requested)
+            };
+            self.registry.with(address, of_block).flatten()
+        });
+        match requested {
+            Some(is) if is != bytes => Err(Error::invalid(
+                "hbm_allocator_deallocate_sized",
+                format!("{address:#x} has {is} bytes, not {bytes}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The beginning and length of the block that `address` lies in.
     pub fn block_of(&self, address: u64) -> Option<(u64, u64)> {
         if lifetime::has_forked() {

@@ -191,8 +191,8 @@ impl Process {
         }
     }
 
-    /// The same, for who takes a lock of the host's memory.
-    pub(super) fn host_stake(&self) -> Result<HostStake> {
+    /// The same, for who takes a lock of the host's memory, or is going to have some.
+    pub fn host_stake(&self) -> Result<HostStake> {
         self.check_host_is_ours()?;
         Ok(HostStake::take())
     }

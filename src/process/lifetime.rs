@@ -30,10 +30,10 @@ static HOST_STAKES: AtomicUsize = AtomicUsize::new(0);
 
 /// Memory of the host that is there, is being made, or is looked at under a lock: a child that is forked meanwhile
 /// has lost it.
-pub(super) struct HostStake(());
+pub struct HostStake(());
 
 impl HostStake {
-    pub fn take() -> HostStake {
+    pub(super) fn take() -> HostStake {
         static ONCE: Once = Once::new();
         HOST_STAKES.fetch_add(1, Ordering::SeqCst);
         ONCE.call_once(|| {
@@ -51,6 +51,7 @@ impl Drop for HostStake {
 
 extern "C" fn note_lost_host_memory() {
     if HOST_STAKES.load(Ordering::SeqCst) > 0 {
+        OF_PARENT.store(true, Ordering::SeqCst);
         LOST_HOST_MEMORY.store(true, Ordering::SeqCst);
     }
 }
@@ -58,6 +59,15 @@ extern "C" fn note_lost_host_memory() {
 /// Whether the host's memory that the process's records tell of is its parent's.
 pub(super) fn has_lost_host_memory() -> bool {
     LOST_HOST_MEMORY.load(Ordering::Relaxed)
+}
+
+/// Either of the two ways in which a child has lost what its records tell of.
+static OF_PARENT: AtomicBool = AtomicBool::new(false);
+
+/// Whether locks may be held by threads that only the parent has: of the driver's memory, or of the host's.
+#[inline]
+pub fn is_of_parent() -> bool {
+    OF_PARENT.load(Ordering::Relaxed)
 }
 
 /// The driver could not be initialised: a child forked from here on has lost nothing.
@@ -89,6 +99,7 @@ pub(super) fn warn_of_other_copy(warnings: &Warnings) {
 
 extern "C" fn note_fork() {
     if AT_STAKE.load(Ordering::SeqCst) {
+        OF_PARENT.store(true, Ordering::SeqCst);
         linux::note_fork();
     }
 }

@@ -33,7 +33,7 @@ pub use block_stats::BlockStats;
 pub use blocks::Demand;
 pub use cell_record::{CellInfo, CellStats};
 pub use devices::DeviceEntry;
-pub use lifetime::{check_not_forked, has_forked, is_exiting};
+pub use lifetime::{HostStake, check_not_forked, has_forked, is_exiting, is_of_parent};
 pub use naming::Whose;
 pub use stats::Stats;
 

@@ -256,6 +256,8 @@ driver_functions! {
 
     /// Creates a stream.
     stream_create = "cuStreamCreate"(stream: *mut Handle, flags: c_uint);
+    /// Creates a stream of a priority.
+    stream_create_with_priority = "cuStreamCreateWithPriority"(stream: *mut Handle, flags: c_uint, priority: c_int);
     /// Destroys a stream.
     stream_destroy = "cuStreamDestroy_v2"(stream: Handle);
     /// Begins a capture.

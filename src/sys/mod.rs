@@ -1,5 +1,6 @@
 //! Foreign ABIs and nothing else: the driver's symbols, CUDA's or HIP's, opened at run time, and Linux.
 
+pub mod biased;
 pub mod cuda;
 pub mod descriptors;
 #[cfg(test)]

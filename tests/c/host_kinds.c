@@ -178,7 +178,9 @@ static void wrong_descriptors(void) {
     refused(on_node(HBM_KIND_HEAP, HBM_NUMA_BIND, 1), bad, "heap");
     refused(on_node(HBM_KIND_SHM, 0, 1), bad, "no policy");
     refused(of(HBM_KIND_DEVICE), bad, "none of the host's");
-    refused(of(11), bad, "kind 11");
+    refused(of(13), bad, "kind 13");
+    refused(of(HBM_KIND_ARENA), bad, "");
+    refused(of(HBM_KIND_CUSTOM), bad, "");
     refused(of(-1), bad, "kind -1");
     refused(mapped(HBM_KIND_NUMA), bad, "flags 0x2");
     refused(mapped(HBM_KIND_HEAP), bad, "flags 0x2");

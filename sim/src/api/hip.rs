@@ -150,6 +150,7 @@ hip! {
     };
 
     here fn hipStreamCreateWithFlags(out: Out<u64>, flags: u32) = streams::cuStreamCreate(out, flags);
+    here fn hipStreamCreateWithPriority(out: Out<u64>, flags: u32, priority: i32) = streams::cuStreamCreateWithPriority(out, flags, priority);
     here fn hipStreamDestroy(stream: u64) = streams::cuStreamDestroy_v2(stream);
     here fn hipStreamQuery(stream: u64) = streams::cuStreamQuery(stream);
     here fn hipStreamSynchronize(stream: u64) = streams::cuStreamSynchronize(stream);

@@ -176,6 +176,10 @@ const FORMS: &[(&str, Form)] = &[
     ("cuEventQuery", Same("hipEventQuery")),
     ("cuEventSynchronize", Same("hipEventSynchronize")),
     ("cuStreamCreate", Same("hipStreamCreateWithFlags")),
+    (
+        "cuStreamCreateWithPriority",
+        Same("hipStreamCreateWithPriority"),
+    ),
     ("cuStreamDestroy_v2", Same("hipStreamDestroy")),
     ("cuStreamBeginCapture_v2", Same("hipStreamBeginCapture")),
     ("cuStreamEndCapture", Same("hipStreamEndCapture")),
