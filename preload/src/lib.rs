@@ -5,6 +5,7 @@
 
 mod answer;
 mod host;
+mod ipc;
 mod memory;
 mod ordered;
 mod report;
