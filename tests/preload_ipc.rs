@@ -69,15 +69,26 @@ impl Preloaded {
 }
 
 macro_rules! tests {
-    ($($name:ident: $part:literal;)*) => { $(
+    ($source:literal; $($name:ident: $part:literal;)*) => { $(
         #[test]
         fn $name() {
-            Preloaded::new(concat!("ipc_", $part), "preload/ipc.c").succeeds($part);
+            Preloaded::new(concat!("context_", $part), $source).succeeds($part);
         }
     )* };
 }
 
 tests! {
+    "preload/reset.c";
+    a_device_begins_anew: "anew";
+    no_reset_while_a_stream_captures: "capture";
+    graphs_go_with_their_device: "graphs";
+    a_broken_context_is_mended: "broken";
+    a_reset_without_memory_of_ours: "unused";
+    devices_reach_each_other: "peers";
+}
+
+tests! {
+    "preload/ipc.c";
     bytes_go_both_ways: "bytes";
     blocks_over_several_chunks: "chunks";
     from_where_the_driver_says_that_memory_begins: "driver";

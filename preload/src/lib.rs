@@ -4,6 +4,7 @@
 //! The C interface is exported too, so that all of the process finds one state.
 
 mod answer;
+mod contexts;
 mod host;
 mod ipc;
 mod memory;

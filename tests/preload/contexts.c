@@ -15,7 +15,7 @@ int cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
     return CU(cuCtxEnablePeerAccess, context, flags);
 }
 int cudaDeviceReset(void) {
-    BEGIN(cudaDeviceReset);
+    count("cudaDeviceReset", 1);
     int code = CU(cuDevicePrimaryCtxReset_v2, current);
     contexts[current] = NULL;
     return code;

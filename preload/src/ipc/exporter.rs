@@ -179,6 +179,18 @@ pub fn freeing(address: u64) -> Freeing {
     }
 }
 
+/// The memory of a device is about to go. Other processes that have some open keep it.
+pub fn forget_device(device: i32) {
+    if process::has_forked() {
+        return;
+    }
+    let mut state = state();
+    let its = (state.by_number.iter()).filter(|(_, export)| export.handle.device == device);
+    for number in its.map(|(number, _)| *number).collect::<Vec<_>>() {
+        state.remove(number);
+    }
+}
+
 /// Whether `handle` is of this process.
 pub fn is_own(handle: Handle) -> bool {
     handle.process == std::process::id()

@@ -22,6 +22,12 @@ const OWN_MEMORY: c_int = 201;
 /// `cudaErrorInvalidResourceHandle`: there is no such memory any more.
 const NO_SUCH_MEMORY: c_int = 400;
 
+/// A device is about to be reset: nothing of it is exported or open any more.
+pub fn forget_device(device: c_int) {
+    exporter::forget_device(device);
+    opener::forget_device(device);
+}
+
 /// `cudaIpcMemHandle_t`.
 #[repr(C)]
 #[derive(Clone, Copy)]

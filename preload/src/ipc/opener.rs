@@ -79,6 +79,26 @@ pub fn close(address: u64) -> Option<Result<()>> {
     Some(unmap(address, handle))
 }
 
+/// What is mapped for a device goes with its context.
+pub fn forget_device(device: i32) {
+    if process::has_forked() {
+        return;
+    }
+    let mut gone = Vec::new();
+    state().by_address.retain(|address, opened| {
+        let is_its = opened.device == device;
+        if is_its {
+            gone.push((*address, opened.handle));
+        }
+        !is_its
+    });
+    for (address, handle) in gone {
+        if unmap(address, handle).is_err() {
+            state().left.push((address, handle));
+        }
+    }
+}
+
 fn unmap(address: u64, handle: Handle) -> Result<()> {
     // Waits for the work on it, so without the lock.
     match observe::process().close_import(address) {
