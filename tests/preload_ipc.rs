@@ -101,4 +101,7 @@ tests! {
     nobody_else_gets_in: "modes";
     of_another_user: "user";
     strange_visitors: "strange";
+    after_a_fork: "fork";
+    by_many_threads: "threads";
+    the_same_address_again: "again";
 }

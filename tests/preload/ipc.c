@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdint.h>
@@ -13,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct { unsigned char reserved[64]; } ipc_t;
@@ -83,10 +85,25 @@ static uint64_t pinned(void) {
     return now.pinned;
 }
 
-static void obey(int socket) {
+/* The only folder there; its name goes to `path`. */
+static void find_folder(char path[4096]) {
+    const char *parent = getenv("XDG_RUNTIME_DIR");
+    DIR *folder = opendir(parent);
+    int count = 0;
+    CHECK(folder != NULL);
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        if (entry->d_name[0] == '.') continue;
+        snprintf(path, 4096, "%s/%s", parent, entry->d_name);
+        count++;
+    }
+    closedir(folder);
+    CHECK(count == 1);
+}
+
+static void obey(int way) {
     order_t order;
     alarm(60);
-    while (read(socket, &order, sizeof order) == (ssize_t)sizeof order) {
+    while (read(way, &order, sizeof order) == (ssize_t)sizeof order) {
         answer_t answer = {0};
         void *address = (void *)(uintptr_t)order.address;
         switch (order.what) {
@@ -100,6 +117,21 @@ static void obey(int socket) {
         case 'd': answer.code = cudaSetDevice((int)order.bytes); break;
         case 'h': answer.value = held(); break;
         case 'p': answer.value = pinned(); break;
+        case 'v': {
+            char request[72] = {1}, path[4096], byte;
+            struct sockaddr_un at = {.sun_family = AF_UNIX};
+            memcpy(request + 8, &order.handle, sizeof order.handle);
+            find_folder(path);
+            strcat(path, "/socket");
+            CHECK(strlen(path) < sizeof at.sun_path);
+            strcpy(at.sun_path, path);
+            int visitor = socket(AF_UNIX, SOCK_STREAM, 0);
+            OK(connect(visitor, (struct sockaddr *)&at, sizeof at));
+            CHECK(send(visitor, request, sizeof request, MSG_NOSIGNAL) == (ssize_t)sizeof request);
+            answer.code = recv(visitor, &byte, 1, 0) != 1;
+            close(visitor);
+            break;
+        }
         case 'u': answer.code = setresgid((gid_t)order.bytes, (gid_t)order.bytes, (gid_t)order.bytes) != 0 || setresuid((uid_t)order.bytes, (uid_t)order.bytes, (uid_t)order.bytes) != 0; break;
         case 'n': {
             for (uint64_t at = 0; at < order.bytes; answer.value++) {
@@ -120,7 +152,7 @@ static void obey(int socket) {
         case 'k': {
             pid_t child = fork();
             if (child == 0) {
-                close(socket);
+                close(way);
                 sleep(100);
                 _exit(0);
             }
@@ -130,7 +162,7 @@ static void obey(int socket) {
         case 'x': exit(0);
         default: CHECK(!"an order");
         }
-        CHECK(write(socket, &answer, sizeof answer) == (ssize_t)sizeof answer);
+        CHECK(write(way, &answer, sizeof answer) == (ssize_t)sizeof answer);
     }
     _exit(0);
 }
@@ -409,21 +441,6 @@ static void on_another_device(void) {
     end(&two, 0);
 }
 
-/* The only folder there; its name goes to `path`. */
-static void find_folder(char path[4096]) {
-    const char *parent = getenv("XDG_RUNTIME_DIR");
-    DIR *folder = opendir(parent);
-    int count = 0;
-    CHECK(folder != NULL);
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
-        if (entry->d_name[0] == '.') continue;
-        snprintf(path, 4096, "%s/%s", parent, entry->d_name);
-        count++;
-    }
-    closedir(folder);
-    CHECK(count == 1);
-}
-
 static void nobody_else_gets_in(void) {
     other_t one = start();
     char path[4096];
@@ -462,9 +479,13 @@ static void of_another_user(void) {
     CHECK(strlen(path) < sizeof at.sun_path);
     strcpy(at.sun_path, path);
     OK(connect(visitor, (struct sockaddr *)&at, sizeof at));
-    send(visitor, &handle, sizeof handle, MSG_NOSIGNAL);
+    char request[72] = {1};
+    memcpy(request + 8, &handle, sizeof handle);
+    send(visitor, request, sizeof request, MSG_NOSIGNAL);
     CHECK(recv(visitor, &byte, 1, 0) <= 0);
     close(visitor);
+    /* As its own user does get an answer. */
+    OK(BID(&two, .what = 'v', .handle = handle).code);
     end(&two, 0);
 }
 
@@ -486,12 +507,99 @@ static void strange_visitors(void) {
         if (i % 4 != 0) send(visitor, noise, sizeof noise, MSG_NOSIGNAL);
         close(visitor);
     }
+    /* Half a request, and nothing more: others are answered all the same. */
+    int slow = socket(AF_UNIX, SOCK_STREAM, 0);
+    OK(connect(slow, (struct sockaddr *)&at, sizeof at));
+    CHECK(send(slow, "\1\0\0\0", 4, MSG_NOSIGNAL) == 4);
     void *here = NULL;
+    time_t before = time(NULL);
     OK(cudaIpcOpenMemHandle(&here, handle, 1));
+    CHECK(time(NULL) - before < 10);
     OK(cudaIpcCloseMemHandle(here));
+    close(slow);
     OK(BID(&one, .what = 'f', .address = there).code);
     comes_to(&one, 'h', 0);
     end(&one, 0);
+}
+
+/* A forked child has no driver, and none of what its parent shares. */
+static void after_a_fork(void) {
+    other_t one = start();
+    void *block, *here;
+    ipc_t ours, theirs = handle_of(&one, give(&one, MIB)), again;
+    OK(cudaMalloc(&block, MIB));
+    OK(cudaIpcGetMemHandle(&ours, block));
+    OK(cudaIpcOpenMemHandle(&here, theirs, 1));
+    pid_t child = fork();
+    if (child == 0) {
+        void *there = NULL;
+        alarm(20);
+        CHECK(cudaIpcGetMemHandle(&again, block) != 0);
+        CHECK(cudaIpcOpenMemHandle(&there, theirs, 1) != 0);
+        CHECK(cudaIpcOpenMemHandle(&there, ours, 1) != 0);
+        CHECK(cudaIpcCloseMemHandle(here) != 0);
+        cudaFree(block);
+        exit(0);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    /* Nor does a program that a child becomes have the sockets. */
+    CHECK(system("! ls -l /proc/self/fd | grep socket") == 0);
+    other_t two = start();
+    uint64_t there = opened(&two, ours);
+    OK(BID(&two, .what = 'c', .address = there).code);
+    OK(cudaIpcCloseMemHandle(here));
+    OK(cudaFree(block));
+    end(&one, 0);
+    end(&two, 0);
+}
+
+static ipc_t shared[8];
+
+static void *open_and_close(void *result) {
+    for (int i = 0; i < 200; i++) {
+        void *here = NULL;
+        int which = (i * 7 + (int)(uintptr_t)result) % 8;
+        OK(cudaIpcOpenMemHandle(&here, shared[which], 1));
+        CHECK(different(here, (unsigned char)(which + 1), 4096) == 0);
+        OK(cudaIpcCloseMemHandle(here));
+    }
+    return NULL;
+}
+
+static void by_many_threads(void) {
+    other_t one = start();
+    uint64_t there[8];
+    pthread_t threads[4];
+    for (int i = 0; i < 8; i++) {
+        there[i] = give(&one, 3 * MIB);
+        OK(BID(&one, .what = 'w', .address = there[i], .bytes = MIB, .byte = (unsigned char)(i + 1)).code);
+        shared[i] = handle_of(&one, there[i]);
+    }
+    for (uintptr_t i = 0; i < 4; i++) CHECK(pthread_create(&threads[i], NULL, open_and_close, (void *)i) == 0);
+    for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < 8; i++) OK(BID(&one, .what = 'f', .address = there[i]).code);
+    comes_to(&one, 'h', 0);
+    comes_to(&one, 'p', 0);
+    end(&one, 0);
+}
+
+/* A block that comes to be where another one was is not the one that was exported. */
+static void the_same_address_again(void) {
+    other_t one = start(), two = start();
+    uint64_t there = give(&one, 4 * MIB), again = 0;
+    ipc_t first = handle_of(&one, there);
+    OK(BID(&one, .what = 'f', .address = there).code);
+    for (int i = 0; i < 100 && (again = give(&one, 4 * MIB)) != there; i++) {
+        OK(BID(&one, .what = 'f', .address = again).code);
+    }
+    CHECK(again == there);
+    ipc_t second = handle_of(&one, there);
+    CHECK(memcmp(&first, &second, sizeof first) != 0);
+    CHECK(BID(&two, .what = 'o', .handle = first).code == GONE);
+    OK(BID(&two, .what = 'c', .address = opened(&two, second)).code);
+    end(&one, 0);
+    end(&two, 0);
 }
 
 int main(int argc, char **argv) {
@@ -513,6 +621,9 @@ int main(int argc, char **argv) {
         {"modes", nobody_else_gets_in},
         {"user", of_another_user},
         {"strange", strange_visitors},
+        {"fork", after_a_fork},
+        {"threads", by_many_threads},
+        {"again", the_same_address_again},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         if (argc == 2 && strcmp(argv[1], parts[i].name) == 0) {

@@ -146,6 +146,8 @@ static void a_broken_context_is_mended(void) {
     hbm_export_t export = {.struct_size = sizeof export};
     EXPECT(HBM_OK, hbm_export(block, &export));
     EXPECT(HBM_OK, hbm_import(&export, 0, &mapped));
+    EXPECT(HBM_OK, hbm_export_close(export.serial));
+    OK(close(export.fd));
     OK(hold(stream));
     OK(kernel(stream, (uintptr_t)mapped, MIB));
     OK(unmap((uintptr_t)mapped - export.offset, export.chunk_bytes));

@@ -9,12 +9,12 @@ use super::place::{self, Place};
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::observe;
 use hbmalloc::process::{self, Process, sharing};
+use once_cell::sync::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
-use std::time::Duration;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// A stretch of memory that is exported.
 struct Export {
@@ -28,7 +28,7 @@ struct Export {
     is_freed: bool,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Span {
     begin: u64,
     end: u64,
@@ -42,8 +42,11 @@ struct State {
     /// By where they begin, and whether they are blocks.
     by_span: HashMap<(u64, bool), u64>,
     last: u64,
-    server: Option<(u64, Place)>,
 }
+
+/// Where others find this process, and the number that it drew. Known without a lock: at exit, and after a fork, one may
+/// be held for ever.
+static SERVER: OnceCell<(u64, Place)> = OnceCell::new();
 
 /// How much is exported: while nothing is, a free need not look.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -71,18 +74,20 @@ pub fn export(address: u64) -> Result<[u8; BYTES]> {
     let span = span_of(process, address)?;
     let mut state = state();
     let known = state.by_span.get(&(span.begin, span.is_block));
-    if let Some(export) = known.and_then(|number| state.by_number.get(number)) {
-        return match export.is_freed {
-            false => Ok(export.handle.to_bytes()),
-            true => Err(gone(address)),
-        };
+    let known = known.and_then(|number| state.by_number.get(number));
+    match known.map(|export| (export.handle, export.span == span, export.is_freed)) {
+        Some((_, _, true)) => return Err(gone(address)),
+        Some((handle, true, _)) => return Ok(handle.to_bytes()),
+        // Another block, had and given back by other names than the runtime's.
+        Some((handle, false, _)) => _ = state.remove(handle.export),
+        None => {}
     }
-    let token = state.token()?;
+    let (token, _) = SERVER.get_or_try_init(start_server)?;
     let (pins, device) = pin(process, span)?;
     state.last += 1;
     let handle = Handle {
         process: std::process::id(),
-        token,
+        token: *token,
         export: state.last,
         device,
         bytes: span.end - span.begin,
@@ -194,28 +199,10 @@ pub fn forget_device(device: i32) {
 /// Whether `handle` is of this process.
 pub fn is_own(handle: Handle) -> bool {
     handle.process == std::process::id()
-        && matches!(&state().server, Some((token, _)) if *token == handle.token)
+        && matches!(SERVER.get(), Some((token, _)) if *token == handle.token)
 }
 
 impl State {
-    /// The number that others find this process by; its thread is started at the first call.
-    fn token(&mut self) -> Result<u64> {
-        if let Some((token, _)) = &self.server {
-            return Ok(*token);
-        }
-        let token = place::draw();
-        let (place, listener) = Place::make(token)?;
-        start(listener)?;
-        self.server = Some((token, place));
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| {
-            MAKER.store(std::process::id() as usize, Ordering::SeqCst);
-            // SAFETY: the handler is a function of this library, which is never unloaded.
-            unsafe { libc::atexit(at_exit) };
-        });
-        Ok(token)
-    }
-
     /// Forgets an export and undoes its pins; its block, if the program has freed that.
     fn remove(&mut self, number: u64) -> Option<u64> {
         let export = self.by_number.remove(&number)?;
@@ -232,11 +219,21 @@ impl State {
 /// The process whose folder it is: a forked child leaves it alone.
 static MAKER: AtomicUsize = AtomicUsize::new(0);
 
+fn start_server() -> Result<(u64, Place)> {
+    let token = place::draw();
+    let (place, listener) = Place::make(token)?;
+    start(listener).inspect_err(|_| place.remove())?;
+    MAKER.store(std::process::id() as usize, Ordering::SeqCst);
+    // SAFETY: the handler is a function of this library, which is never unloaded.
+    unsafe { libc::atexit(at_exit) };
+    Ok((token, place))
+}
+
 extern "C" fn at_exit() {
     if MAKER.load(Ordering::SeqCst) != std::process::id() as usize {
         return;
     }
-    if let Some((_, place)) = &state().server {
+    if let Some((_, place)) = SERVER.get() {
         place.remove();
     }
 }
@@ -295,25 +292,19 @@ fn serve(listener: &UnixListener) {
             !ready[at] || visitor.answer().is_ok()
         });
         if ready[0] {
-            visitors.extend(receive_visitor(listener));
+            visitors.extend(place::receive(listener).map(Visitor::new));
         }
     }
 }
 
-fn receive_visitor(listener: &UnixListener) -> Option<Visitor> {
-    let Ok((socket, _)) = listener.accept() else {
-        // No descriptor is left, say; some may be given back meanwhile.
-        std::thread::sleep(Duration::from_millis(10));
-        return None;
-    };
-    let checked = place::check_user(&socket).and_then(|()| place::be_patient(&socket));
-    checked.ok().map(|()| Visitor {
-        socket: Kept::new(socket),
-        open: HashMap::new(),
-    })
-}
-
 impl Visitor {
+    fn new(socket: UnixStream) -> Visitor {
+        Visitor {
+            socket: Kept::new(socket),
+            open: HashMap::new(),
+        }
+    }
+
     /// After an error the connection is of no more use.
     fn answer(&mut self) -> Result<()> {
         let (wish, handle) = handle::receive_request(self.socket.as_fd())?;

@@ -22,6 +22,9 @@ const LONGEST: usize = 107;
 /// A process that lives answers within microseconds, but one may be stopped, or its machine busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A request comes in one piece, and others wait behind it.
+const PATIENCE_WITH_REQUESTS: Duration = Duration::from_millis(500);
+
 /// The folder of this process.
 pub struct Place {
     folder: PathBuf,
@@ -150,7 +153,7 @@ pub fn connect(handle: Handle) -> Result<Option<UnixStream>> {
             continue;
         };
         check_user(&stream)?;
-        be_patient(&stream)?;
+        be_patient(&stream, PATIENCE)?;
         return Ok(Some(stream));
     }
     Ok(None)
@@ -166,14 +169,26 @@ pub fn looked_in() -> String {
 }
 
 /// No call on the socket waits for ever.
-pub fn be_patient(stream: &UnixStream) -> Result<()> {
-    (stream.set_read_timeout(Some(PATIENCE)))
+fn be_patient(stream: &UnixStream, reading: Duration) -> Result<()> {
+    (stream.set_read_timeout(Some(reading)))
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
         .map_err(|error| Error::new(Status::Io, "set a time limit").detail(error.to_string()))
 }
 
+/// Whoever came to the socket of this process, if it is to be answered.
+pub fn receive(listener: &UnixListener) -> Result<UnixStream> {
+    let (stream, _) = listener.accept().map_err(|error| {
+        // No descriptor is left, say; some may be given back meanwhile.
+        std::thread::sleep(Duration::from_millis(10));
+        Error::new(Status::Io, "accept").detail(error.to_string())
+    })?;
+    check_user(&stream)?;
+    be_patient(&stream, PATIENCE_WITH_REQUESTS)?;
+    Ok(stream)
+}
+
 /// Memory is for processes of the same user.
-pub fn check_user(stream: &UnixStream) -> Result<()> {
+fn check_user(stream: &UnixStream) -> Result<()> {
     let there = user_of(stream)
         .map_err(|error| Error::new(Status::Io, "ask who is there").detail(error.to_string()))?;
     match there == user() {
