@@ -4,7 +4,9 @@
 //! The C interface is exported too, so that all of the process finds one state.
 
 mod answer;
+mod contexts;
 mod host;
+mod ipc;
 mod memory;
 mod ordered;
 mod report;

@@ -1,6 +1,7 @@
 //! Memory of no stream's: a free orders against all work of the device, so blocks are reused behind an order point.
 
 use crate::answer::{INVALID, SUCCESS, answer};
+use crate::ipc::{self, Freeing};
 use crate::report;
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::error::Result;
@@ -93,7 +94,16 @@ pub extern "C" fn cudaFree(address: *mut c_void) -> c_int {
     if address.is_null() || !is_ours(address) {
         return runtime!(cudaFree(address: *mut c_void));
     }
-    answer(|| observe::process().deallocate(address as u64, None, None))
+    free(address, None)
+}
+
+/// Gives a block back, unless other processes have it open.
+pub fn free(address: *mut c_void, used_on: Option<Stream>) -> c_int {
+    match ipc::freeing(address as u64) {
+        Freeing::Now => answer(|| observe::process().deallocate(address as u64, None, used_on)),
+        Freeing::Later => SUCCESS,
+        Freeing::Again => INVALID,
+    }
 }
 
 /// As the runtime's.

@@ -1,10 +1,9 @@
 //! Memory in a stream's order.
 
 use crate::answer::{INVALID, SUCCESS, answer};
-use crate::memory::{allocate, is_ours};
+use crate::memory::{allocate, free, is_ours};
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::gpu::Stream;
-use hbmalloc::observe;
 use hbmalloc::source::LastUse;
 use std::ffi::{c_int, c_void};
 
@@ -54,7 +53,7 @@ fn allocate_ordered(out: *mut *mut c_void, bytes: usize, stream: *mut c_void) ->
 }
 
 fn free_ordered(address: *mut c_void, stream: *mut c_void) -> c_int {
-    answer(|| observe::process().deallocate(address as u64, None, Some(Stream::from_raw(stream))))
+    free(address, Some(Stream::from_raw(stream)))
 }
 
 /// As the runtime's; a stream that captures is left to it.

@@ -94,3 +94,8 @@ pub fn make_ready() -> c_int {
     let nothing: *mut c_void = std::ptr::null_mut();
     runtime!(cudaFree(nothing: *mut c_void))
 }
+
+/// The context is another one.
+pub fn forget_ready() {
+    let _ = IS_READY.try_with(|ready| ready.set(false));
+}

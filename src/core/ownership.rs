@@ -62,6 +62,17 @@ impl<T> Ownership<T> {
         }
     }
 
+    /// Where the ranges begin whose owners are `wanted`.
+    pub fn addresses(&self, wanted: impl Fn(&T) -> bool) -> Vec<u64> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let all = shard.iter().filter(|(_, entry)| wanted(&entry.owner));
+            found.extend(all.map(|(address, _)| *address));
+        }
+        found
+    }
+
     /// The beginning and length of the range that `address` lies in. Looks at every shard: for
     /// questions off the hot path.
     pub fn range_of(&self, address: u64) -> Option<(u64, u64)> {

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+const IMPORT: &str = "import";
+
 /// Of more exports those that are over are forgotten.
 const MANY: usize = 1024;
 
@@ -38,7 +40,7 @@ pub struct Shared<F> {
     pub serial: u64,
 }
 
-impl Shared<OwnedFd> {
+impl<F: AsFd> Shared<F> {
     /// The same, its descriptor lent.
     pub fn lend(&self) -> Shared<BorrowedFd<'_>> {
         Shared {
@@ -54,26 +56,25 @@ impl Shared<OwnedFd> {
     }
 }
 
-/// A chunk of another process, mapped as a whole.
+/// Chunks of another process, mapped as a whole, one behind the other.
 struct Import {
-    /// What was given out: an address in it.
+    /// What was given out: an address in the first.
     address: u64,
-    // Before the chunk and the range that it is in.
-    mapping: Option<Mapping>,
-    chunk: Chunk,
+    // Before the chunks and the range that they are in.
+    mappings: Vec<Mapping>,
+    chunks: Vec<Chunk>,
     reservation: Reservation,
 }
 
 impl Import {
     /// Takes it down as far as it goes; can be called again after a failure.
     fn take_down(&mut self) -> Result<()> {
-        if let Some(mapping) = self.mapping.take() {
-            mapping.unmap().map_err(|(mapping, error)| {
-                self.mapping = Some(mapping);
-                error
-            })?;
-        }
-        self.chunk.release()?;
+        let mappings = std::mem::take(&mut self.mappings);
+        Mapping::unmap_all(mappings).map_err(|(mappings, error)| {
+            self.mappings = mappings;
+            error
+        })?;
+        self.chunks.iter_mut().try_for_each(Chunk::release)?;
         self.reservation.free()
     }
 }
@@ -181,33 +182,45 @@ impl Extents {
 
     /// Maps a chunk that was exported, here or in another process; the address that its place has here.
     pub fn import(&self, shared: &Shared<BorrowedFd<'_>>) -> Result<u64> {
-        const OPERATION: &str = "import";
+        self.import_all([Ok(shared.lend())])
+    }
+
+    /// Maps chunks that were exported one behind the other; the address that the place in the first has here.
+    /// Each is taken in, and its descriptor closed, before the next is asked for.
+    pub fn import_all<F: AsFd>(
+        &self,
+        parts: impl IntoIterator<Item = Result<Shared<F>>>,
+    ) -> Result<u64> {
         let _guard = self.device.enter()?;
-        let (bytes, offset) = (shared.chunk_bytes, shared.offset);
         let granularity = self.device.granularity()?;
-        if bytes == 0 || bytes % granularity != 0 || offset >= bytes {
-            return Err(Error::invalid(
-                OPERATION,
-                format!(
-                    "offset {offset} in a chunk of {bytes} bytes, of which chunks have a multiple of {granularity}"
-                ),
-            ));
+        let (mut chunks, mut first) = (Vec::new(), None);
+        for part in parts {
+            let part = part?;
+            check_lengths(&part.lend(), first.is_none(), granularity)?;
+            first.get_or_insert(part.offset);
+            let chunk = self.take_in(&part.lend());
+            chunks.push(chunk.map_err(|error| not_as_exported(error, part.chunk_bytes))?);
         }
+        let Some(offset) = first else {
+            return Err(Error::invalid(IMPORT, "there is no chunk to import"));
+        };
+        let bytes = chunks.iter().map(Chunk::bytes).sum();
         let mut imports = lock(&self.imports);
         imports.left.retain_mut(|left| left.take_down().is_err());
-        let mut import = self
-            .map(shared, granularity)
-            .map_err(|error| not_as_exported(error, bytes))?;
-        let base = import.reservation.address();
-        if let Err(error) = self.give_access(&import) {
+        let reservation = Reservation::new(&self.device, bytes, granularity)?;
+        let base = reservation.address();
+        let mut import = Import {
+            address: base + offset,
+            mappings: Vec::with_capacity(chunks.len()),
+            chunks,
+            reservation,
+        };
+        if let Err(error) = self.map(&mut import) {
             if let Err(error) = import.take_down() {
                 self.warn_of_leftovers(&error);
                 imports.left.push(import);
             }
-            return Err(error.advice(format!(
-                "Import it on the device that has it, or on one that reaches it; that was device {}",
-                self.device.ordinal()
-            )));
+            return Err(error);
         }
         let address = import.address;
         imports.live.insert(base, import);
@@ -215,41 +228,41 @@ impl Extents {
         Ok(address)
     }
 
-    fn map(&self, shared: &Shared<BorrowedFd<'_>>, align: u64) -> Result<Import> {
+    fn take_in(&self, shared: &Shared<BorrowedFd<'_>>) -> Result<Chunk> {
         let device: &Arc<Device> = &self.device;
-        let bytes = shared.chunk_bytes;
-        let chunk = match &shared.handle {
-            Handle::Fd(fd) => Chunk::import_fd(device, *fd, bytes)?,
-            Handle::Fabric(handle) => Chunk::import_fabric(device, *handle, bytes)?,
-        };
-        let reservation = Reservation::new(device, bytes, align)?;
-        let mapping = Mapping::new(device, reservation.address(), &chunk)?;
-        Ok(Import {
-            address: reservation.address() + shared.offset,
-            mapping: Some(mapping),
-            chunk,
-            reservation,
-        })
+        match &shared.handle {
+            Handle::Fd(fd) => Chunk::import_fd(device, *fd, shared.chunk_bytes),
+            Handle::Fabric(handle) => Chunk::import_fabric(device, *handle, shared.chunk_bytes),
+        }
     }
 
-    fn give_access(&self, import: &Import) -> Result<()> {
-        let Some(mapping) = &import.mapping else {
-            return Ok(());
-        };
+    fn map(&self, import: &mut Import) -> Result<()> {
+        let mut at = import.reservation.address();
+        for chunk in &import.chunks {
+            let mapping = Mapping::new(&self.device, at, chunk)
+                .map_err(|error| not_as_exported(error, chunk.bytes()))?;
+            import.mappings.push(mapping);
+            at += chunk.bytes();
+        }
         let peers = self.peers();
-        match mapping.allow(&peers, Location::Device) {
+        let allowed = match Mapping::allow_all(&import.mappings, &peers, Location::Device) {
             Err(error) if !peers.is_empty() => {
-                mapping.allow(&[], Location::Device)?;
-                self.warn_of_peers(&error);
-                Ok(())
+                Mapping::allow_all(&import.mappings, &[], Location::Device)
+                    .map(|()| self.warn_of_peers(&error))
             }
             outcome => outcome,
-        }
+        };
+        allowed.map_err(|error| {
+            error.advice(format!(
+                "Import it on the device that has it, or on one that reaches it; that was device {}",
+                self.device.ordinal()
+            ))
+        })
     }
 
     pub(super) fn admit_peer_to_imports(&self, peer: i32) {
         let imports = lock(&self.imports);
-        for mapping in (imports.live.values()).filter_map(|import| import.mapping.as_ref()) {
+        for mapping in (imports.live.values()).flat_map(|import| &import.mappings) {
             if let Err(error) = mapping.allow(&[peer], Location::Device) {
                 self.warn_of_peers(&error);
             }
@@ -276,6 +289,21 @@ impl Extents {
         tracing::debug!("{base:#x}: no longer imported");
         Ok(true)
     }
+}
+
+/// Only of the first chunk may something be left out.
+fn check_lengths(part: &Shared<BorrowedFd<'_>>, is_first: bool, granularity: u64) -> Result<()> {
+    let (bytes, offset) = (part.chunk_bytes, part.offset);
+    let is_whole = offset == 0 || (is_first && offset < bytes);
+    if bytes == 0 || bytes % granularity != 0 || !is_whole {
+        return Err(Error::invalid(
+            IMPORT,
+            format!(
+                "offset {offset} in a chunk of {bytes} bytes, of which chunks have a multiple of {granularity}"
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// What the driver says of a handle or a length that are not those of an export is not much.

@@ -7,8 +7,9 @@ use super::workarounds::Workarounds;
 use crate::error::{DriverCode, Result, Warnings};
 use crate::sys::cuda::{Cuda, Handle, Refusal};
 use once_cell::sync::OnceCell;
-use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// A device whose primary context this library has retained, for good: contexts end with the process.
 pub struct Device {
@@ -27,12 +28,11 @@ pub struct Device {
     host_node: OnceCell<Option<u32>>,
 }
 
-struct Context(Handle);
-
-// SAFETY: a context handle may be used from any thread.
-unsafe impl Send for Context {}
-// SAFETY: the driver synchronises its own use of a context.
-unsafe impl Sync for Context {}
+/// The primary context, and how many have gone before it.
+struct Context {
+    handle: AtomicPtr<c_void>,
+    left: AtomicU64,
+}
 
 impl Device {
     pub(super) fn open(cuda: Arc<Cuda>, ordinal: i32, warnings: Arc<Warnings>) -> Result<Device> {
@@ -53,7 +53,10 @@ impl Device {
         Ok(Device {
             ordinal,
             handle,
-            context: Context(context),
+            context: Context {
+                handle: AtomicPtr::new(context),
+                left: AtomicU64::new(0),
+            },
             name,
             total_memory: total as u64,
             warnings,
@@ -126,7 +129,29 @@ impl Device {
     }
 
     pub(crate) fn context(&self) -> Handle {
-        self.context.0
+        self.context.handle.load(Ordering::Relaxed)
+    }
+
+    /// How many contexts the device had before this one.
+    pub(super) fn contexts_left(&self) -> u64 {
+        self.context.left.load(Ordering::Relaxed)
+    }
+
+    /// The context is about to be reset, when no work of it is left: what was made in it is named no more.
+    pub fn leave_context(&self) {
+        self.drop_idle_events();
+        self.context.left.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// After that: the driver gives a context that was reset to whoever retains it again.
+    pub fn retain_again(&self) -> Result<()> {
+        // Other threads may have put some there.
+        self.idle_events.forget();
+        let mut context: Handle = std::ptr::null_mut();
+        // SAFETY: `context` is a valid out-pointer.
+        self.check(unsafe { self.cuda.primary_context_retain(&mut context, self.handle) })?;
+        self.context.handle.store(context, Ordering::SeqCst);
+        Ok(())
     }
 
     pub(super) fn handle(&self) -> c_int {
@@ -158,7 +183,7 @@ impl Device {
     fn is_current(&self) -> bool {
         let mut current: Handle = std::ptr::null_mut();
         // SAFETY: `current` is a valid out-pointer.
-        unsafe { self.cuda.context_current(&mut current) }.is_ok() && current == self.context.0
+        unsafe { self.cuda.context_current(&mut current) }.is_ok() && current == self.context()
     }
 
     /// Makes this device's primary context current on the calling thread, and capture rules relaxed,
@@ -167,10 +192,10 @@ impl Device {
         let mut current: Handle = std::ptr::null_mut();
         // SAFETY: `current` is a valid out-pointer.
         self.check(unsafe { self.cuda.context_current(&mut current) })?;
-        let pushed = current != self.context.0;
+        let pushed = current != self.context();
         if pushed {
             // SAFETY: the context is retained for the life of the process.
-            self.check(unsafe { self.cuda.context_push(self.context.0) })?;
+            self.check(unsafe { self.cuda.context_push(self.context()) })?;
         }
         Ok(ContextGuard {
             relaxed: Some(RelaxedCapture::enter(&self.cuda)),
@@ -186,7 +211,7 @@ impl Device {
         self.check(unsafe { self.cuda.context_current(&mut current) })?;
         match current.is_null() {
             // SAFETY: the context is retained for the life of the process.
-            true => self.check(unsafe { self.cuda.context_push(self.context.0) }),
+            true => self.check(unsafe { self.cuda.context_push(self.context()) }),
             false => Ok(()),
         }
     }

@@ -50,6 +50,13 @@ impl Device {
     }
 }
 
+impl IdleEvents {
+    /// They are gone with their context.
+    pub(super) fn forget(&self) {
+        lock(&self.0).clear();
+    }
+}
+
 /// An event that has been recorded.
 pub struct Event {
     device: Arc<Device>,
@@ -57,6 +64,8 @@ pub struct Event {
     /// Whether it may be recorded again. Not where recording it failed: it may be of a context that
     /// is gone.
     is_kept: bool,
+    /// Which of the device's contexts it is of, where that is a primary one.
+    context: Option<u64>,
 }
 
 // SAFETY: an event may be queried and destroyed from any thread.
@@ -70,6 +79,7 @@ impl Event {
             device: device.clone(),
             handle,
             is_kept: true,
+            context: Some(device.contexts_left()),
         };
         if let Some(idle) = device.idle_events().take() {
             return Ok(of(idle));
@@ -104,6 +114,7 @@ impl Event {
             device: device.clone(),
             handle,
             is_kept: false,
+            context: None,
         })
     }
 
@@ -116,8 +127,16 @@ impl Event {
         Ok(self)
     }
 
+    /// Whether it went with its context, and its handle may be another's. Its work has ended then.
+    fn is_gone(&self) -> bool {
+        (self.context).is_some_and(|context| context != self.device.contexts_left())
+    }
+
     fn holds_back(&self, stream: Stream) -> Result<()> {
         let device = &self.device;
+        if self.is_gone() {
+            return Ok(());
+        }
         // SAFETY: the event is live; the caller vouches for the stream's handle.
         device.check(unsafe {
             device
@@ -127,6 +146,9 @@ impl Event {
     }
 
     fn is_done(&self) -> Result<bool> {
+        if self.is_gone() {
+            return Ok(true);
+        }
         // SAFETY: the event is live.
         match unsafe { self.device.cuda().event_query(self.handle) } {
             Ok(()) => Ok(true),
@@ -136,6 +158,9 @@ impl Event {
     }
 
     fn wait(&self) -> Result<()> {
+        if self.is_gone() {
+            return Ok(());
+        }
         // SAFETY: the event is live.
         self.device
             .check(unsafe { self.device.cuda().event_synchronize(self.handle) })
@@ -144,6 +169,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        if self.is_gone() {
+            return;
+        }
         if self.is_kept && self.device.idle_events().keep(self.handle) {
             return;
         }

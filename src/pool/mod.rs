@@ -25,6 +25,7 @@ mod pace;
 mod pending;
 mod policy;
 mod pools;
+mod reset;
 mod retired;
 mod settle;
 pub mod stack;

@@ -321,7 +321,7 @@ fn give_back(kept: Kept, last_use: LastUse, naming: Option<Naming>) -> Result<()
 }
 
 /// Gives back every one, whatever becomes of the others; the first failure is returned.
-fn give_back_all(blocks: Vec<Kept>) -> Result<()> {
+pub(super) fn give_back_all(blocks: Vec<Kept>) -> Result<()> {
     let mut outcome = Ok(());
     for kept in blocks {
         outcome = outcome.and(give_back(kept, LastUse::Anywhere, None));

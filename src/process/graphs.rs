@@ -248,6 +248,18 @@ impl GraphPools {
         released
     }
 
+    /// The graphs of a device are gone, all of them.
+    pub fn release_all(&self, device: i32) -> Released {
+        let mut state = lock(&self.0);
+        let mut released = Released::default();
+        state.open.retain(|open| open.pool.device != device);
+        let pools = state.pools.keys().filter(|pool| pool.device == device);
+        for pool in pools.copied().collect::<Vec<_>>() {
+            while state.release(pool, &mut released) {}
+        }
+        released
+    }
+
     /// To which graph a block belongs that is allocated on the capturing `stream` of `device`: that
     /// of the capture this stream showed, else of the one this thread began, else of the latest. One
     /// that is over has no part in it, though its end was not told.

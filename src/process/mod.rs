@@ -21,6 +21,7 @@ mod naming;
 pub mod placement;
 mod pooled;
 mod report;
+mod reset;
 pub mod residency;
 pub mod sharing;
 pub mod slabs;

@@ -5,27 +5,34 @@ use crate::core::sync::lock;
 use crate::error::{Error, Result, Status};
 use crate::gpu::Fence;
 use crate::sys::descriptors;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 pub use crate::extent::shared::{Handle, Shared};
+
+const EXPORT: &str = "export";
 
 impl Process {
     /// Exports the chunk that an address in a live block lies in, and pins it until
     /// [`Process::close_export`].
     pub fn export(&self, address: u64) -> Result<Shared<OwnedFd>> {
-        const OPERATION: &str = "export";
         lifetime::check_not_forked()?;
         if self.block_of(address).is_none() {
-            return Err(Error::new(Status::NotOwned, OPERATION)
+            return Err(Error::new(Status::NotOwned, EXPORT)
                 .detail(format!("{address:#x} is in no live block"))
                 .advice("It was freed already, or comes from another allocator or process"));
         }
+        self.export_chunk(address)
+    }
+
+    /// [`Process::export`] of an address that may be in no block, as where the driver says that memory begins.
+    pub fn export_chunk(&self, address: u64) -> Result<Shared<OwnedFd>> {
+        lifetime::check_not_forked()?;
         let mut devices = self.devices_in_use();
         let device = devices
             .find(|device| device.state().extents.has(address))
             .ok_or_else(|| {
-                Error::new(Status::Unsupported, OPERATION)
+                Error::new(Status::Unsupported, EXPORT)
                     .detail(format!("memory of the kind at {address:#x} cannot be exported"))
                     .advice("Blocks of the vmm kind, of the pool over it and segments of MemPools can be")
             })?;
@@ -52,6 +59,15 @@ impl Process {
     /// Maps what a process exported, for `device` and its peers; the address that it has here.
     pub fn import(&self, shared: &Shared<BorrowedFd<'_>>, device: i32) -> Result<u64> {
         self.device(device)?.state().extents.import(shared)
+    }
+
+    /// [`Process::import`] of chunks that lie one behind the other; the address that the place in the first has here.
+    pub fn import_all<F: AsFd>(
+        &self,
+        parts: impl IntoIterator<Item = Result<Shared<F>>>,
+        device: i32,
+    ) -> Result<u64> {
+        self.device(device)?.state().extents.import_all(parts)
     }
 
     /// Unmaps what was imported, after all work that its device and those that reach it were given.

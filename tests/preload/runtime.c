@@ -45,8 +45,9 @@ static uint64_t count(const char *name, int more) {
 
 uint64_t stand_in_calls(const char *name) { return count(name, 0); }
 
+static __thread void *contexts[16];
+
 static int ready(void) {
-    static __thread void *contexts[16];
     int code = CU(cuInit, 0);
     if (code != 0) return code;
     if (contexts[current] == NULL && (code = CU(cuDevicePrimaryCtxRetain, &contexts[current], current)) != 0) return code;

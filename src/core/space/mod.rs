@@ -246,6 +246,14 @@ impl Space {
         Some((found.1.address, found.1.bytes))
     }
 
+    /// The addresses of the blocks in use.
+    pub fn used_blocks(&self) -> Vec<u64> {
+        (self.pieces.iter())
+            .filter(|(_, piece)| piece.state() == State::Used)
+            .map(|(_, piece)| piece.address)
+            .collect()
+    }
+
     /// Cuts a block in use down to its first `bytes`; the rest is free.
     pub fn shorten(&mut self, piece: u32, bytes: u64, color: Color, epoch: Epoch) {
         let node = *self.pieces.get(piece);

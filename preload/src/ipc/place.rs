@@ -1,0 +1,250 @@
+//! Where processes meet: a socket of mode 0600 in a folder of mode 0700, which its maker holds a lock of while it
+//! lives. The lock, unlike the number of a process, means the same in every container that shares the folder.
+
+use super::forks::Kept;
+use super::handle::Handle;
+use hbmalloc::error::{Error, Result, Status};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const BEGINNING: &str = "hbmalloc-ipc-";
+const SOCKET: &str = "socket";
+
+/// The longest path of a socket, with the zero behind it (unix(7)).
+const LONGEST: usize = 107;
+
+/// A process that lives answers within microseconds, but one may be stopped, or its machine busy.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A request comes in one piece, and others wait behind it.
+const PATIENCE_WITH_REQUESTS: Duration = Duration::from_millis(500);
+
+/// The folder of this process.
+pub struct Place {
+    folder: PathBuf,
+    _lock: Kept<File>,
+}
+
+pub fn user() -> u32 {
+    // SAFETY: takes no pointers and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Where folders are looked for; the first that can be written to is where they are made.
+fn parents() -> Vec<PathBuf> {
+    let mut parents = Vec::new();
+    let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    parents.extend(named.filter(|named| named.is_absolute()));
+    parents.push(format!("/run/user/{}", user()).into());
+    parents.push("/tmp".into());
+    parents.dedup();
+    parents
+}
+
+fn name_of(process: u32, token: u64) -> String {
+    format!("{BEGINNING}{}-{process}-{token:016x}", user())
+}
+
+impl Place {
+    /// Makes the folder and listens in it.
+    pub fn make(token: u64) -> Result<(Place, UnixListener)> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        let mut tried = Vec::new();
+        for parent in parents() {
+            remove_left(&parent);
+            match make_in(&parent, &name_of(std::process::id(), token)) {
+                Ok(made) => return Ok(made),
+                Err(error) => last = error,
+            }
+            tried.push(parent.display().to_string());
+        }
+        Err(Error::new(Status::Io, "make a socket for other processes")
+            .detail(format!("in {}: {last}", tried.join(", ")))
+            .advice("Name a folder that this user may write to, by XDG_RUNTIME_DIR"))
+    }
+
+    /// Removes it, for the process's exit.
+    pub fn remove(&self) {
+        remove(&self.folder);
+    }
+}
+
+fn remove(folder: &Path) {
+    let _ = fs::remove_file(folder.join(SOCKET));
+    let _ = fs::remove_dir(folder);
+}
+
+fn make_in(parent: &Path, name: &str) -> io::Result<(Place, UnixListener)> {
+    let folder = parent.join(name);
+    let path = folder.join(SOCKET);
+    if path.as_os_str().as_bytes().len() > LONGEST {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    let bound = listen(&folder, &path);
+    bound.inspect_err(|_| remove(&folder))
+}
+
+fn listen(folder: &Path, path: &Path) -> io::Result<(Place, UnixListener)> {
+    let opened = open_folder(folder)?;
+    // Who cleans up may have been faster; then the folder is gone, and nothing can be made in it.
+    if !lock(&opened) {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    let place = Place {
+        folder: folder.to_owned(),
+        _lock: Kept::new(opened),
+    };
+    Ok((place, listener))
+}
+
+fn open_folder(folder: &Path) -> io::Result<File> {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(folder)
+}
+
+fn lock(folder: &File) -> bool {
+    // SAFETY: the descriptor is open; takes no pointers.
+    unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
+}
+
+/// Removes folders of this user whose makers are gone: nobody holds their locks.
+fn remove_left(parent: &Path) {
+    let beginning = format!("{BEGINNING}{}-", user());
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(&beginning) {
+            continue;
+        }
+        let folder = entry.path();
+        if open_folder(&folder).is_ok_and(|opened| is_private(&opened) && lock(&opened)) {
+            remove(&folder);
+        }
+    }
+}
+
+/// Whether nobody else can have put something there.
+fn is_private(folder: &File) -> bool {
+    let found = folder.metadata();
+    found.is_ok_and(|found| found.uid() == user() && found.mode() & 0o077 == 0)
+}
+
+/// Goes to the process that a handle is of; None where it is not to be found.
+pub fn connect(handle: Handle) -> Result<Option<UnixStream>> {
+    for parent in parents() {
+        let folder = parent.join(name_of(handle.process, handle.token));
+        if !open_folder(&folder).is_ok_and(|opened| is_private(&opened)) {
+            continue;
+        }
+        let Ok(stream) = UnixStream::connect(folder.join(SOCKET)) else {
+            continue;
+        };
+        check_user(&stream)?;
+        be_patient(&stream, PATIENCE)?;
+        return Ok(Some(stream));
+    }
+    Ok(None)
+}
+
+/// The folders that were looked in, for errors.
+pub fn looked_in() -> String {
+    let parents: Vec<String> = parents()
+        .iter()
+        .map(|parent| parent.display().to_string())
+        .collect();
+    parents.join(", ")
+}
+
+/// No call on the socket waits for ever.
+fn be_patient(stream: &UnixStream, reading: Duration) -> Result<()> {
+    (stream.set_read_timeout(Some(reading)))
+        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+        .map_err(|error| Error::new(Status::Io, "set a time limit").detail(error.to_string()))
+}
+
+/// Whoever came to the socket of this process, if it is to be answered.
+pub fn receive(listener: &UnixListener) -> Result<UnixStream> {
+    let (stream, _) = listener.accept().map_err(|error| {
+        // No descriptor is left, say; some may be given back meanwhile.
+        std::thread::sleep(Duration::from_millis(10));
+        Error::new(Status::Io, "accept").detail(error.to_string())
+    })?;
+    check_user(&stream)?;
+    be_patient(&stream, PATIENCE_WITH_REQUESTS)?;
+    Ok(stream)
+}
+
+/// Memory is for processes of the same user.
+fn check_user(stream: &UnixStream) -> Result<()> {
+    let there = user_of(stream)
+        .map_err(|error| Error::new(Status::Io, "ask who is there").detail(error.to_string()))?;
+    match there == user() {
+        true => Ok(()),
+        false => Err(Error::new(Status::Io, "share memory")
+            .detail(format!("the process at the other end is of user {there}"))
+            .advice("Only processes of one user share memory")),
+    }
+}
+
+fn user_of(stream: &UnixStream) -> io::Result<u32> {
+    let mut who = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: both pointers are valid for the call, which writes at most so many bytes.
+    let answer = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            std::ptr::from_mut(&mut who).cast(),
+            &mut bytes,
+        )
+    };
+    match answer {
+        0 => Ok(who.uid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Waits until one of `sockets` has something to read, or is closed; says which.
+pub fn wait(sockets: &[BorrowedFd<'_>]) -> Vec<bool> {
+    let of_socket = |socket: &BorrowedFd<'_>| libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut polled: Vec<libc::pollfd> = sockets.iter().map(of_socket).collect();
+    // SAFETY: so many structs, valid for the call.
+    let count = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
+    (polled.iter())
+        .map(|socket| count > 0 && socket.revents != 0)
+        .collect()
+}
+
+/// A number that nobody can guess.
+pub fn draw() -> u64 {
+    let mut number = [0; 8];
+    // SAFETY: so many bytes, valid for the call.
+    let drawn = unsafe { libc::getrandom(number.as_mut_ptr().cast(), number.len(), 0) };
+    match drawn {
+        8 => u64::from_ne_bytes(number),
+        // The folder's mode and the user's number keep others out all the same.
+        _ => u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+    }
+}

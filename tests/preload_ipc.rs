@@ -1,0 +1,107 @@
+//! Memory between processes under the preload library, with a stand-in for CUDA's runtime over the simulated driver.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::{Language, Run, Workbench, built};
+use tempfile::TempDir;
+
+struct Preloaded {
+    bench: Workbench,
+    library: PathBuf,
+    program: PathBuf,
+    /// Where its processes meet: paths of sockets are short.
+    meet: TempDir,
+}
+
+impl Preloaded {
+    fn new(name: &str, source: &str) -> Preloaded {
+        let bench = Workbench::new(name);
+        let library = bench.libraries().join("libhbmalloc_preload.so");
+        let runtime = bench.libraries().join("libcudart.so.13");
+        support::place(&built("libhbmalloc_preload.so"), &library);
+        bench
+            .compiler(Language::C11)
+            .args(["-std=gnu11", "-Wno-pedantic", "-shared", "-fPIC"])
+            .args(["-Wl,-soname,libcudart.so.13", "preload/contexts.c", "-o"])
+            .arg(&runtime)
+            .args(["-ldl", "-lpthread"])
+            .run();
+        let program = bench.path(Path::new(source).file_stem().unwrap().to_str().unwrap());
+        bench
+            .compiler(Language::C11)
+            .args(["-std=gnu11", "-I../include", source, "-o"])
+            .arg(&program)
+            .arg(&runtime)
+            .arg(&library)
+            .args(["-lpthread", "-ldl"])
+            .run();
+        let meet = tempfile::tempdir().unwrap();
+        Preloaded {
+            meet,
+            bench,
+            library,
+            program,
+        }
+    }
+
+    fn run(&self, part: &str) -> Run {
+        self.bench
+            .run(&self.program)
+            .arg(part)
+            .env("LD_PRELOAD", &self.library)
+            .env("XDG_RUNTIME_DIR", self.meet.path())
+            .env("HBMALLOC_SIM", "devices=2,memory=4GiB")
+            .env(
+                "STAND_IN_DRIVER",
+                self.bench.libraries().join("libhbmalloc_sim.so"),
+            )
+    }
+
+    /// Nothing is left where the processes met.
+    fn succeeds(&self, part: &str) {
+        self.run(part).succeeds();
+        let left: Vec<_> = fs::read_dir(self.meet.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+macro_rules! tests {
+    ($source:literal; $($name:ident: $part:literal;)*) => { $(
+        #[test]
+        fn $name() {
+            Preloaded::new(concat!("context_", $part), $source).succeeds($part);
+        }
+    )* };
+}
+
+tests! {
+    "preload/reset.c";
+    a_device_begins_anew: "anew";
+    no_reset_while_a_stream_captures: "capture";
+    graphs_go_with_their_device: "graphs";
+    a_broken_context_is_mended: "broken";
+    a_reset_without_memory_of_ours: "unused";
+    devices_reach_each_other: "peers";
+}
+
+tests! {
+    "preload/ipc.c";
+    bytes_go_both_ways: "bytes";
+    blocks_over_several_chunks: "chunks";
+    from_where_the_driver_says_that_memory_begins: "driver";
+    the_exporter_is_killed: "killed";
+    freed_while_it_is_open: "freed";
+    exit_while_it_is_open: "exit";
+    handles_that_are_none: "wrong";
+    an_opener_without_the_library: "without";
+    on_another_device: "device";
+    nobody_else_gets_in: "modes";
+    of_another_user: "user";
+    strange_visitors: "strange";
+    after_a_fork: "fork";
+    by_many_threads: "threads";
+    the_same_address_again: "again";
+}
