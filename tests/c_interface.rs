@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 17] = [
+const PROGRAMS: [&str; 18] = [
     "across_devices",
     "allocators",
     "cells",
@@ -16,6 +16,7 @@ const PROGRAMS: [&str; 17] = [
     "host",
     "host_kinds",
     "limits",
+    "memory_saver",
     "objects",
     "placed_pool",
     "wrong_use",
@@ -93,6 +94,11 @@ fn graphs() {
 #[test]
 fn limits() {
     run_shared("limits");
+}
+
+#[test]
+fn memory_saver() {
+    run_shared("memory_saver");
 }
 
 #[test]

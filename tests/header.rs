@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 23] = [
+const FACES: [&str; 24] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/descriptor.rs",
@@ -29,6 +29,7 @@ const FACES: [&str; 23] = [
     "torch/hooks.rs",
     "torch/segments.rs",
     "torch/cache_info.rs",
+    "torch/saver/exports.rs",
 ];
 
 /// The expanded entry points of torch are declared by a macro, which cbindgen does not look into.
