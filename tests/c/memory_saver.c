@@ -1,8 +1,11 @@
 /* torch_memory_saver's functions as its Python calls them in torch mode: segments of memory pools, in regions that
  * say where contents go at a pause. What cudaMalloc has to do with it is tests/preload/saver.c. */
+#define _GNU_SOURCE
 #include "driver.h"
 
 #include <stdint.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static hbm_residency_t where(int32_t device, const char *tag) {
     hbm_residency_t found;
@@ -115,9 +118,31 @@ static void failures_are_statuses(void) {
     tms_torch_free(cold, 0, 0, NULL);
 }
 
+static void in_a_forked_child(void) {
+    region("forked", 1, 0);
+    unsigned char *kept = segment(2 * MIB, 9);
+    EXPECT(HBM_OK, tms_pause("forked"));
+    pid_t child = fork();
+    if (child == 0) {
+        EXPECT(HBM_FORKED, tms_resume("forked"));
+        EXPECT(HBM_FORKED, tms_pause(NULL));
+        CHECK(tms_get_cpu_backup_pointer(kept, 1) == NULL && tms_torch_malloc(MIB, 0, NULL) == NULL);
+        tms_torch_free(kept, 0, 0, NULL);
+        tms_set_disk_backup_dir("/tmp");
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    EXPECT(HBM_OK, tms_resume("forked"));
+    CHECK(holds(kept, 9, 2 * MIB));
+    tms_set_interesting_region(0);
+    tms_torch_free(kept, 0, 0, NULL);
+}
+
 int main(void) {
     what_was_said_is_told();
     segments_pause();
     failures_are_statuses();
+    in_a_forked_child();
     return 0;
 }

@@ -141,7 +141,11 @@ pub unsafe extern "C" fn tms_resume(tag: *const c_char) -> c_int {
 /// the memory is resumed, freed or paused again: what is not in one piece on the host is copied into one.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_cpu_backup_pointer(address: *const u8, bytes: u64) -> *mut u8 {
-    guarded(|| backup::find(address as u64, bytes)).unwrap_or_else(|error| {
+    let find = || {
+        check_not_forked()?;
+        backup::find(address as u64, bytes)
+    };
+    guarded(find).unwrap_or_else(|error| {
         last::remember(error);
         std::ptr::null_mut()
     })

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process::{Demand, Process, tags};
+use crate::process::{Demand, Process, check_not_forked, tags};
 use crate::source::{ALIGN, Kind, LastUse};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -145,6 +145,7 @@ pub(super) fn current() -> Result<Option<Region>> {
         if !said.is_open {
             return Ok(None);
         }
+        check_not_forked()?;
         let name = format!("{}{}", said.fate()?.prefix(), said.tag.to_string_lossy());
         let tag = tags::table().intern(&name)?;
         Ok(Some(Region { tag }))
