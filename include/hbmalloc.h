@@ -1745,6 +1745,95 @@ int32_t hbm_torch_segment_functions(int32_t kind,
 // Makes no driver call. Call it before torch first uses CUDA.
 int32_t hbm_torch_serve_cache_info(void);
 
+// torch_memory_saver's: takes the memory of all regions of the tag, of every tag where it is NULL or empty, from the
+// devices; its addresses stay. Contents go where the regions said: to the host, to a file, or nowhere. What is
+// paused stays so, and a tag that no region had is nothing to do. 0, or an hbm_status: what could not be saved
+// is awake then, and nothing was discarded.
+//
+// Required: `tag` must be NULL or a C string.
+int tms_pause(const char *tag);
+
+// torch_memory_saver's: puts memory behind all that tms_pause took of the tag, of every tag where it is NULL or empty,
+// with its contents where they were saved. What is awake is left alone. 0, or an hbm_status: all that slept sleeps on, to
+// be resumed again.
+//
+// Required: As for tms_pause.
+int tms_resume(const char *tag);
+
+// torch_memory_saver's: where on the host `bytes` bytes are that were saved from `address` on: of paused memory, or of
+// resumed memory with tms_set_retain_cpu_backup, as they were at the pause. NULL where there are none. To be read, until
+// the memory is resumed, freed or paused again: what is not in one piece on the host is copied into one.
+uint8_t *tms_get_cpu_backup_pointer(const uint8_t *address,
+                                    uint64_t bytes);
+
+// torch_memory_saver's: whether what this thread allocates from here on, by tms_torch_malloc and under the preload
+// library by cudaMalloc, can be paused. So it begins where TMS_INIT_ENABLE is 1.
+void tms_set_interesting_region(uint8_t is_region);
+
+// What tms_set_interesting_region set for this thread.
+bool tms_get_interesting_region(void);
+
+// torch_memory_saver's: the tag of what this thread allocates in regions; `default` at first.
+//
+// Required: `tag` must be a C string.
+void tms_set_current_tag(const char *tag);
+
+// The tag that tms_set_current_tag set for this thread, until it sets another.
+const char *tms_get_current_tag(void);
+
+// torch_memory_saver's: whether contents of what this thread allocates in regions go to the host at a pause.
+// TMS_INIT_ENABLE_CPU_BACKUP says how it begins.
+void tms_set_enable_cpu_backup(uint8_t is_enabled);
+
+// What tms_set_enable_cpu_backup set for this thread.
+bool tms_get_enable_cpu_backup(void);
+
+// torch_memory_saver's: whether contents of what this thread allocates in regions go to a file at a pause; not to
+// both. TMS_INIT_ENABLE_DISK_BACKUP says how it begins.
+void tms_set_enable_disk_backup(uint8_t is_enabled);
+
+// What tms_set_enable_disk_backup set for this thread.
+bool tms_get_enable_disk_backup(void);
+
+// torch_memory_saver's: `pinned` or `mmap`, which is kept and told, and changes nothing: the host's memory is pinned, as for
+// every sleep. Another one is logged, and ignored.
+//
+// Required: `backend` must be a C string.
+void tms_set_cpu_backup_backend(const char *backend);
+
+// What tms_set_cpu_backup_backend set for this thread.
+const char *tms_get_cpu_backup_backend(void);
+
+// torch_memory_saver's: the folder of the files that memory is paused to, which is the option `sleep_dir`; where that
+// is empty, TMS_DISK_BACKUP_DIR names it.
+//
+// Required: `folder` must be a C string.
+void tms_set_disk_backup_dir(const char *folder);
+
+// torch_memory_saver's: whether tms_resume keeps what is on the host, for tms_get_cpu_backup_pointer; in the whole process.
+// It goes where a later pause needs the room. TMS_RETAIN_CPU_BACKUP says how it begins.
+void tms_set_retain_cpu_backup(uint8_t is_retained);
+
+// What tms_set_retain_cpu_backup set.
+bool tms_get_retain_cpu_backup(void);
+
+// torch_memory_saver's: memory of a region is refused, as if the device had no more, where less than `bytes` bytes
+// would be left; in the whole process. 0 at first.
+void set_memory_margin_bytes(uint64_t bytes);
+
+// torch_memory_saver's entry for memory pools of torch: a segment of `bytes` bytes, which can be paused where the
+// thread is in a region. NULL for 0 bytes and on failure, with the thread's last error set.
+void *tms_torch_malloc(ptrdiff_t bytes,
+                       int device,
+                       void *stream);
+
+// Takes back what tms_torch_malloc gave, paused or not, in a region or not, once all work given to the device is done.
+// The other arguments are not looked at.
+void tms_torch_free(void *address,
+                    ptrdiff_t bytes,
+                    int device,
+                    void *stream);
+
 // Entry points with the signatures of torch.cuda.memory.CUDAPluggableAllocator. X_malloc returns NULL
 // for size 0; on failure it raises torch.OutOfMemoryError or RuntimeError where torch is in the
 // process, and returns NULL elsewhere. X_segment_malloc serves torch.cuda.MemPool, vLLM and CuPy: it

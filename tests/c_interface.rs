@@ -7,7 +7,7 @@ mod support;
 use support::{Language, STATIC_LIBRARIES, Workbench, repository};
 
 /// Programs that need nothing but the library.
-const PROGRAMS: [&str; 19] = [
+const PROGRAMS: [&str; 20] = [
     "across_devices",
     "allocators",
     "arena",
@@ -17,6 +17,7 @@ const PROGRAMS: [&str; 19] = [
     "host",
     "host_kinds",
     "limits",
+    "memory_saver",
     "objects",
     "placed_pool",
     "wrong_use",
@@ -100,6 +101,11 @@ fn graphs() {
 #[test]
 fn limits() {
     run_shared("limits");
+}
+
+#[test]
+fn memory_saver() {
+    run_shared("memory_saver");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// The files whose exports and types are the interface.
-const FACES: [&str; 26] = [
+const FACES: [&str; 27] = [
     "capi/status.rs",
     "capi/options.rs",
     "capi/descriptor.rs",
@@ -32,6 +32,7 @@ const FACES: [&str; 26] = [
     "torch/hooks.rs",
     "torch/segments.rs",
     "torch/cache_info.rs",
+    "torch/saver/exports.rs",
 ];
 
 /// The expanded entry points of torch are declared by a macro, which cbindgen does not look into.

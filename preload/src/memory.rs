@@ -10,6 +10,7 @@ use hbmalloc::gpu::Stream;
 use hbmalloc::observe;
 use hbmalloc::process::{Demand, Process, tags};
 use hbmalloc::source::{ALIGN, Kind, LastUse};
+use hbmalloc::torch::saver;
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Once;
 
@@ -54,6 +55,12 @@ pub fn allocate(
     Ok(address as *mut c_void)
 }
 
+/// Memory that torch_memory_saver's functions pause, where the thread is in a region of theirs.
+fn in_region(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
+    process();
+    saver::allocate(device, bytes)
+}
+
 /// Memory of the device that the thread uses.
 fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_int {
     if out.is_null() {
@@ -66,7 +73,14 @@ fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_i
     let mut address = std::ptr::null_mut();
     let answered = answer(|| {
         if bytes > 0 {
-            address = allocate(kind, device, bytes, Stream::LEGACY, LastUse::Anywhere)?;
+            let of_region = match kind {
+                None => in_region(device, bytes),
+                Some(_) => None,
+            };
+            address = match of_region {
+                Some(made) => made?,
+                None => allocate(kind, device, bytes, Stream::LEGACY, LastUse::Anywhere)?,
+            };
         }
         Ok(())
     });
@@ -82,7 +96,8 @@ pub fn is_ours(address: *mut c_void) -> bool {
     observe::process().has_block(address as u64)
 }
 
-/// As the runtime's: `bytes` of the device that the thread uses, aligned to 512.
+/// As the runtime's: `bytes` of the device that the thread uses, aligned to 512. In a region of torch_memory_saver's,
+/// memory that can be paused.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaMalloc(out: *mut *mut c_void, bytes: usize) -> c_int {
     allocate_here(None, bytes, out)

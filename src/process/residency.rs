@@ -8,7 +8,7 @@ use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
 use crate::extent::table::Residency;
 use crate::gpu::Device;
-use crate::residency::{self, Choice, HostUse, Manner, Report, Site};
+use crate::residency::{self, Choice, HostUse, Manner, OnHost, Report, Site};
 use crate::sys::linux;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -130,9 +130,20 @@ impl Process {
 
     /// [`Process::wake`]; after an error the report is of what was done all the same.
     pub fn wake_reporting(&self, request: &Request, report: &mut Report) -> Result<()> {
+        self.wake_keeping(request, None, report)
+    }
+
+    /// [`Process::wake_reporting`], which keeps so many bytes on the host where a number is named.
+    pub fn wake_keeping(
+        &self,
+        request: &Request,
+        keep: Option<u64>,
+        report: &mut Report,
+    ) -> Result<()> {
         let choice = choice("wake", request)?;
         *report = Report::of_tags(choice.tags.as_deref().unwrap_or_default());
-        let keep = self.settings.size(Opt::KeepHost).of(linux::total_memory());
+        let usual = || self.settings.size(Opt::KeepHost).of(linux::total_memory());
+        let keep = keep.unwrap_or_else(usual);
         let done = self.on_each("wake", request.device, report, |site, report| {
             let mut wake = || residency::wake(&self.pools, site, &choice, keep, report);
             wake().or_else(|error| {
@@ -241,6 +252,13 @@ impl Process {
             }
         }
         Ok(sum)
+    }
+
+    /// Where a stretch of memory was last saved to the host, if all of it was and is kept.
+    pub fn on_host(&self, address: u64, bytes: u64) -> Result<Option<OnHost>> {
+        lifetime::check_not_forked()?;
+        let device = (self.devices_in_use()).find(|device| device.state().extents.has(address));
+        Ok(device.and_then(|device| OnHost::find(&device.state().extents, address, bytes)))
     }
 
     /// Keeps the chunks behind a stretch of memory where they are, until as many calls of

@@ -3,8 +3,10 @@
 use super::{DeviceEntry, Process, lifetime};
 use crate::core::gauge::{Gauge, Reading};
 use crate::error::{Error, Result, Status};
+use crate::extent::table::{Owner, Residency};
 use crate::pool::Footprint;
 use crate::source::{Block, Kind};
+use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts of one kind of source on one device.
@@ -169,7 +171,10 @@ impl Process {
         let (free, _) = device.state().device.memory_info()?;
         let stats = self.stats(ordinal, None)?;
         let allowed = stats.limit.saturating_sub(stats.limit_used);
-        let cached = stats.reserved.saturating_sub(stats.allocated);
+        let in_blocks = stats
+            .allocated
+            .saturating_sub(bytes_of_blocks_asleep(device));
+        let cached = stats.reserved.saturating_sub(in_blocks);
         Ok(free.min(allowed) + cached.saturating_sub(device.cached_on_host()))
     }
 
@@ -254,4 +259,22 @@ impl Stats {
         self.deallocations += blocks.added.saturating_sub(blocks.now);
         self.peak_blocks += blocks.peak;
     }
+}
+
+/// What blocks come to that sleep, which are allocated and not held. Of the pool's memory of a tag that sleeps in part, the
+/// blocks are taken to be there first.
+fn bytes_of_blocks_asleep(device: &DeviceEntry) -> u64 {
+    let extents = &device.state().extents;
+    let of_sources = extents.asleep(false);
+    let Some(pool) = device.pool_in_use().filter(|_| extents.asleep(true) > 0) else {
+        return of_sources;
+    };
+    let mut by_tag: FxHashMap<u16, u64> = FxHashMap::default();
+    for place in extents.places(|_| true) {
+        if place.owner == Owner::Pool && place.residency != Residency::Mapped {
+            *by_tag.entry(place.tag.number()).or_default() += place.bytes;
+        }
+    }
+    let of_tags = (by_tag.iter()).map(|(tag, bytes)| pool.of_tag(*tag).allocated.min(*bytes));
+    of_sources + of_tags.sum::<u64>()
 }

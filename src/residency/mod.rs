@@ -17,6 +17,7 @@ pub use host::{HostStore, HostUse};
 pub use plan::{Choice, Dead, Site};
 pub use report::{Amounts, Report};
 pub use room::prepare;
+pub use saved::OnHost;
 pub use sleep::{Manner, Stores, To, sleep};
 pub use wake::wake;
 

@@ -5,12 +5,15 @@ mod cache_info;
 mod entry;
 mod hooks;
 mod raise;
+pub mod saver;
 mod segments;
 
 pub use cache_info::*;
 pub use entry::*;
 pub use hooks::*;
 pub use segments::*;
+
+use entry::segment_or_null;
 
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status, Warning, last};

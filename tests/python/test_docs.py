@@ -1,6 +1,6 @@
 """The examples of the README and of docs/ are run as they stand.
 
-A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`, `lmcache`, and `install` or
+A comment before a block says what it needs: `<!-- needs: gpu -->`, `network`, `command`, `lmcache`, `saver`, and `install` or
 `cmake` for one that runs in a copy of the repository and installs into a home of its own. What is not here is skipped
 with a line that says so. Output goes nowhere: an example has to run, and to say itself what it checks.
 """
@@ -72,6 +72,12 @@ def test_example(needs, language, code, tmp_path, request):
         pytest.skip("it installs software: run by hand")
     if needs == "gpu" and not gpu_is_there():
         pytest.skip("needs a GPU and PyTorch")
+    if needs == "saver":
+        found = importlib.util.find_spec("torch_memory_saver")
+        if found is None or not gpu_is_there():
+            pytest.skip("needs a GPU, PyTorch and torch_memory_saver")
+        # It may be unpacked somewhere, where only this process looks.
+        variables["PYTHONPATH"] += os.pathsep + os.path.dirname(os.path.dirname(found.origin))
     if needs == "lmcache" and not all(map(importlib.util.find_spec, ("lmcache", "torch"))):
         pytest.skip("LMCache and PyTorch are not both installed")
     if needs == "command":

@@ -1,0 +1,222 @@
+//! What a thread said of memory that it allocates from here on.
+
+use crate::config::table::{self, Opt};
+use crate::core::tags::TagId;
+use crate::error::{Error, Result, Status};
+use crate::extent::table::Owner;
+use crate::gpu::Stream;
+use crate::observe;
+use crate::process::{Demand, Process, check_not_forked, tags};
+use crate::source::{ALIGN, Kind, LastUse};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What has to stay free on a device beside what is allocated in regions.
+static MARGIN: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn set_margin(bytes: u64) {
+    MARGIN.store(bytes, Ordering::Relaxed);
+}
+
+/// Where contents of paused memory go, in the order in which they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Host,
+    File,
+    Nothing,
+}
+
+impl Fate {
+    pub const ALL: [Fate; 3] = [Fate::Host, Fate::File, Fate::Nothing];
+
+    /// Before a region's tag in hbmalloc's: memory of one tag may be saved in one region and not in another, and
+    /// other memory of the program that has the tag is no region's.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Fate::Host => "tms.host.",
+            Fate::File => "tms.file.",
+            Fate::Nothing => "tms.none.",
+        }
+    }
+}
+
+/// How the host's memory is to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backend {
+    Pinned,
+    Mmap,
+}
+
+impl Backend {
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Backend::Pinned => c"pinned",
+            Backend::Mmap => c"mmap",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Backend> {
+        let of_name = |backend: &Backend| backend.name().to_bytes() == name.as_bytes();
+        [Backend::Pinned, Backend::Mmap].into_iter().find(of_name)
+    }
+}
+
+/// What a thread said.
+pub(super) struct Said {
+    pub is_open: bool,
+    pub to_host: bool,
+    pub to_file: bool,
+    pub backend: Backend,
+    tag: CString,
+}
+
+impl Said {
+    /// As a thread begins.
+    fn at_first() -> Said {
+        let backend = std::env::var("TMS_INIT_CPU_BACKUP_BACKEND").unwrap_or_default();
+        Said {
+            is_open: flag("TMS_INIT_ENABLE"),
+            to_host: flag("TMS_INIT_ENABLE_CPU_BACKUP"),
+            to_file: flag("TMS_INIT_ENABLE_DISK_BACKUP"),
+            backend: Backend::from_name(&backend).unwrap_or(Backend::Pinned),
+            tag: c"default".to_owned(),
+        }
+    }
+
+    pub fn set_tag(&mut self, tag: &str) {
+        // It was a C string.
+        self.tag = CString::new(tag).unwrap_or_default();
+    }
+
+    fn fate(&self) -> Result<Fate> {
+        match (self.to_host, self.to_file) {
+            (true, true) => Err(Error::invalid(
+                "a region of torch_memory_saver",
+                "contents can go to the host or to a file, not to both",
+            )),
+            (true, false) => Ok(Fate::Host),
+            (false, true) => Ok(Fate::File),
+            (false, false) => Ok(Fate::Nothing),
+        }
+    }
+}
+
+/// A variable of the environment that says yes or no.
+pub(super) fn flag(name: &str) -> bool {
+    let text = std::env::var(name).unwrap_or_default();
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => true,
+        "" | "0" | "false" | "no" | "off" => false,
+        _ => {
+            tracing::warn!(target: "hbmalloc", "{name} is {text:?}, which is neither 1 nor 0: taken for 0");
+            false
+        }
+    }
+}
+
+thread_local! {
+    static SAID: RefCell<Said> = RefCell::new(Said::at_first());
+}
+
+/// Looks at what this thread said; at what threads begin with where it is ending.
+pub(super) fn read<T>(look: impl Fn(&Said) -> T) -> T {
+    SAID.try_with(|said| look(&said.borrow()))
+        .unwrap_or_else(|_| look(&Said::at_first()))
+}
+
+pub(super) fn change(act: impl FnOnce(&mut Said)) {
+    let _ = SAID.try_with(|said| act(&mut said.borrow_mut()));
+}
+
+pub(super) fn tag() -> *const c_char {
+    SAID.try_with(|said| said.borrow().tag.as_ptr())
+        .unwrap_or(c"default".as_ptr())
+}
+
+/// Memory of an open region.
+pub(super) struct Region {
+    pub tag: TagId,
+}
+
+/// The region that this thread is in.
+pub(super) fn current() -> Result<Option<Region>> {
+    read(|said| {
+        if !said.is_open {
+            return Ok(None);
+        }
+        check_not_forked()?;
+        let name = format!("{}{}", said.fate()?.prefix(), said.tag.to_string_lossy());
+        let tag = tags::table().intern(&name)?;
+        Ok(Some(Region { tag }))
+    })
+}
+
+/// Refuses what would leave the device less than the margin.
+pub(super) fn check_margin(device: c_int, bytes: u64) -> Result<()> {
+    let margin = MARGIN.load(Ordering::Relaxed);
+    if margin == 0 {
+        return Ok(());
+    }
+    let room = observe::process().room(device)?;
+    if bytes.saturating_add(margin) <= room {
+        return Ok(());
+    }
+    Err(
+        Error::new(Status::OutOfMemory, "a region of torch_memory_saver")
+            .bytes(bytes)
+            .detail(format!(
+                "{room} bytes could be had, and the margin is {margin}"
+            ))
+            .advice("Pause other memory, or lower memory_margin_bytes"),
+    )
+}
+
+/// The kind of memory of regions: the pool's where that can sleep.
+fn kind(process: &Process) -> Result<Kind> {
+    match (process.default_kind()?, process.default_segment_kind()?) {
+        (Kind::Pool, Kind::Vmm) => Ok(Kind::Pool),
+        _ => Ok(Kind::Vmm),
+    }
+}
+
+/// Memory for who knows no streams, where the thread is in a region; none where it is not.
+pub fn allocate(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
+    let region = match current() {
+        Ok(region) => region?,
+        Err(error) => return Some(Err(error)),
+    };
+    let process = observe::process();
+    let allocate = || {
+        check_margin(device, bytes as u64)?;
+        process.allocate(Demand {
+            kind: kind(process)?,
+            device,
+            bytes: bytes as u64,
+            align: ALIGN,
+            stream: Stream::LEGACY,
+            owner: Owner::Block,
+            last_use: LastUse::Anywhere,
+            allocator: None,
+            location: None,
+            tag: region.tag,
+        })
+    };
+    Some(allocate().map(|address| address as *mut c_void))
+}
+
+/// Has files where the environment names a folder and the options do not.
+pub(super) fn find_folder() -> Result<()> {
+    let settings = observe::process().settings();
+    if !settings.text(Opt::SleepDir).is_empty() {
+        return Ok(());
+    }
+    let Ok(folder) = std::env::var("TMS_DISK_BACKUP_DIR") else {
+        return Ok(());
+    };
+    // The sleep says what is wrong with a folder that could not be made.
+    let _ = std::fs::create_dir_all(&folder);
+    settings
+        .set(table::name(Opt::SleepDir), &folder)
+        .map(|_| ())
+}
