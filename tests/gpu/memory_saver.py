@@ -15,7 +15,7 @@ from gpucase import case, check, raises
 MIB = 1 << 20
 GIB = 1 << 30
 #: What is paused with its contents, for speed.
-LARGE = int(os.environ.get("HBMALLOC_TEST_SAVER_BYTES", 8 * GIB))
+LARGE = 8 * GIB
 SIZE = 256 * MIB
 #: The driver keeps some for itself.
 SLACK = 64 * MIB
