@@ -114,7 +114,8 @@ typedef enum hbm_kind {
     HBM_KIND_SHM = 10,
     // A stack over another allocator, the descriptor's `upstream`: a block begins where the last one ended, and only
     // the last one is deallocated, in some 5 nanoseconds each and with no driver call. Blocks begin at multiples
-    // of 256, of any larger power of two on request, and take multiples of 256.
+    // of 256, of any larger power of two on request, and take multiples of 256. What is freed comes again with what
+    // was written to it.
     //
     // Region: blocks lie in one block of the upstream, the region, of which there is none at first. What does not
     // fit is spilled: a block of the upstream's own, which may be deallocated in any order. hbm_arena_iter,
@@ -810,20 +811,23 @@ size_t hbm_option_count(void);
 int32_t hbm_option_describe(size_t index, struct hbm_option_t *out);
 
 // Makes an allocator and writes it to `*out`. The device is opened now, so that a machine without
-// one shows here; memory of the host is of none. Any thread.
+// one shows here; memory of the host is of none, and neither an arena nor custom functions are asked for anything yet.
+// Any thread.
 //
 // Required: `descriptor` must point to a filled-in descriptor, `out` be valid for a write.
 int32_t hbm_allocator_create(const struct hbm_allocator_desc_t *descriptor,
                              struct hbm_allocator_t **out);
 
-// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine. Does
-// nothing at the end of the process, as deallocating does nothing then.
+// Destroys an allocator. HBM_BUSY while blocks of it are given out, an arena is over it, or calls of an arena are under
+// way. The region of an arena is given back to its upstream first; where that fails, the error is returned and the
+// arena stays. NULL is fine. Does nothing at the end of the process, as deallocating does nothing then. Any thread.
 int32_t hbm_allocator_destroy(struct hbm_allocator_t *allocator);
 
 // Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512;
-// only the pool, vmm and the heap give any, other kinds of the host up to 2 MiB, the rest 256), for use on `stream` (a CUstream or cudaStream_t of
-// the device, HBM_INVALID_ARGUMENT for another's; NULL is the legacy stream), and writes the address
-// to `*out`. Any thread, with any context current or none.
+// the pool, vmm, the heap and arenas give any, custom functions what they can, other kinds of the host up to 2 MiB, the
+// rest 256), for use on `stream` (a CUstream or cudaStream_t of the device, HBM_INVALID_ARGUMENT for another's; NULL is
+// the legacy stream), and writes the address to `*out`. Any thread, with any context current or none. What custom
+// functions return is returned.
 //
 // Required: `out` must be valid for a write; `stream` must be a live stream of the device.
 int32_t hbm_allocator_allocate(struct hbm_allocator_t *allocator,
@@ -836,8 +840,11 @@ int32_t hbm_allocator_allocate(struct hbm_allocator_t *allocator,
 // every stream recorded for it may still use it; later work may not. `stream` may be what
 // hbm_allocator_record_stream takes; a handle that is the block's own means that stream.
 // HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
-// alone. NULL is fine. Does not wait, but for device, managed and pinned memory. Any thread.
-int32_t hbm_allocator_deallocate(struct hbm_allocator_t *allocator, void *address, void *stream);
+// alone. HBM_INVALID_ARGUMENT for a block of an arena's region that other blocks lie on. NULL is fine. Does not wait,
+// but for device, managed and pinned memory. Any thread.
+int32_t hbm_allocator_deallocate(struct hbm_allocator_t *allocator,
+                                 void *address,
+                                 void *stream);
 
 // hbm_allocator_deallocate, if the block was asked for with `bytes`: another size is HBM_INVALID_ARGUMENT, and
 // changes nothing. The pool looks at the block's record for that, which costs some 2 nanoseconds. NULL is fine
@@ -855,22 +862,29 @@ int32_t hbm_allocator_deallocate_sized(struct hbm_allocator_t *allocator,
 // that is another device, that of the block's too. Any thread. No driver call where `stream` is the
 // one the block was allocated on, but to ask for the current context where such a handle is named and
 // several devices are in use; else the driver is asked for the stream's context. Where it cannot tell
-// (before 12.5, while the stream captures), all work of every device is waited for.
+// (before 12.5, while the stream captures), all work of every device is waited for. Of an arena: see HBM_KIND_ARENA; of
+// custom functions HBM_UNSUPPORTED, as they cannot be told.
 int32_t hbm_allocator_record_stream(struct hbm_allocator_t *allocator,
                                     void *address,
                                     void *stream);
 
 // Gives cached memory of the allocator's device back, down to `keep` bytes a source, and writes
 // the bytes given back to `*released` (which may be NULL). Waits for work on freed blocks; does
-// nothing while a stream capture is open on the device.
+// nothing while a stream capture is open on the device. An arena gives its region back if no block lies in it and it
+// has more than `keep` bytes, then has its upstream trim, and writes what both gave back; custom functions trim as
+// theirs does. Any thread.
 //
 // Required: `released` must be NULL or valid for a write.
-int32_t hbm_allocator_trim(struct hbm_allocator_t *allocator, uint64_t keep, uint64_t *released);
+int32_t hbm_allocator_trim(struct hbm_allocator_t *allocator,
+                           uint64_t keep,
+                           uint64_t *released);
 
-// Statistics of the allocator's kind on its device; of memory of the host, the allocator's own.
+// Statistics of the allocator's kind on its device; of memory of the host, an arena, and custom functions, the
+// allocator's own. What an arena has reserved is its region and what is spilled. Any thread.
 //
 // Required: `out` must point to an hbm_stats_t whose `struct_size` is filled in.
-int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator, struct hbm_stats_t *out);
+int32_t hbm_allocator_stats(struct hbm_allocator_t *allocator,
+                            struct hbm_stats_t *out);
 
 // Writes the device of an allocator, as its descriptor said it; of an arena, that of its upstream. Memory of the host
 // is of none, whatever its descriptor said. Any thread.

@@ -118,7 +118,8 @@ fn remember(handle: *mut hbm_allocator_t, allocator: &Allocator, destroyed: u64)
 }
 
 /// Makes an allocator and writes it to `*out`. The device is opened now, so that a machine without
-/// one shows here; memory of the host is of none. Any thread.
+/// one shows here; memory of the host is of none, and neither an arena nor custom functions are asked for anything yet.
+/// Any thread.
 ///
 /// # Safety
 /// `descriptor` must point to a filled-in descriptor, `out` be valid for a write.
@@ -154,8 +155,9 @@ pub unsafe extern "C" fn hbm_allocator_create(
     })
 }
 
-/// Destroys an allocator. HBM_BUSY while blocks of it are given out. NULL is fine. Does
-/// nothing at the end of the process, as deallocating does nothing then.
+/// Destroys an allocator. HBM_BUSY while blocks of it are given out, an arena is over it, or calls of an arena are under
+/// way. The region of an arena is given back to its upstream first; where that fails, the error is returned and the
+/// arena stays. NULL is fine. Does nothing at the end of the process, as deallocating does nothing then. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 {
     export(|| {
@@ -185,9 +187,10 @@ pub extern "C" fn hbm_allocator_destroy(allocator: *mut hbm_allocator_t) -> i32 
 }
 
 /// Allocates `bytes` above zero, aligned to `alignment` (a power of two; 0 means 256, of the pool 512;
-/// only the pool, vmm and the heap give any, other kinds of the host up to 2 MiB, the rest 256), for use on `stream` (a CUstream or cudaStream_t of
-/// the device, HBM_INVALID_ARGUMENT for another's; NULL is the legacy stream), and writes the address
-/// to `*out`. Any thread, with any context current or none.
+/// the pool, vmm, the heap and arenas give any, custom functions what they can, other kinds of the host up to 2 MiB, the
+/// rest 256), for use on `stream` (a CUstream or cudaStream_t of the device, HBM_INVALID_ARGUMENT for another's; NULL is
+/// the legacy stream), and writes the address to `*out`. Any thread, with any context current or none. What custom
+/// functions return is returned.
 ///
 /// # Safety
 /// `out` must be valid for a write; `stream` must be a live stream of the device.
@@ -275,7 +278,8 @@ unsafe fn allocate(
 /// every stream recorded for it may still use it; later work may not. `stream` may be what
 /// hbm_allocator_record_stream takes; a handle that is the block's own means that stream.
 /// HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
-/// alone. NULL is fine. Does not wait, but for device, managed and pinned memory. Any thread.
+/// alone. HBM_INVALID_ARGUMENT for a block of an arena's region that other blocks lie on. NULL is fine. Does not wait,
+/// but for device, managed and pinned memory. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_deallocate(
     allocator: *mut hbm_allocator_t,
@@ -361,7 +365,8 @@ fn deallocate_sized(
 /// that is another device, that of the block's too. Any thread. No driver call where `stream` is the
 /// one the block was allocated on, but to ask for the current context where such a handle is named and
 /// several devices are in use; else the driver is asked for the stream's context. Where it cannot tell
-/// (before 12.5, while the stream captures), all work of every device is waited for.
+/// (before 12.5, while the stream captures), all work of every device is waited for. Of an arena: see HBM_KIND_ARENA; of
+/// custom functions HBM_UNSUPPORTED, as they cannot be told.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_record_stream(
     allocator: *mut hbm_allocator_t,
@@ -379,7 +384,9 @@ pub extern "C" fn hbm_allocator_record_stream(
 
 /// Gives cached memory of the allocator's device back, down to `keep` bytes a source, and writes
 /// the bytes given back to `*released` (which may be NULL). Waits for work on freed blocks; does
-/// nothing while a stream capture is open on the device.
+/// nothing while a stream capture is open on the device. An arena gives its region back if no block lies in it and it
+/// has more than `keep` bytes, then has its upstream trim, and writes what both gave back; custom functions trim as
+/// theirs does. Any thread.
 ///
 /// # Safety
 /// `released` must be NULL or valid for a write.
@@ -397,7 +404,8 @@ pub unsafe extern "C" fn hbm_allocator_trim(
     })
 }
 
-/// Statistics of the allocator's kind on its device; of memory of the host, the allocator's own.
+/// Statistics of the allocator's kind on its device; of memory of the host, an arena, and custom functions, the
+/// allocator's own. What an arena has reserved is its region and what is spilled. Any thread.
 ///
 /// # Safety
 /// `out` must point to an hbm_stats_t whose `struct_size` is filled in.

@@ -61,7 +61,8 @@ pub enum hbm_kind {
     HBM_KIND_SHM = 10,
     /// A stack over another allocator, the descriptor's `upstream`: a block begins where the last one ended, and only
     /// the last one is deallocated, in some 5 nanoseconds each and with no driver call. Blocks begin at multiples
-    /// of 256, of any larger power of two on request, and take multiples of 256.
+    /// of 256, of any larger power of two on request, and take multiples of 256. What is freed comes again with what
+    /// was written to it.
     ///
     /// Region: blocks lie in one block of the upstream, the region, of which there is none at first. What does not
     /// fit is spilled: a block of the upstream's own, which may be deallocated in any order. hbm_arena_iter,
