@@ -39,7 +39,8 @@ void end_if(bool is_wrong) {
     }
 }
 
-void compare(const char *name, const Allocator &allocator, bool is_sized) {
+template <class Handle>
+void compare(const char *name, const Handle &allocator, bool is_sized) {
     hbm_allocator_t *native = allocator.native();
     void *stream = hbmalloc::StreamRef(allocator->stream()).raw();
     const auto by_c = [&] {
@@ -59,7 +60,7 @@ void compare(const char *name, const Allocator &allocator, bool is_sized) {
             least[i] = took[i] < least[i] ? took[i] : least[i];
         }
     }
-    std::printf("%-8s %10.1f %18.1f %18.1f %10.1f %+18.1f\n", name, least[0], least[1], least[2], least[3],
+    std::printf("%-12s %6.1f %18.1f %18.1f %10.1f %+18.1f\n", name, least[0], least[1], least[2], least[3],
                 least[1] - least[0]);
 }
 
@@ -74,7 +75,9 @@ int main(int count, char **arguments) {
     auto arena = pool.adapt<hbmalloc::Arena>();
     arena->deallocate(arena->allocate(BYTES), BYTES);
     arena->iter();
-    std::printf("%-8s %10s %18s %18s %10s %18s\n", "ns", "C", "a->allocate", "a.allocate", "Buffer", "-> above C");
+    std::printf("%-12s %6s %18s %18s %10s %18s\n", "ns", "C", "a->allocate", "a.allocate", "Buffer", "-> above C");
     compare("pool", pool, false);
     compare("arena", arena, true);
+    // Where the compiler cannot see that it is one.
+    compare<Allocator>("arena, any", arena, true);
 }
