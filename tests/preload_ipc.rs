@@ -92,16 +92,50 @@ tests! {
     bytes_go_both_ways: "bytes";
     blocks_over_several_chunks: "chunks";
     from_where_the_driver_says_that_memory_begins: "driver";
-    the_exporter_is_killed: "killed";
-    freed_while_it_is_open: "freed";
-    exit_while_it_is_open: "exit";
     handles_that_are_none: "wrong";
     an_opener_without_the_library: "without";
     on_another_device: "device";
+    by_many_threads: "threads";
+    calls_that_fail: "fails";
+}
+
+tests! {
+    "preload/ipc_ends.c";
+    the_exporter_is_killed: "killed";
+    freed_while_it_is_open: "freed";
+    exit_while_it_is_open: "exit";
     nobody_else_gets_in: "modes";
     of_another_user: "user";
     strange_visitors: "strange";
     after_a_fork: "fork";
-    by_many_threads: "threads";
     the_same_address_again: "again";
+}
+
+#[test]
+fn blocks_of_their_own_go_both_ways() {
+    let preloaded = Preloaded::new("context_vmm", "preload/ipc.c");
+    let run = preloaded.run("bytes").env("HBMALLOC_BACKEND", "vmm");
+    run.succeeds();
+}
+
+/// Of a folder that cannot be had, and of one whose sockets would have names that are too long.
+#[test]
+fn processes_meet_elsewhere() {
+    let preloaded = Preloaded::new("context_elsewhere", "preload/ipc.c");
+    let long = preloaded.meet.path().join("x".repeat(100));
+    fs::create_dir(&long).unwrap();
+    for folder in [preloaded.meet.path().join("none"), long.clone()] {
+        let run = preloaded.run("bytes").env("XDG_RUNTIME_DIR", folder);
+        run.succeeds();
+    }
+    assert_eq!(fs::read_dir(long).unwrap().count(), 0);
+}
+
+/// Memory that the driver's own handles are for goes that way, but not parts of it.
+#[test]
+fn memory_of_the_driver() {
+    let preloaded = Preloaded::new("context_of_driver", "preload/ipc.c");
+    let run = |part| preloaded.run(part);
+    run("plain").env("HBMALLOC_BACKEND", "device").succeeds();
+    run("part").env("HBMALLOC_POOL_SOURCE", "device").succeeds();
 }
