@@ -54,7 +54,7 @@ def programs():
 
 @case("a limit is the program's memory")
 def limited():
-    code = ("import torch; print('out', torch.cuda.mem_get_info()[1] >> 20); torch.empty(3 << 30, dtype=torch.uint8, "
+    code = ("import torch; print('out', torch.cuda.mem_get_info()[1] >> 20); kept = torch.empty(3 << 30, dtype=torch.uint8, "
             "device='cuda')\ntry: torch.empty(3 << 30, dtype=torch.uint8, device='cuda')\n"
             "except torch.OutOfMemoryError: print('out of memory')")
     command = COMMAND[:-2] + ["--limit", "4GiB", "--", sys.executable, "-c", code]
