@@ -113,7 +113,7 @@ typedef enum hbm_kind {
     // block at a time.
     HBM_KIND_SHM = 10,
     // A stack over another allocator, the descriptor's `upstream`: a block begins where the last one ended, and only
-    // the last one is deallocated, in some 5 nanoseconds each and with no driver call. Blocks begin at multiples
+    // the last one is deallocated, in some 4 nanoseconds each and with no driver call. Blocks begin at multiples
     // of 256, of any larger power of two on request, and take multiples of 256. What is freed comes again with what
     // was written to it.
     //

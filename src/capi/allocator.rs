@@ -4,7 +4,7 @@ use super::allocator_kinds::Allocator;
 use super::arena;
 use super::descriptor::{Backing, OLDER_SIZES, hbm_allocator_desc_t};
 use super::device::write_released;
-use super::{export, hbm_stats_t, read_struct, write_out, write_struct};
+use super::{export, export_at_once, hbm_stats_t, read_struct, write_out, write_struct};
 use crate::core::size::Align;
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status};
@@ -202,31 +202,52 @@ pub unsafe extern "C" fn hbm_allocator_allocate(
     stream: *mut c_void,
     out: *mut *mut c_void,
 ) -> i32 {
-    if !out.is_null() && arena::is_arena(allocator) {
+    if arena::is_arena(allocator) {
+        // SAFETY: passed on to the caller.
+        return unsafe { allocate_of_arena(allocator, bytes, alignment, stream, out) };
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { allocate(allocator, bytes, alignment, stream, out) }
+}
+
+/// hbm_allocator_allocate of what may be an arena: by itself, so that neither kind pays for the other's frame; of C's
+/// calling convention, as the compiler makes a jump of such a call.
+///
+/// # Safety
+/// As hbm_allocator_allocate.
+#[inline(never)]
+unsafe extern "C" fn allocate_of_arena(
+    arena: *mut hbm_allocator_t,
+    bytes: usize,
+    alignment: usize,
+    stream: *mut c_void,
+    out: *mut *mut c_void,
+) -> i32 {
+    if !out.is_null() {
         let stream = Stream::from_raw(stream);
-        if let Some(address) = arena::allocate_at_once(allocator, bytes as u64, alignment, stream) {
+        if let Some(address) = arena::allocate_at_once(arena, bytes as u64, alignment, stream) {
             // SAFETY: checked for null above; the rest is the caller's promise.
             unsafe { out.write(address as *mut c_void) };
             return Status::Ok as i32;
         }
     }
     // SAFETY: passed on to the caller.
-    unsafe { allocate(allocator, bytes, alignment, stream, out) }
+    unsafe { allocate(arena, bytes, alignment, stream, out) }
 }
 
-/// hbm_allocator_allocate, but for what an arena has at once: by itself, since that needs no stack frame.
+/// hbm_allocator_allocate, but for what an arena has at once.
 ///
 /// # Safety
 /// As hbm_allocator_allocate.
 #[inline(never)]
-unsafe fn allocate(
+unsafe extern "C" fn allocate(
     allocator: *mut hbm_allocator_t,
     bytes: usize,
     alignment: usize,
     stream: *mut c_void,
     out: *mut *mut c_void,
 ) -> i32 {
-    export(|| {
+    export_at_once(|| {
         const OPERATION: &str = "hbm_allocator_allocate";
         if out.is_null() {
             return Err(Error::invalid(OPERATION, "the out-pointer is NULL"));
@@ -286,21 +307,38 @@ pub extern "C" fn hbm_allocator_deallocate(
     address: *mut c_void,
     stream: *mut c_void,
 ) -> i32 {
-    let used_on = Stream::from_raw(stream);
-    if arena::deallocate_at_once(allocator, address as u64, None, used_on) {
-        return Status::Ok as i32;
+    match arena::is_arena(allocator) {
+        true => deallocate_of_arena(allocator, address, stream),
+        false => deallocate(allocator, address, stream),
     }
-    deallocate(allocator, address, used_on)
+}
+
+/// hbm_allocator_deallocate of what may be an arena.
+#[inline(never)]
+extern "C" fn deallocate_of_arena(
+    arena: *mut hbm_allocator_t,
+    address: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    match arena::deallocate_at_once(arena, address as u64, None, Stream::from_raw(stream)) {
+        true => Status::Ok as i32,
+        false => deallocate(arena, address, stream),
+    }
 }
 
 /// hbm_allocator_deallocate, but for what an arena does at once.
 #[inline(never)]
-fn deallocate(allocator: *mut hbm_allocator_t, address: *mut c_void, used_on: Stream) -> i32 {
-    export(|| {
+extern "C" fn deallocate(
+    allocator: *mut hbm_allocator_t,
+    address: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    export_at_once(|| {
         if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let process = observe::process();
+        let used_on = Stream::from_raw(stream);
         if let Some(recent) = recent(allocator) {
             if process.free_pooled(address as u64, Some(recent.id), Some(used_on))? {
                 return Ok(());
@@ -327,23 +365,23 @@ pub extern "C" fn hbm_allocator_deallocate_sized(
     if arena::deallocate_at_once(allocator, address as u64, Some(bytes as u64), used_on) {
         return Status::Ok as i32;
     }
-    deallocate_sized(allocator, address, bytes, used_on)
+    deallocate_sized(allocator, address, bytes, stream)
 }
 
 /// hbm_allocator_deallocate_sized, but for what an arena does at once.
 #[inline(never)]
-fn deallocate_sized(
+extern "C" fn deallocate_sized(
     allocator: *mut hbm_allocator_t,
     address: *mut c_void,
     bytes: usize,
-    used_on: Stream,
+    stream: *mut c_void,
 ) -> i32 {
     export(|| {
         if address.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
         let process = observe::process();
-        let bytes = bytes as u64;
+        let (bytes, used_on) = (bytes as u64, Stream::from_raw(stream));
         if let Some(recent) = recent(allocator) {
             process.check_size(address as u64, recent.id, bytes)?;
             if process.free_pooled(address as u64, Some(recent.id), Some(used_on))? {

@@ -57,17 +57,26 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Runs the body of an export: remembers its error for the calling thread, and lets no panic cross
 /// into C.
 fn export(body: impl FnOnce() -> Result<()>) -> i32 {
+    export_at_once(body)
+}
+
+/// [`export`] where a call and what is passed by it would be felt.
+#[inline(always)]
+fn export_at_once(body: impl FnOnce() -> Result<()>) -> i32 {
     let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
         Err(Error::new(Status::Internal, "export").detail("a panic was caught; please report it"))
     });
     match outcome {
         Ok(()) => Status::Ok as i32,
-        Err(error) => {
-            let status = error.status() as i32;
-            crate::error::last::remember(error);
-            status
-        }
+        Err(error) => remember(error),
     }
+}
+
+#[cold]
+fn remember(error: Error) -> i32 {
+    let status = error.status() as i32;
+    crate::error::last::remember(error);
+    status
 }
 
 /// # Safety

@@ -116,7 +116,7 @@ impl Process {
     }
 
     /// Takes a block of a pool back; no if it is none, or another allocator's.
-    #[inline]
+    #[inline(always)]
     pub fn free_pooled(
         &self,
         address: u64,
