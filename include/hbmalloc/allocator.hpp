@@ -45,7 +45,7 @@ template <class Impl>
 class AllocatorOf;
 
 // A shared handle of an allocator; empty by default. Copies mean the same allocator, whose blocks any of them frees;
-// the last one ends it. Any thread. Blocks are aligned to 256 bytes at least.
+// the last one ends it. Any thread. Blocks of the library's kinds are aligned to 256 bytes at least.
 class Allocator {
 public:
     Allocator() = default;
