@@ -213,6 +213,20 @@ fn signals_reach_the_program() {
         unsafe { libc::kill(child.id() as i32, signal) };
         assert_eq!(child.wait().unwrap().code(), Some(wanted), "{name}");
     }
+    // What is ignored from the start, as by nohup, stays so for the program.
+    let usual = run(&bench, &command);
+    let mut shell = Command::new("bash");
+    shell
+        .args(["-c", "trap '' HUP; exec \"$@\"", "bash"])
+        .arg(&command);
+    shell.args(["run", "bash", "-c", "kill -HUP $$ $PPID; sleep 0.1; exit 4"]);
+    shell.envs(
+        usual
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    shell.stdin(Stdio::null());
+    assert_eq!(ended(&mut shell).0, Some(4));
     // What a terminal sends to both is left to the program.
     let mut child = run(&bench, &command)
         .args(["bash", "-c", "echo ready; sleep 0.5; exit 4"])

@@ -8,13 +8,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub const SUCCESS: c_int = 0;
 /// `cudaErrorInvalidValue`.
 pub const INVALID: c_int = 1;
+/// `cudaErrorMemoryAllocation`.
+pub const OUT_OF_MEMORY: c_int = 2;
 /// `cudaErrorInitializationError`: no runtime is there to ask.
 pub const NO_RUNTIME: c_int = 3;
 
 /// The runtime's code for a failure, whose text `hbm_last_error` has.
 pub fn code(error: Error) -> c_int {
     let code = match (error.status(), error.code()) {
-        (Status::OutOfMemory, _) => 2,
+        (Status::OutOfMemory, _) => OUT_OF_MEMORY,
         (Status::InvalidArgument | Status::NotOwned, _) => INVALID,
         (Status::NoDriver, _) => 35,
         (Status::Forked, _) => NO_RUNTIME,

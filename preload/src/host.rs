@@ -1,7 +1,8 @@
 //! Pinned memory of the host.
 
 use crate::answer::{INVALID, SUCCESS, answer};
-use crate::runtime::{make_ready, runtime};
+use crate::memory::process;
+use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::observe;
 use hbmalloc::process::host::HostKind;
 use hbmalloc::process::host_making::HostPlan;
@@ -26,7 +27,13 @@ fn allocate(out: *mut *mut c_void, bytes: usize, flags: c_uint) -> Option<c_int>
         flags,
         ..HostPlan::default()
     };
+    let device = match current_device() {
+        Ok(device) => device,
+        Err(code) => return Some(code),
+    };
     Some(answer(|| {
+        // Where none is in use yet, pinning would bring the first one of the machine into use.
+        process().device(device)?;
         let address = observe::process().allocate_host(HostKind::Runtime, bytes as u64, &plan)?;
         // SAFETY: checked for null; the rest is the caller's promise.
         unsafe { out.write(address as *mut c_void) };

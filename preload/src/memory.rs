@@ -1,6 +1,6 @@
 //! Memory of no stream's: a free orders against all work of the device, so blocks are reused behind an order point.
 
-use crate::answer::{INVALID, SUCCESS, answer};
+use crate::answer::{INVALID, OUT_OF_MEMORY, SUCCESS, answer};
 use crate::ipc::{self, Freeing};
 use crate::report;
 use crate::runtime::{current_device, make_ready, runtime};
@@ -84,11 +84,20 @@ fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_i
         }
         Ok(())
     });
-    if answered == SUCCESS {
+    match answered {
         // SAFETY: checked for null; the rest is the caller's promise.
-        unsafe { out.write(address) };
+        SUCCESS => unsafe { out.write(address) },
+        OUT_OF_MEMORY => have_runtime_remember(),
+        _ => {}
     }
     answered
+}
+
+/// Programs look for what failed in `cudaGetLastError`, which the runtime alone sets: it too cannot have so much.
+fn have_runtime_remember() {
+    let mut none: *mut c_void = std::ptr::null_mut();
+    let (out, bytes): (*mut *mut c_void, usize) = (&mut none, usize::MAX / 2);
+    let _ = runtime!(cudaMalloc(out: *mut *mut c_void, bytes: usize));
 }
 
 /// Whether a block of the library's begins there.

@@ -85,14 +85,13 @@ thread_local! {
 /// What the runtime's own functions do besides: its context is there and current, for calls of the driver that the
 /// program makes next.
 pub fn make_ready() -> c_int {
-    if IS_READY
-        .try_with(|ready| ready.replace(true))
-        .unwrap_or(true)
-    {
+    if IS_READY.try_with(std::cell::Cell::get).unwrap_or(true) {
         return 0;
     }
     let nothing: *mut c_void = std::ptr::null_mut();
-    runtime!(cudaFree(nothing: *mut c_void))
+    let answered = runtime!(cudaFree(nothing: *mut c_void));
+    let _ = IS_READY.try_with(|ready| ready.set(answered == 0));
+    answered
 }
 
 /// The context is another one.

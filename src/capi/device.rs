@@ -51,15 +51,17 @@ pub(super) unsafe fn write_released(
 /// number of streams.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
-    export(|| {
-        let stream = Stream::from_raw(stream);
-        if !process::has_forked() && !stream.is_implicit() {
-            for_each(|allocator| {
-                if let Backing::Arena(place) = &allocator.backing {
-                    place.forget_stream(stream);
-                }
-            });
-        }
-        observe::process().forget_stream(device, stream)
-    })
+    export(|| forget(device, Stream::from_raw(stream)))
+}
+
+/// A stream that is about to be destroyed is named to the driver no more, by arenas neither.
+pub(super) fn forget(device: i32, stream: Stream) -> Result<()> {
+    if !process::has_forked() && !stream.is_implicit() {
+        for_each(|allocator| {
+            if let Backing::Arena(place) = &allocator.backing {
+                place.forget_stream(stream);
+            }
+        });
+    }
+    observe::process().forget_stream(device, stream)
 }

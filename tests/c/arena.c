@@ -45,6 +45,7 @@ struct upstream {
     /* The call that fails, counted down; the status it returns. */
     size_t fails_at;
     int32_t status;
+    void *freed_on;
 };
 
 static int fails(struct upstream *upstream) {
@@ -75,8 +76,8 @@ static int32_t upstream_allocate(void *context, size_t bytes, size_t alignment, 
 static int32_t upstream_deallocate(void *context, void *address, size_t bytes, void *stream) {
     struct upstream *upstream = context;
     int32_t status = HBM_OK;
-    (void)stream;
     pthread_mutex_lock(&upstream->lock);
+    upstream->freed_on = stream;
     if (fails(upstream)) {
         status = upstream->status;
     } else {
@@ -418,6 +419,21 @@ static void streams(void) {
     EXPECT(HBM_OK, hbm_allocator_destroy(pool));
 }
 
+/* Destroying one of the library's own streams says as much to arenas as forgetting one does. */
+static void destroyed_stream(void) {
+    hbm_allocator_t *upstream = custom(&heap), *arena = arena_over(upstream);
+    void *own = NULL, *block = NULL;
+    EXPECT(HBM_OK, hbm_stream_create(0, 0, 0, &own));
+    EXPECT(HBM_OK, hbm_allocator_allocate(arena, MIB, 0, own, &block));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(arena, block, own));
+    EXPECT(HBM_OK, hbm_arena_iter(arena, own));
+    CHECK(arena_stats(arena).region_bytes >= MIB && heap.freed_on == own);
+    EXPECT(HBM_OK, hbm_stream_destroy(own));
+    EXPECT(HBM_OK, hbm_allocator_destroy(arena));
+    CHECK(heap.live == 0 && heap.freed_on != own);
+    EXPECT(HBM_OK, hbm_allocator_destroy(upstream));
+}
+
 /* Two threads on one arena: what lies below another's block stays for later. */
 static void *share(void *argument) {
     hbm_allocator_t *arena = argument;
@@ -551,6 +567,7 @@ int main(void) {
     conformance();
     sizes_are_checked_by_every_kind();
     streams();
+    destroyed_stream();
     CHECK(faults() == 0);
     forks_and_exits(1);
     puts("arena: fine");

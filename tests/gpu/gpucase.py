@@ -108,6 +108,8 @@ def child(label, arguments, limit=180, expect=0, managed=False, forbid=()):
     for words in forbid:
         if words in output:
             line("FAIL", label, "its output has %r" % words)
+    if expect is None:
+        expect = status
     if status != expect and not (relayed_failure and status == 1):
         where = " in " + last if last else ""
         line("FAIL", label, "exit status %s instead of %s%s after %.0f s" % (status, expect, where, took))

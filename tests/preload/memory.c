@@ -1,43 +1,12 @@
 /* A program of CUDA's runtime that knows nothing of hbmalloc, but for looking at its counters: under the preload library
  * its memory is the pool's, and all of it behaves as the runtime's does. */
 #define _GNU_SOURCE
-#include "../c/driver.h"
+#include "runtime.h"
 
 #include <pthread.h>
 #include <stdint.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-int cudaGetDevice(int *);
-int cudaSetDevice(int);
-int cudaMalloc(void **, size_t);
-int cudaFree(void *);
-int cudaMallocManaged(void **, size_t, unsigned);
-int cudaMallocPitch(void **, size_t *, size_t, size_t);
-typedef struct { size_t width, height, depth; } extent_t;
-typedef struct { void *address; size_t pitch, row, rows; } pitched_t;
-int cudaMalloc3D(pitched_t *, extent_t);
-int cudaMallocAsync(void **, size_t, void *);
-int cudaMallocAsync_ptsz(void **, size_t, void *);
-int cudaFreeAsync(void *, void *);
-int cudaFreeAsync_ptsz(void *, void *);
-int cudaMallocFromPoolAsync(void **, size_t, void *, void *);
-int cudaDeviceGetDefaultMemPool(void **, int);
-int cudaHostAlloc(void **, size_t, unsigned);
-int cudaMallocHost(void **, size_t);
-int cudaFreeHost(void *);
-int cudaMemGetInfo(size_t *, size_t *);
-int cudaDeviceSynchronize(void);
-int cudaStreamCreate(void **);
-int cudaStreamDestroy(void *);
-int cudaStreamSynchronize(void *);
-int cudaStreamBeginCapture(void *, int);
-int cudaStreamEndCapture(void *, void **);
-int cudaMemsetAsync(void *, int, size_t, void *);
-int cudaMemcpy(void *, const void *, size_t, int);
-uint64_t stand_in_calls(const char *);
-
-#define OK(call) CHECK((call) == 0)
 
 static hbm_stats_t stats(void) {
     hbm_stats_t now;
@@ -82,6 +51,8 @@ static void usual(void) {
     CHECK(none == NULL && cudaMalloc(NULL, 10) == 1);
     CHECK(cudaMalloc(&none, (size_t)1 << 60) == 2 && none == NULL);
     EXPECT_ERROR_TEXT("bytes");
+    /* The runtime remembers it. */
+    CHECK(stand_in_calls("cudaMalloc") == 1);
     OK(cudaSetDevice(1));
     OK(cudaMalloc(&none, 5));
     hbm_stats_t other = {.struct_size = sizeof other};

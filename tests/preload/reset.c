@@ -1,33 +1,11 @@
 /* A program of CUDA's runtime that resets its devices, and what is left of the memory that it had there; and devices that
  * reach each other's. */
 #define _GNU_SOURCE
-#include "../c/driver.h"
+#include "runtime.h"
 
 #include <pthread.h>
 #include <stdint.h>
 #include <unistd.h>
-
-int cudaSetDevice(int);
-int cudaMalloc(void **, size_t);
-int cudaFree(void *);
-int cudaMallocAsync(void **, size_t, void *);
-int cudaFreeAsync(void *, void *);
-int cudaMallocManaged(void **, size_t, unsigned);
-int cudaHostAlloc(void **, size_t, unsigned);
-int cudaFreeHost(void *);
-int cudaDeviceSynchronize(void);
-int cudaDeviceReset(void);
-int cudaDeviceEnablePeerAccess(int, unsigned);
-int cudaStreamCreate(void **);
-int cudaStreamDestroy(void *);
-int cudaStreamSynchronize(void *);
-int cudaStreamBeginCapture(void *, int);
-int cudaStreamEndCapture(void *, void **);
-int cudaMemsetAsync(void *, int, size_t, void *);
-int cudaMemcpy(void *, const void *, size_t, int);
-uint64_t stand_in_calls(const char *);
-
-#define OK(call) CHECK((call) == 0)
 
 static hbm_stats_t stats(int device) {
     hbm_stats_t now;

@@ -1,5 +1,6 @@
 //! `hbmalloc run`: an unmodified program under the preload library, and what it held.
 
+use crate::stopped::is_ignored;
 use crate::{kinds, python};
 use hbmalloc::config::value::{format_bytes, parse_size};
 use hbmalloc::source::Kind;
@@ -131,7 +132,9 @@ fn under(library: &Path, folder: &Path, options: &Options) -> io::Result<ExitSta
     if let Some(limit) = &options.limit {
         command.env("HBMALLOC_LIMIT", limit);
     }
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
+    // What is ignored (nohup) stays so for the program.
+    let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+    let mut signals = Signals::new(all.into_iter().filter(|signal| !is_ignored(*signal)))?;
     let handle = signals.handle();
     let mut child = command.spawn()?;
     let number = child.id() as i32;

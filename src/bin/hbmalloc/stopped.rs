@@ -50,7 +50,8 @@ fn watch() {
     });
 }
 
-fn is_ignored(signal: i32) -> bool {
+/// Whether whoever started the command has it ignore the signal.
+pub fn is_ignored(signal: i32) -> bool {
     // SAFETY: all zero is a valid sigaction, and a null pointer asks without changing anything.
     unsafe {
         let mut now: libc::sigaction = std::mem::zeroed();

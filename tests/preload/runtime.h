@@ -1,0 +1,45 @@
+/* What programs of the tests use of CUDA's runtime, and of its stand-in. */
+#ifndef RUNTIME_H
+#define RUNTIME_H
+
+#include "../c/driver.h"
+
+#include <stdint.h>
+
+typedef struct { size_t width, height, depth; } extent_t;
+typedef struct { void *address; size_t pitch, row, rows; } pitched_t;
+
+int cudaDeviceEnablePeerAccess(int, unsigned);
+int cudaDeviceGetDefaultMemPool(void **, int);
+int cudaDeviceReset(void);
+int cudaDeviceSynchronize(void);
+int cudaFree(void *);
+int cudaFreeAsync(void *, void *);
+int cudaFreeAsync_ptsz(void *, void *);
+int cudaFreeHost(void *);
+int cudaGetDevice(int *);
+int cudaHostAlloc(void **, size_t, unsigned);
+int cudaMalloc(void **, size_t);
+int cudaMalloc3D(pitched_t *, extent_t);
+int cudaMallocAsync(void **, size_t, void *);
+int cudaMallocAsync_ptsz(void **, size_t, void *);
+int cudaMallocFromPoolAsync(void **, size_t, void *, void *);
+int cudaMallocHost(void **, size_t);
+int cudaMallocManaged(void **, size_t, unsigned);
+int cudaMallocPitch(void **, size_t *, size_t, size_t);
+int cudaMemGetInfo(size_t *, size_t *);
+int cudaMemcpy(void *, const void *, size_t, int);
+int cudaMemsetAsync(void *, int, size_t, void *);
+int cudaSetDevice(int);
+int cudaStreamBeginCapture(void *, int);
+int cudaStreamCreate(void **);
+int cudaStreamDestroy(void *);
+int cudaStreamEndCapture(void *, void **);
+int cudaStreamSynchronize(void *);
+
+/* How often a function came to the stand-in, past the preload library. */
+uint64_t stand_in_calls(const char *);
+
+#define OK(call) CHECK((call) == 0)
+
+#endif
