@@ -80,6 +80,14 @@ impl Segment {
         bytes: u64,
     ) -> Result<Segment> {
         let path = path_of(operation, folder, name)?;
+        let nobody = || {
+            let detail = format!("nobody who lives has made {}", path.display());
+            Error::invalid(operation, detail)
+                .advice("Make it anew: what a process that ended left goes then")
+        };
+        if another_s(&path).is_some() {
+            return Err(nobody());
+        }
         let file = open(&path).map_err(|error| not_opened(operation, &path, bytes, &error))?;
         let found =
             (file.metadata()).map_err(|error| failed(operation, "fstat", &path, bytes, &error))?;
@@ -88,11 +96,7 @@ impl Segment {
         let lives = is_locked(&file, LIFE)
             .map_err(|error| failed(operation, "fcntl", &path, bytes, &error))?;
         if !is_ours(&found) || !lives {
-            return Err(Error::invalid(
-                operation,
-                format!("nobody who lives has made {}", path.display()),
-            )
-            .advice("Make it anew: what a process that ended left goes then"));
+            return Err(nobody());
         }
         if bytes == 0 || there < bytes {
             let detail = format!("{} has {there} bytes, not {bytes}", path.display());
@@ -176,6 +180,11 @@ fn is_ours(found: &Metadata) -> bool {
     found.is_file() && found.uid() == unsafe { libc::geteuid() } && found.mode() & 0o7777 == MARKED
 }
 
+/// What is there under a name, if it is another's: to open that for writing would break a lease on it, and wait for that.
+fn another_s(path: &Path) -> Option<Metadata> {
+    (std::fs::symlink_metadata(path).ok()).filter(|found| !is_ours(found))
+}
+
 /// A name is one of a file, with or without the leading slash that shm_open(3) wants.
 fn path_of(operation: &'static str, folder: &Path, name: &str) -> Result<PathBuf> {
     let plain = name.strip_prefix('/').unwrap_or(name);
@@ -244,6 +253,19 @@ fn remove_left(operation: &'static str, path: &Path) -> Result<()> {
             .advice(advice)
     };
     let failed = |call, error: io::Error| failed(operation, call, path, 0, &error);
+    let strange = |found: &Metadata| {
+        let whose = format!(
+            "is a file of user {}, which this library did not make for this one",
+            found.uid()
+        );
+        busy(
+            &whose,
+            "Choose another name, or remove it if nobody uses it",
+        )
+    };
+    if let Some(found) = another_s(path) {
+        return Err(strange(&found));
+    }
     let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -251,14 +273,7 @@ fn remove_left(operation: &'static str, path: &Path) -> Result<()> {
     };
     let found = file.metadata().map_err(|error| failed("fstat", error))?;
     if !is_ours(&found) {
-        let whose = format!(
-            "is a file of user {}, which this library did not make for this one",
-            found.uid()
-        );
-        return Err(busy(
-            &whose,
-            "Choose another name, or remove it if nobody uses it",
-        ));
+        return Err(strange(&found));
     }
     lock_removal(&file).map_err(|error| match is_taken(&error) {
         true => busy("is being removed by another process", "Try again"),
@@ -307,193 +322,4 @@ fn failed(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::pages::HUGE_PAGE;
-
-    fn create(folder: &tempfile::TempDir, name: &str) -> Result<Segment> {
-        Segment::create("test", folder.path(), name, 2 * HUGE_PAGE)
-    }
-
-    fn folder() -> tempfile::TempDir {
-        tempfile::tempdir_in(FOLDER).unwrap()
-    }
-
-    fn byte(pages: &Pages) -> *mut u8 {
-        (pages.address() + HUGE_PAGE) as *mut u8
-    }
-
-    #[test]
-    fn two_maps_show_the_same_bytes() {
-        let folder = folder();
-        let made = create(&folder, "/one").unwrap();
-        let other = Segment::attach("test", folder.path(), "one", HUGE_PAGE * 2).unwrap();
-        let (mine, theirs) = (made.map().unwrap(), other.map().unwrap());
-        mine.populate().unwrap();
-        // SAFETY: inside both mappings.
-        unsafe { byte(&mine).write_volatile(7) };
-        // SAFETY: as above.
-        assert_eq!(unsafe { byte(&theirs).read_volatile() }, 7);
-        assert!(made.is_called("one") && made.is_called("/one") && !made.is_called("two"));
-        drop(other);
-        assert!(folder.path().join("one").exists());
-        drop(made);
-        assert!(!folder.path().join("one").exists());
-        let gone = Segment::attach("test", folder.path(), "one", 1).unwrap_err();
-        assert_eq!(gone.status(), Status::InvalidArgument);
-    }
-
-    #[test]
-    fn a_name_has_one_maker() {
-        let folder = folder();
-        let first = create(&folder, "one").unwrap();
-        let error = create(&folder, "one").unwrap_err();
-        assert_eq!(error.status(), Status::Busy);
-        drop(first);
-        create(&folder, "one").unwrap();
-    }
-
-    #[test]
-    fn what_nobody_has_any_more_goes() {
-        let folder = folder();
-        let path = folder.path().join("one");
-        std::fs::write(&path, "another program's").unwrap();
-        assert_eq!(create(&folder, "one").unwrap_err().status(), Status::Busy);
-        assert!(Segment::attach("test", folder.path(), "one", 1).is_err());
-        std::fs::write(&path, "left").unwrap();
-        std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
-        assert!(Segment::attach("test", folder.path(), "one", 1).is_err());
-        let made = create(&folder, "one").unwrap();
-        let found = std::fs::metadata(&path).unwrap();
-        assert_eq!((found.len(), found.mode() & 0o777), (2 * HUGE_PAGE, 0o600));
-        // Somebody else's, by now: it stays.
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "new").unwrap();
-        drop(made);
-        assert!(path.exists());
-    }
-
-    #[test]
-    fn who_asks_is_not_taken_for_a_maker() {
-        let folder = folder();
-        let path = folder.path().join("one");
-        std::fs::write(&path, "left").unwrap();
-        std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
-        // Held for as long as this test runs: those that attach find nobody, and none of them stands in the way.
-        let asking = open(&path).unwrap();
-        assert!(!is_locked(&asking, LIFE).unwrap());
-        let threads: Vec<_> = (0..4)
-            .map(|_| {
-                let folder = folder.path().to_owned();
-                std::thread::spawn(move || {
-                    for _ in 0..200 {
-                        let _ = Segment::attach("test", &folder, "one", 1);
-                    }
-                })
-            })
-            .collect();
-        for _ in 0..100 {
-            drop(create(&folder, "one").unwrap());
-            std::fs::write(&path, "left").unwrap();
-            std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
-        }
-        threads
-            .into_iter()
-            .for_each(|thread| thread.join().unwrap());
-    }
-
-    #[test]
-    fn one_of_many_gets_what_was_left() {
-        let folder = folder();
-        let path = folder.path().join("one");
-        for _ in 0..20 {
-            std::fs::write(&path, "left").unwrap();
-            std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
-            let made: Vec<_> = std::thread::scope(|scope| {
-                let make = || scope.spawn(|| create(&folder, "one"));
-                let threads: Vec<_> = (0..4).map(|_| make()).collect();
-                threads
-                    .into_iter()
-                    .map(|thread| thread.join().unwrap())
-                    .collect()
-            });
-            let (one, others): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
-            assert_eq!((one.len(), others.len()), (1, 3));
-            for error in others.into_iter().map(Result::unwrap_err) {
-                assert_eq!(error.status(), Status::Busy, "{error}");
-            }
-        }
-    }
-
-    #[test]
-    fn another_user_s_name_is_busy() {
-        let folder = folder();
-        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
-        let path = folder.path().join("one");
-        // SAFETY: takes no pointers.
-        if unsafe { libc::geteuid() } != 0 {
-            println!("SKIP: only root can be another user");
-            return;
-        }
-        std::fs::write(&path, "root's").unwrap();
-        std::fs::set_permissions(&path, Permissions::from_mode(MARKED)).unwrap();
-        let as_nobody = || {
-            // SAFETY: takes no pointers, and changes this thread alone, which ends.
-            unsafe { libc::setfsuid(65534) };
-            let made = create(&folder, "one").unwrap_err();
-            let attached = Segment::attach("test", folder.path(), "one", 1).unwrap_err();
-            (made, attached)
-        };
-        let (made, attached) = std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap());
-        for error in [made, attached] {
-            assert_eq!(error.status(), Status::Busy);
-            assert!(error.to_string().contains("belongs to user 0"), "{error}");
-        }
-        std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
-        let error = create(&folder, "one").unwrap_err();
-        assert!(error.to_string().contains("user 65534,"), "{error}");
-    }
-
-    #[test]
-    fn what_others_put_there_stays_at_exit() {
-        let folder = folder();
-        let (kept, gone) = (
-            create(&folder, "kept").unwrap(),
-            create(&folder, "gone").unwrap(),
-        );
-        std::fs::remove_file(kept.path()).unwrap();
-        std::fs::write(kept.path(), "another's").unwrap();
-        remove_all();
-        assert!(kept.path().exists() && !gone.path().exists());
-    }
-
-    #[test]
-    fn room_is_taken_at_once() {
-        let folder = folder();
-        let made = create(&folder, "one").unwrap();
-        made.reserve("test").unwrap();
-        let blocks = std::fs::metadata(made.path()).unwrap().blocks();
-        assert_eq!(blocks * 512, 2 * HUGE_PAGE);
-        let there = Segment::attach("test", folder.path(), "one", HUGE_PAGE).unwrap();
-        there.reserve("test").unwrap();
-    }
-
-    #[test]
-    fn links_and_odd_names_are_refused() {
-        let folder = folder();
-        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link")).unwrap();
-        assert!(create(&folder, "link").is_err());
-        assert!(Segment::attach("test", folder.path(), "link", 1).is_err());
-        let long = "x".repeat(256);
-        for name in ["", "/", "a/b", "../a", ".", "..", "//", &long] {
-            let error = create(&folder, name).unwrap_err();
-            assert_eq!(error.status(), Status::InvalidArgument, "{name}");
-        }
-        let much = Segment::create("test", folder.path(), "much", 1 << 50).unwrap_err();
-        assert_eq!(much.status(), Status::OutOfMemory);
-        let short = create(&folder, "short").unwrap();
-        let error = Segment::attach("test", folder.path(), "short", 1 << 40).unwrap_err();
-        assert!(error.to_string().contains("4194304 bytes"), "{error}");
-        drop(short);
-    }
-}
+mod tests;
