@@ -24,6 +24,8 @@ pub mod pool {
     pub mod ending;
     #[path = "../../src/pool/exchange.rs"]
     pub mod exchange;
+    #[path = "../../src/pool/waiting.rs"]
+    pub mod waiting;
     #[path = "../../src/pool/word.rs"]
     pub mod word;
 
@@ -33,8 +35,16 @@ pub mod pool {
     }
 
     pub mod heap {
-        /// A cache only keeps the heap for whoever asks.
-        pub struct Heap;
+        /// A cache only keeps the heap for whoever asks, but for one question.
+        #[derive(Default)]
+        pub struct Heap {
+            pub key: HeapKey,
+        }
+
+        #[derive(Default)]
+        pub struct HeapKey {
+            pub everywhere: bool,
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Blocks that threads keep and hand on: whatever happens at the same time, each is somewhere once.
 #![allow(missing_docs)]
 
-use hbmalloc_loom::pool::cache::{Cache, Held, Kept};
+use hbmalloc_loom::pool::cache::{Cache, Emptied, Held, Kept};
 use hbmalloc_loom::pool::ending::Ending;
 use hbmalloc_loom::pool::exchange::{Batch, Exchange};
-use hbmalloc_loom::pool::heap::Heap;
+use hbmalloc_loom::pool::heap::{Heap, HeapKey};
+use hbmalloc_loom::pool::word::Word;
 use loom::model::Builder;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,19 @@ fn each_once(mut found: Vec<u64>, wanted: &[u64]) {
 }
 
 fn cache() -> Arc<Cache> {
-    Arc::new(Cache::new(std::sync::Arc::new(Heap), Default::default()))
+    cache_of(HeapKey::default())
+}
+
+fn cache_of(key: HeapKey) -> Arc<Cache> {
+    let heap = std::sync::Arc::new(Heap { key });
+    Arc::new(Cache::new(heap, Default::default()))
+}
+
+fn take(cache: &Cache, is_final: bool) -> Vec<Held> {
+    let mut emptied = Emptied::default();
+    cache.take_from(is_final, &mut emptied);
+    assert!(emptied.waiting.is_empty());
+    emptied.free
 }
 
 fn model(check: impl Fn() + Sync + Send + 'static) {
@@ -31,11 +44,7 @@ fn emptied_beside(is_final: bool, units: u64) {
         cache.gave_out(512, units);
         assert_eq!(cache.keep(512, units), Kept::Yes);
         let other = cache.clone();
-        let thief = loom::thread::spawn(move || {
-            let mut held = Vec::new();
-            other.take_from(is_final, &mut held);
-            held
-        });
+        let thief = loom::thread::spawn(move || take(&other, is_final));
         let mut mine = Vec::new();
         cache.gave_out(1024, units);
         match cache.keep(1024, units) {
@@ -48,8 +57,7 @@ fn emptied_beside(is_final: bool, units: u64) {
         let held = thief.join().unwrap();
         assert!(held.iter().all(|held| held.units == units));
         mine.extend(held.iter().map(|held| held.address));
-        let mut left = Vec::new();
-        cache.take_from(true, &mut left);
+        let left = take(&cache, true);
         mine.extend(left.iter().map(|held| held.address));
         each_once(mine, &[512, 1024]);
         assert_eq!(cache.keep(1536, units), Kept::No);
@@ -69,6 +77,35 @@ fn the_large_block_is_taken_by_another_thread() {
 #[test]
 fn larger_blocks_are_taken_by_another_thread_for_good() {
     emptied_beside(true, 100);
+}
+
+/// Its thread adds blocks and hands them over, while another one empties the cache.
+#[test]
+fn blocks_that_wait_are_taken_once() {
+    model(|| {
+        let cache = cache_of(HeapKey { everywhere: true });
+        let word = Word::new(0, 512).unordered();
+        let other = cache.clone();
+        let thief = loom::thread::spawn(move || {
+            let mut emptied = Emptied::default();
+            other.take_from(true, &mut emptied);
+            emptied.waiting
+        });
+        let mut found = Vec::new();
+        for address in [512, 1024] {
+            match cache.enter() {
+                Some(inside) => assert_eq!(cache.wait_inside(&inside, address, word), Some(false)),
+                None => found.push((address, word)),
+            }
+        }
+        found.extend(cache.take_waiting());
+        found.extend(thief.join().unwrap());
+        assert!(found.iter().all(|(_, of)| *of == word));
+        each_once(
+            found.iter().map(|(address, _)| *address).collect(),
+            &[512, 1024],
+        );
+    });
 }
 
 #[test]
@@ -119,7 +156,7 @@ fn is_over(ending: &Ending, cache: &Cache) -> bool {
 fn retire(ending: &Ending, cache: &Cache, returned: impl FnOnce()) -> Vec<Held> {
     let mut held = Vec::new();
     assert!(ending.retire(|| {
-        cache.take_from(true, &mut held);
+        held = take(cache, true);
         returned();
     }));
     held
@@ -250,8 +287,7 @@ fn an_exchanged_block_is_kept_or_left() {
             there.fill_inside(&inside, 1, rest);
             Some(*block)
         });
-        let mut held = Vec::new();
-        cache.take_from(true, &mut held);
+        let mut held = take(&cache, true);
         exchange.take_all(&mut held);
         let mut found: Vec<u64> = held.iter().map(|held| held.address).collect();
         found.extend(owner.join().unwrap());

@@ -1,4 +1,4 @@
-//! Memory of no stream's: a free orders against all work of the device, so blocks are reused behind an order point.
+//! Memory of no stream's: a free orders against all work of all devices, so blocks are reused behind order points.
 
 use crate::answer::{INVALID, OUT_OF_MEMORY, SUCCESS, answer};
 use crate::ipc::{self, Freeing};
@@ -61,6 +61,14 @@ fn in_region(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
     saver::allocate(device, bytes)
 }
 
+/// Memory that no work uses any more and the thread has at hand.
+fn at_hand(device: c_int, bytes: usize) -> Option<*mut c_void> {
+    let process = process();
+    let is_pooled = matches!(process.default_kind(), Ok(Kind::Pool));
+    let found = is_pooled.then(|| process.reuse_everywhere(device, bytes as u64, tags::current()));
+    found.flatten().map(|address| address as *mut c_void)
+}
+
 /// Memory of the device that the thread uses.
 fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_int {
     if out.is_null() {
@@ -73,13 +81,13 @@ fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_i
     let mut address = std::ptr::null_mut();
     let answered = answer(|| {
         if bytes > 0 {
-            let of_region = match kind {
-                None => in_region(device, bytes),
+            let made = match kind {
+                None => in_region(device, bytes).or_else(|| at_hand(device, bytes).map(Ok)),
                 Some(_) => None,
             };
-            address = match of_region {
+            address = match made {
                 Some(made) => made?,
-                None => allocate(kind, device, bytes, Stream::LEGACY, LastUse::Anywhere)?,
+                None => allocate(kind, device, bytes, Stream::LEGACY, LastUse::Everywhere)?,
             };
         }
         Ok(())
@@ -115,6 +123,16 @@ pub extern "C" fn cudaMalloc(out: *mut *mut c_void, bytes: usize) -> c_int {
 /// As the runtime's, but that it waits for nothing: the memory is reused once all work given to the device is done.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaFree(address: *mut c_void) -> c_int {
+    let mut is_free = false;
+    if !ipc::is_in_use() {
+        let _ = answer(|| {
+            is_free = observe::process().free_at_once(address as u64);
+            Ok(())
+        });
+    }
+    if is_free {
+        return SUCCESS;
+    }
     if address.is_null() || !is_ours(address) {
         return runtime!(cudaFree(address: *mut c_void));
     }

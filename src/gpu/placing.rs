@@ -106,6 +106,15 @@ impl Driver {
         uses
     }
 
+    /// All work of the devices that are in use, by whomever.
+    pub fn uses_of_all(&self) -> Uses {
+        let mut uses = Uses::default();
+        self.active_devices()
+            .iter()
+            .for_each(|device| uses.add_device(device));
+        uses
+    }
+
     /// What the streams of this handle were given on the devices that are in use, by whomever.
     pub fn uses_of_every(&self, stream: Stream) -> Uses {
         let mut uses = Uses::default();

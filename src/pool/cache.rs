@@ -5,6 +5,8 @@
 use super::arena::LARGE_UNITS;
 use super::exchange::Batch;
 use super::heap::Heap;
+use super::waiting::{Block, Waiting};
+use super::word::Word;
 use crate::core::gate::{Gate, Inside, Shut};
 use crate::core::radix::UNIT;
 use crate::core::sync::{
@@ -43,6 +45,15 @@ pub struct Held {
     pub address: u64,
     /// Its length in units.
     pub units: u64,
+}
+
+/// What was taken out of caches.
+#[derive(Default)]
+pub struct Emptied {
+    /// What the heap may have again at once.
+    pub free: Vec<Held>,
+    /// What any work may still use.
+    pub waiting: Vec<Block>,
 }
 
 /// A place for a freed block.
@@ -97,6 +108,8 @@ pub struct Cache {
     parked_large: Parked,
     /// The address of the large block given out last.
     last_large: AtomicU64,
+    /// Of a heap whose blocks any work may still use.
+    waiting: Option<Waiting>,
     /// Counts of this thread on this heap.
     pub counts: Arc<Counts>,
 }
@@ -199,8 +212,10 @@ impl Cache {
             count: AtomicU32::new(0),
             slots: std::array::from_fn(|_| AtomicU64::new(0)),
         };
+        let waiting = heap.key.everywhere.then(Waiting::new);
         Cache {
             heap,
+            waiting,
             gate: Gate::new(linux::has_barrier_on_all_threads()),
             busy: AtomicBool::new(false),
             bins: (0..BINNED_UNITS).map(bin).collect(),
@@ -323,6 +338,22 @@ impl Cache {
         (place.swap(address, units)).map_or(Kept::Yes, Kept::InsteadOf)
     }
 
+    /// Keeps a freed block that any work may still use, for a thread that has gone in; whether it is time to look at
+    /// those. None of a heap that has no such blocks.
+    #[inline]
+    pub fn wait_inside(&self, _: &Inside, address: u64, word: Word) -> Option<bool> {
+        Some(self.waiting.as_ref()?.add(address, word))
+    }
+
+    /// Takes the freed blocks that any work may still use.
+    pub fn take_waiting(&self) -> Vec<Block> {
+        let mut taken = Vec::new();
+        if let (Some(waiting), Some(_inside)) = (&self.waiting, self.gate.enter()) {
+            waiting.take(&mut taken);
+        }
+        taken
+    }
+
     /// The large block that waits for a request of just its size.
     pub fn take_large(&self) -> Option<Held> {
         let inside = self.gate.enter()?;
@@ -364,15 +395,18 @@ impl Cache {
     }
 
     /// Shuts the thread out until the result is dropped, and empties the cache.
-    pub fn shut(&self, into: &mut Vec<Held>) -> Shut<'_> {
+    pub fn shut(&self, into: &mut Emptied) -> Shut<'_> {
         let shut = self.gate.shut(linux::barrier_on_all_threads);
-        self.empty_small(into);
-        into.extend(self.parked_large.swap(0, 0));
+        self.empty_small(&mut into.free);
+        into.free.extend(self.parked_large.swap(0, 0));
+        if let Some(waiting) = &self.waiting {
+            waiting.take(&mut into.waiting);
+        }
         shut
     }
 
     /// Takes everything from another thread, one at a time. `is_final` closes the cache for good.
-    pub fn take_from(&self, is_final: bool, into: &mut Vec<Held>) {
+    pub fn take_from(&self, is_final: bool, into: &mut Emptied) {
         let shut = self.shut(into);
         if is_final {
             Gate::shut_for_good(shut);
@@ -395,7 +429,9 @@ impl Cache {
             .map(|(bin, units)| u64::from(bin.count.load(Relaxed)) * units * UNIT)
             .sum();
         let parked = self.parked.iter().chain([&self.parked_large]);
+        let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.bytes());
         binned
+            + waiting
             + parked
                 .map(|place| place.units.load(Relaxed) * UNIT)
                 .sum::<u64>()

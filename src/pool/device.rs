@@ -21,7 +21,7 @@ use crate::core::space::{Color, Fit, Given, Space};
 use crate::core::sync::{lock, try_lock};
 use crate::error::Result;
 use crate::extent::DeviceState;
-use crate::gpu::{Device, Stream};
+use crate::gpu::{Device, Stream, Uses};
 use crate::source::Kind;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,9 @@ pub type Lean = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Says where memory of a tag is to be made, by its number.
 pub type Placing = Box<dyn Fn(u16) -> Result<Location> + Send + Sync>;
+
+/// The work of all devices that are in use, by whomever.
+pub type Everybody = Box<dyn Fn() -> Uses + Send + Sync>;
 
 /// The pool of one device.
 pub struct DevicePool {
@@ -56,6 +59,7 @@ pub struct DevicePool {
     pub(super) all_work: Mutex<Progress>,
     is_tight: Lean,
     placing: Placing,
+    pub(super) everybody: Everybody,
     /// What happened.
     pub counters: Counters,
 }
@@ -67,6 +71,7 @@ impl DevicePool {
         radix: Arc<Radix>,
         is_tight: Lean,
         placing: Placing,
+        everybody: Everybody,
     ) -> DevicePool {
         DevicePool {
             state,
@@ -86,6 +91,7 @@ impl DevicePool {
             all_work: Mutex::default(),
             is_tight,
             placing,
+            everybody,
             counters: Counters::default(),
         }
     }
@@ -241,7 +247,13 @@ impl DevicePool {
         if let Some(given) = self.take_free(&wanted) {
             return Ok(given.address);
         }
-        if self.or_later(heap.settle_pending(Effort::Record)) > 0 {
+        // What this thread has freed comes first, by no order point of its own.
+        heap.wait_for_everything(cache.map(Cache::take_waiting).unwrap_or_default());
+        let effort = match self.is_tight() {
+            true => Effort::Record,
+            false => Effort::Batch,
+        };
+        if self.or_later(heap.settle_pending(effort)) > 0 {
             if let Some(given) = self.take_free(&wanted) {
                 add(&self.counters.searches, 1);
                 return Ok(given.address);

@@ -2,6 +2,7 @@
 //! they are, and comes back into use later. What is done to the chunks meanwhile is not known here.
 
 use super::arena::Arena;
+use super::cache::Emptied;
 use super::device::DevicePool;
 use super::heap::Heap;
 use super::pools::Pools;
@@ -211,12 +212,12 @@ fn shut_out<R>(heaps: &[Arc<Heap>], act: impl FnOnce() -> R) -> R {
     let caches: Vec<MutexGuard<_>> = heaps.iter().map(|heap| heap.caches()).collect();
     let mut shut = Vec::new();
     for (heap, caches) in heaps.iter().zip(&caches) {
-        let mut held = Vec::new();
+        let mut emptied = Emptied::default();
         for cache in caches.iter() {
-            shut.push(cache.shut(&mut held));
+            shut.push(cache.shut(&mut emptied));
         }
-        heap.exchange.take_all(&mut held);
-        heap.return_blocks(&held);
+        heap.exchange.take_all(&mut emptied.free);
+        heap.take_in(emptied);
     }
     act()
 }

@@ -86,7 +86,7 @@ impl DevicePool {
                 .any(|(other, _)| Arc::ptr_eq(other, arena));
             if shares && (heap.threads() > 1 || !Arc::ptr_eq(&heap, wanted.heap)) {
                 gathered += heap.flush(false);
-                gathered += self.or_later(heap.settle_pending(Effort::Record)) as u64;
+                gathered += self.or_later(heap.settle_pending(Effort::Batch)) as u64;
             }
         }
         gathered + self.settle_others(wanted)
@@ -256,7 +256,12 @@ impl DevicePool {
         let Some(heap) = heap else {
             return (false, 0);
         };
+        if heap.key.everywhere {
+            // What it has free was waited for.
+            return (true, Epoch::MAX);
+        }
         let comes_before = !heap.is_retired()
+            && !wanted.heap.key.everywhere
             && heap.key.stream == wanted.heap.key.stream
             && heap.key.thread == wanted.heap.key.thread;
         // What a graph's replays may write to is never done.

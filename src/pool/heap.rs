@@ -2,7 +2,7 @@
 //! may serve the heap again at once, since whatever still uses it comes before, in the stream's order.
 
 use super::arena::{Arena, LARGE_UNITS};
-use super::cache::{Cache, Counts, Held};
+use super::cache::{Cache, Counts, Emptied, Held};
 use super::device::DevicePool;
 use super::ending::Ending;
 use super::exchange::Exchange;
@@ -48,6 +48,8 @@ pub struct HeapKey {
     pub allocator: u64,
     /// The graph whose replays may write to them.
     pub graph: Option<GraphId>,
+    /// Whether work of any stream of any device may use a block until it is freed, as cudaFree has it.
+    pub everywhere: bool,
 }
 
 /// What a heap has while it serves somebody, and leaves to the next.
@@ -207,7 +209,7 @@ impl Heap {
         let cache = Arc::new(Cache::new(self.clone(), counts));
         let mut caches = lock(&self.caches);
         if self.is_retired() {
-            cache.take_from(true, &mut Vec::new());
+            cache.take_from(true, &mut Emptied::default());
         }
         caches.push(cache.clone());
         cache
@@ -220,11 +222,11 @@ impl Heap {
 
     /// The thread of a cache is gone, or has no room for it.
     pub(super) fn drop_cache(&self, cache: &Arc<Cache>) {
-        let mut held = Vec::new();
+        let mut emptied = Emptied::default();
         // Kept to the end: who retires the heap is to find its blocks in the cache or in the arena.
         let mut caches = lock(&self.caches);
-        cache.take_from(true, &mut held);
-        self.return_blocks(&held);
+        cache.take_from(true, &mut emptied);
+        self.take_in(emptied);
         let before = caches.len();
         caches.retain(|other| !Arc::ptr_eq(other, cache));
         if caches.len() < before {
@@ -240,17 +242,25 @@ impl Heap {
             .sum()
     }
 
-    /// Takes what threads keep of this heap back into its arenas; the bytes that were kept.
+    /// Takes what threads keep of this heap back into its arenas, or to what waits; the bytes that came back.
     pub(super) fn flush(&self, is_final: bool) -> u64 {
-        let mut held = Vec::new();
+        let mut emptied = Emptied::default();
         for cache in lock(&self.caches).iter() {
             if is_final || cache.held_bytes() > 0 {
-                cache.take_from(is_final, &mut held);
+                cache.take_from(is_final, &mut emptied);
             }
         }
-        self.exchange.take_all(&mut held);
-        self.return_blocks(&held);
-        held.iter().map(|held| held.units * UNIT).sum()
+        self.exchange.take_all(&mut emptied.free);
+        let free = emptied.free.iter();
+        let bytes = free.map(|held| held.units * UNIT).sum();
+        self.take_in(emptied);
+        bytes
+    }
+
+    /// What was taken from threads becomes free memory, or waits with the heap's other blocks.
+    pub(super) fn take_in(&self, emptied: Emptied) {
+        self.return_blocks(&emptied.free);
+        self.wait_for_everything(emptied.waiting);
     }
 
     /// Takes what waits for threads back into its arenas.

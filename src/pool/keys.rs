@@ -40,7 +40,8 @@ fn front_slot(key: &HeapKey) -> usize {
         ^ (stream >> 10)
         ^ (key.tag as usize)
         ^ ((key.device as usize) << 3)
-        ^ (key.allocator as usize);
+        ^ (key.allocator as usize)
+        ^ (usize::from(key.everywhere) << 2);
     mixed % FRONT
 }
 
@@ -51,7 +52,10 @@ fn mixed(key: &HeapKey) -> u64 {
         Some(GraphId::Untold(number)) => !number,
         Some(GraphId::Segments) => 2,
     };
-    let more = (u64::from(key.tag) << 44) ^ (key.allocator << 32) ^ (key.thread << 20);
+    let more = (u64::from(key.tag) << 44)
+        ^ (key.allocator << 32)
+        ^ (key.thread << 20)
+        ^ u64::from(key.everywhere);
     let one = key.stream.raw() as u64 ^ more ^ ((key.device as u64) << 60);
     // Multiplying carries every bit into the highest ones, which choose the place.
     (one ^ graph.wrapping_mul(0xd6e8_feb8_6659_fd93)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -169,6 +173,7 @@ mod tests {
                 2 => Some(GraphId::Untold(number)),
                 _ => Some(GraphId::Pool(number)),
             },
+            everywhere: number % 11 == 0,
         }
     }
 

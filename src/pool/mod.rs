@@ -32,6 +32,7 @@ pub mod stack;
 pub mod stats;
 mod tally;
 mod visit;
+mod waiting;
 mod word;
 
 pub use device::{DevicePool, Placing};

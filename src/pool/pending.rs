@@ -3,6 +3,7 @@
 
 use super::cache::Held;
 use super::heap::Heap;
+use super::waiting::Block;
 use super::word::Word;
 use crate::core::radix::UNIT;
 use crate::core::sync::lock;
@@ -11,14 +12,17 @@ use crate::gpu::{Device, Fence, Stream, Uses};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-type Block = (u64, Word);
-
 /// After so many blocks a free looks whether some can go.
 const LOOK_AT: usize = 64;
 
 /// So many order points at a time: each costs microseconds while the device works, and none is reached before those
 /// that came earlier.
 const MOST_POINTS: usize = 4;
+
+/// An order point is worth so many blocks, ...
+const WORTH_BLOCKS: usize = 64;
+/// ... or so many bytes: less is had sooner by making more, which stays within the slack that every pool may have.
+const WORTH_BYTES: u64 = 32 << 20;
 
 /// The blocks of one heap that wait.
 #[derive(Default)]
@@ -35,6 +39,8 @@ pub struct Pending {
 pub enum Effort {
     /// Ask what is recorded already.
     Ask,
+    /// Record what is not, once there is enough of it.
+    Batch,
     /// Record what is not.
     Record,
     /// And wait.
@@ -87,13 +93,38 @@ impl Pending {
         true
     }
 
-    /// Whether something was; by `most` order points at a time, where it is behind all work.
-    fn record(&mut self, most: usize) -> Result<bool> {
-        let Some(uses) = &self.behind else {
+    /// Adds blocks that any work may still use.
+    fn add_all(&mut self, blocks: Vec<Block>, uses: Uses) {
+        self.waiting.extend(blocks);
+        self.behind.get_or_insert_default().join(uses);
+    }
+
+    /// Whether what waits behind all work is to be recorded now.
+    fn is_worth_a_point(&self, effort: Effort) -> bool {
+        match effort {
+            Effort::Ask => false,
+            Effort::Batch => {
+                let bytes = |(_, word): &Block| word.bytes();
+                self.fenced.len() < MOST_POINTS
+                    && (self.waiting.len() >= WORTH_BLOCKS
+                        || self.waiting.iter().map(bytes).sum::<u64>() >= WORTH_BYTES)
+            }
+            Effort::Record => self.fenced.len() < MOST_POINTS,
+            Effort::Wait => true,
+        }
+    }
+
+    /// Whether something was. `everybody` is the work of all devices, where that may use the blocks.
+    fn record(&mut self, effort: Effort, everybody: Option<&dyn Fn() -> Uses>) -> Result<bool> {
+        let is_worth_a_point = self.is_worth_a_point(effort);
+        let Some(uses) = &mut self.behind else {
             return Ok(false);
         };
-        if !uses.is_by_stream() && self.fenced.len() >= most {
+        if !uses.is_by_stream() && !is_worth_a_point {
             return Ok(false);
+        }
+        if let Some(everybody) = everybody {
+            uses.join(everybody());
         }
         let fence = uses.fence()?;
         self.behind = None;
@@ -146,21 +177,31 @@ impl Heap {
         is_time.then_some(effort)
     }
 
+    /// Freed blocks that any work may use.
+    pub(super) fn wait_for_everything(&self, blocks: Vec<Block>) {
+        if !blocks.is_empty() {
+            let uses = Uses::everything(self.pool.device());
+            lock(&self.pending).add_all(blocks, uses);
+        }
+    }
+
     /// Takes blocks back that no work uses any more; how many. Nothing while a capture is open.
     pub(super) fn settle_pending(&self, effort: Effort) -> Result<usize> {
         if lock(&self.pending).len() == 0 {
             return Ok(0);
         }
         let device = self.pool.device();
+        let everybody: &dyn Fn() -> Uses = &|| (self.pool.everybody)();
+        let everybody = self.key.everywhere.then_some(everybody);
         let done = device.outside_captures(|| {
             let _guard = device.enter()?;
             let mut pending = lock(&self.pending);
             match effort {
                 Effort::Ask => pending.done(effort, device),
-                Effort::Record => {
+                Effort::Batch | Effort::Record => {
                     // What is reached makes room for another.
                     let mut done = pending.done(effort, device)?;
-                    let more = match pending.record(MOST_POINTS) {
+                    let more = match pending.record(effort, everybody) {
                         Ok(true) => pending.done(effort, device),
                         outcome => outcome.map(|_| Vec::new()),
                     };
@@ -172,10 +213,10 @@ impl Heap {
                     Ok(done)
                 }
                 Effort::Wait => {
-                    pending.record(usize::MAX)?;
+                    pending.record(effort, everybody)?;
                     pending.done(effort, device).or_else(|error| {
                         self.pool.or_later::<()>(Err(error));
-                        pending.record(usize::MAX)?;
+                        pending.record(effort, everybody)?;
                         pending.done(effort, device)
                     })
                 }
@@ -185,12 +226,12 @@ impl Heap {
             Err(error) if error.status() == Status::Capturing => return Ok(0),
             other => other?,
         };
-        for (address, word) in &done {
-            self.return_block(Held {
-                address: *address,
-                units: word.bytes() / UNIT,
-            });
-        }
+        let held = |(address, word): &Block| Held {
+            address: *address,
+            units: word.bytes() / UNIT,
+        };
+        let held: Vec<Held> = done.iter().map(held).collect();
+        self.return_blocks(&held);
         Ok(done.len())
     }
 }

@@ -1,7 +1,7 @@
 //! The pools of a process: one way in for every request and every free, whatever device they concern.
 
 use super::cache::{BIN_SLOTS, BINNED_UNITS, Cache, Held, Kept, bin_room};
-use super::device::{DevicePool, Lean, Placing};
+use super::device::{DevicePool, Everybody, Lean, Placing};
 use super::exchange::Batch;
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local::{self, Instance};
@@ -96,9 +96,11 @@ impl Pools {
         backing: Backing,
         is_tight: Lean,
         placing: Placing,
+        everybody: Everybody,
     ) -> Arc<DevicePool> {
         let radix = self.radix.clone();
-        Arc::new(DevicePool::new(state, backing, radix, is_tight, placing))
+        let pool = DevicePool::new(state, backing, radix, is_tight, placing, everybody);
+        Arc::new(pool)
     }
 
     /// A block that the thread's cache, the heap's exchange or its arena has at hand. Makes no driver call
@@ -115,7 +117,11 @@ impl Pools {
                 Some(address) => (address, self.radix.entry(address, units)),
                 None => heap.pool.take_free_inside(cache, &inside, units)?,
             };
-            let is_time = publish(cache, entry, Word::new(heap.id, requested));
+            let mut word = Word::new(heap.id, requested);
+            if key.everywhere {
+                word = word.unordered();
+            }
+            let is_time = publish(cache, entry, word);
             drop(inside);
             if is_time {
                 look_at_peaks(cache.heap());
@@ -244,10 +250,43 @@ impl Pools {
                 }
                 true
             }) == Some(true);
-        match is_quick {
+        match is_quick || (used_on.is_none() && self.free_waiting(entry, address, word, allocator))
+        {
             true => Ok(Freed::Block),
             false => self.free_slowly(entry, address, allocator, used_on),
         }
+    }
+
+    /// Frees a block that any work may use, without a lock; no where that cannot be.
+    #[inline]
+    fn free_waiting(
+        &self,
+        entry: &Entry,
+        address: u64,
+        word: Word,
+        allocator: Option<u64>,
+    ) -> bool {
+        word.is_just_unordered()
+            && local::with_heap(&self.instance, word.heap(), |cache| {
+                let key = &cache.heap().key;
+                let is_own = allocator.is_none_or(|allocator| allocator == key.allocator);
+                let inside = if key.everywhere && is_own {
+                    cache.enter()
+                } else {
+                    None
+                };
+                let Some(inside) = inside else {
+                    return false;
+                };
+                if entry.change(word.0, 0).is_err() {
+                    return false;
+                }
+                cache.counts.gave(word.requested(), word.bytes());
+                if cache.wait_inside(&inside, address, word) == Some(true) {
+                    hand_over(cache, inside);
+                }
+                true
+            }) == Some(true)
     }
 
     #[cold]
@@ -432,6 +471,15 @@ fn publish(cache: &Cache, entry: &Entry, word: Word) -> bool {
 #[inline(never)]
 fn look_at_peaks(heap: &Heap) {
     heap.pool.look_at_peaks(heap);
+}
+
+/// What waits in a cache for all work goes where other threads find it.
+#[cold]
+#[inline(never)]
+fn hand_over(cache: &Cache, inside: Inside) {
+    cache.come_out_to_work(inside);
+    cache.heap().wait_for_everything(cache.take_waiting());
+    cache.end_work();
 }
 
 /// What has no room in a cache goes where others find it, of a thread that had gone in.

@@ -49,6 +49,12 @@ impl Word {
         self.0 & (SHARED | UNORDERED | ASLEEP) == 0
     }
 
+    /// Whether any work may use it, and nothing else is to be looked at.
+    #[inline]
+    pub fn is_just_unordered(self) -> bool {
+        self.0 & (SHARED | UNORDERED | ASLEEP) == UNORDERED
+    }
+
     /// The same block, used by anybody.
     pub fn unordered(self) -> Word {
         Word(self.0 | UNORDERED)
@@ -109,6 +115,8 @@ mod tests {
             let word = Word::new(heap, requested);
             assert!(word.is_live() && word.is_plain() && word.shared().is_shared());
             assert!(!word.unordered().is_plain() && !word.unordered().is_shared());
+            assert!(word.unordered().is_just_unordered() && !word.is_just_unordered());
+            assert!(!word.unordered().shared().is_just_unordered());
             assert_eq!(
                 (word.shared().heap(), word.shared().requested()),
                 (heap, requested)

@@ -55,7 +55,8 @@ impl Process {
             return self.allocate_pooled(&demand);
         }
         let location = self.located(&demand, device)?;
-        let capturing = device.is_capturing(demand.stream)?;
+        let capturing =
+            demand.last_use != LastUse::Everywhere && device.is_capturing(demand.stream)?;
         if !capturing {
             device.state().device.check_stream(demand.stream)?;
             self.outside_captures(device)?;
@@ -135,6 +136,11 @@ impl Process {
         let device = self.device(record.device)?;
         if let Some(stream) = used_on {
             self.note_last_use(&mut record, stream, &device.state().device);
+        }
+        if record.last_use == LastUse::Everywhere {
+            record.last_use = LastUse::Anywhere;
+            record.others.join(self.driver()?.uses_of_all());
+            record.others.leave_out_device(&device.state().device);
         }
         let kind = record.source.kind();
         device.took(kind, record.tag, record.counted_for, &record.block);

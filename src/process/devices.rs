@@ -38,6 +38,7 @@ pub struct DeviceEntry {
     pool: OnceCell<Arc<DevicePool>>,
     /// Held by who sleeps or wakes memory of the device.
     residency: Mutex<()>,
+    driver: Arc<Driver>,
 }
 
 /// What a source holds beside what it gave to the pool.
@@ -51,7 +52,11 @@ fn beside(all: Held, pooled: Held) -> Held {
 }
 
 impl DeviceEntry {
-    pub(super) fn new(driver: &Driver, gpu: Arc<Device>, settings: Arc<Settings>) -> DeviceEntry {
+    pub(super) fn new(
+        driver: &Arc<Driver>,
+        gpu: Arc<Device>,
+        settings: Arc<Settings>,
+    ) -> DeviceEntry {
         let kept = settings.clone();
         for opt in [
             Opt::AsyncPool,
@@ -86,6 +91,7 @@ impl DeviceEntry {
             by_owner: ByOwner::default(),
             pool: OnceCell::new(),
             residency: Mutex::default(),
+            driver: driver.clone(),
             settings: kept,
             state,
         }
@@ -117,7 +123,10 @@ impl DeviceEntry {
             let settings = self.settings.clone();
             let is_tight = Box::new(move || settings.text(Opt::Waste) == "tight");
             let placing = self.placing(over);
-            Ok(pools.device(self.state.clone(), backing, is_tight, placing))
+            let driver = self.driver.clone();
+            let everybody = Box::new(move || driver.uses_of_all());
+            let state = self.state.clone();
+            Ok(pools.device(state, backing, is_tight, placing, everybody))
         })
     }
 

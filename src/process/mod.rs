@@ -90,7 +90,7 @@ pub struct Process {
 
 /// The driver and what came into use of it.
 struct Opened {
-    driver: Driver,
+    driver: Arc<Driver>,
     devices: Vec<OnceCell<Arc<DeviceEntry>>>,
 }
 
@@ -161,7 +161,7 @@ impl Process {
 
     /// The driver, opened at the first call. A failure is not kept: the next call tries again.
     pub fn driver(&self) -> Result<&Driver> {
-        self.opened().map(|opened| &opened.driver)
+        self.opened().map(|opened| &*opened.driver)
     }
 
     fn opened(&self) -> Result<&Opened> {
@@ -186,7 +186,7 @@ impl Process {
             let devices = (0..driver.device_count()).map(|_| OnceCell::new());
             Ok(Opened {
                 devices: devices.collect(),
-                driver,
+                driver: Arc::new(driver),
             })
         })
     }

@@ -22,6 +22,7 @@ fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
         tag: demand.tag.number(),
         allocator: demand.allocator.map_or(0, AllocatorId::get),
         graph,
+        everywhere: demand.last_use == LastUse::Everywhere,
     }
 }
 
@@ -61,6 +62,26 @@ impl Process {
             tag: tag.number(),
             allocator: allocator.map_or(0, AllocatorId::get),
             graph: None,
+            everywhere: false,
+        };
+        self.pools.reuse(&key, bytes)
+    }
+
+    /// [`Process::reuse_pooled`] of memory that any work may use until it is freed ([`LastUse::Everywhere`]). What is at
+    /// hand no work uses any more.
+    #[inline]
+    pub fn reuse_everywhere(&self, device: i32, bytes: u64, tag: TagId) -> Option<u64> {
+        if lifetime::has_forked() || bytes == 0 {
+            return None;
+        }
+        let key = HeapKey {
+            device,
+            stream: Stream::LEGACY,
+            thread: 0,
+            tag: tag.number(),
+            allocator: 0,
+            graph: None,
+            everywhere: true,
         };
         self.pools.reuse(&key, bytes)
     }
@@ -68,7 +89,9 @@ impl Process {
     pub(super) fn allocate_pooled(&self, demand: &Demand) -> Result<u64> {
         let device = self.device(demand.device)?;
         let slow = self.slow.load(Ordering::Relaxed);
-        let capturing = slow != 0 && device.is_capturing(demand.stream)?;
+        let capturing = slow != 0
+            && demand.last_use != LastUse::Everywhere
+            && device.is_capturing(demand.stream)?;
         if !capturing && slow > 1 {
             self.outside_captures(device)?;
         }
@@ -76,7 +99,10 @@ impl Process {
             false => None,
             true => Some(self.graph_of(device, demand)?),
         };
-        let is_unordered = matches!(demand.last_use, LastUse::Unknown | LastUse::Anywhere);
+        let is_unordered = matches!(
+            demand.last_use,
+            LastUse::Unknown | LastUse::Anywhere | LastUse::Everywhere
+        );
         let key = key(demand, graph);
         let allocate = || {
             let pool = device.pool(&self.pools)?;
@@ -137,6 +163,15 @@ impl Process {
             }
         };
         Ok(freed == Freed::Block)
+    }
+
+    /// Takes a pool's block back; no if there is none at `address`, or nothing is to be freed any more: then
+    /// [`Process::deallocate`] says what it is.
+    #[inline]
+    pub fn free_at_once(&self, address: u64) -> bool {
+        !lifetime::has_forked()
+            && !lifetime::is_exiting()
+            && matches!(self.free_pooled(address, None, None), Ok(true))
     }
 
     pub(super) fn release_pooled(&self, gone: &[Generation]) {

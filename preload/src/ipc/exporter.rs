@@ -162,9 +162,14 @@ fn unpin(process: &Process, pins: &[u64]) {
     }
 }
 
+/// Whether anything is exported.
+pub fn is_in_use() -> bool {
+    COUNT.load(Ordering::Relaxed) != 0
+}
+
 /// A block is about to be freed by the program.
 pub fn freeing(address: u64) -> Freeing {
-    if COUNT.load(Ordering::Relaxed) == 0 || process::has_forked() {
+    if !is_in_use() || process::has_forked() {
         return Freeing::Now;
     }
     let mut state = state();

@@ -7,7 +7,7 @@ mod handle;
 mod opener;
 mod place;
 
-pub use exporter::{Freeing, freeing};
+pub use exporter::{Freeing, freeing, is_in_use};
 
 use crate::answer::{INVALID, SUCCESS, answer, code};
 use crate::runtime::{current_device, make_ready, runtime};

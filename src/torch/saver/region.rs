@@ -196,7 +196,7 @@ pub fn allocate(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
             align: ALIGN,
             stream: Stream::LEGACY,
             owner: Owner::Block,
-            last_use: LastUse::Anywhere,
+            last_use: LastUse::Everywhere,
             allocator: None,
             location: None,
             tag: region.tag,
