@@ -66,6 +66,14 @@ fn memory_of_the_runtime() {
     run.succeeds();
 }
 
+#[test]
+fn what_a_free_orders_against() {
+    let preloaded = Preloaded::new("preload_order");
+    let program = preloaded.program("preload/order.c");
+    let run = preloaded.run(&program);
+    run.env("HBMALLOC_SIM", "devices=3,memory=4GiB").succeeds();
+}
+
 /// What a shell or another program finds of a run: its output and how it ended.
 fn outcome(program: &str, arguments: &[&str], library: Option<&Path>) -> Output {
     let mut command = Command::new(program);

@@ -114,46 +114,25 @@ private:
 
 // Blocks behind one another in one region of the upstream's memory, freed in the reverse order of their allocation, by
 // the size they were asked for with; what does not fit is the upstream's own. Aligned to 256. The stream is the upstream's.
-class Arena : public AllocatorImpl {
+class Arena : public detail::HandleAllocator {
 public:
-    explicit Arena(std::shared_ptr<AllocatorImpl> upstream) : upstream_(std::move(upstream)) {
-        if (upstream_ == nullptr) {
-            detail::raise(HBM_INVALID_ARGUMENT, "an arena needs an allocator that it is over");
-        }
-        stream_ = upstream_->stream();
-        device_ = upstream_->device();
-        raw_stream_ = StreamRef(stream_).raw();
+    explicit Arena(std::shared_ptr<AllocatorImpl> upstream)
+        : HandleAllocator(there(upstream).stream()), upstream_(std::move(upstream)) {
+        const Device device = upstream_->device();
         hbm_allocator_desc_t descriptor{};
         descriptor.struct_size = sizeof descriptor;
         descriptor.kind = HBM_KIND_ARENA;
-        descriptor.device = device_.id;
+        descriptor.device = device.id;
         descriptor.upstream = upstream_->native();
         if (descriptor.upstream == nullptr) {
             bridge_ = std::make_unique<detail::Bridge>(upstream_);
             descriptor.upstream = bridge_->handle();
         }
-        detail::check(hbm_allocator_create(&descriptor, &handle_));
+        create(device, descriptor);
     }
 
-    // Blocks that are still given out stay valid, and the region and the upstream then stay behind for them.
-    ~Arena() override {
-        if (int status = hbm_allocator_destroy(handle_)) {
-            detail::report_last(status, handle_);
-        }
-    }
-
-    void *allocate(ssize_t bytes) final {
-        if (__builtin_expect(bytes <= 0, 0)) {
-            return bytes == 0 ? nullptr : (detail::raise_negative(bytes), nullptr);
-        }
-        void *address = nullptr;
-        const auto size = static_cast<std::size_t>(bytes);
-        const int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address);
-        if (__builtin_expect(status != HBM_OK, 0)) {
-            detail::raise_allocation(status, size);
-        }
-        return address;
-    }
+    // The region goes before what it is over.
+    ~Arena() override { destroy(); }
 
     // A wrong size, a wrong order and a foreign block change nothing; the handler of set_deallocation_handler hears of them.
     void deallocate(void *address, ssize_t bytes) noexcept final {
@@ -174,36 +153,23 @@ public:
         return stats;
     }
 
-    Stream stream() const noexcept final { return stream_; }
-    Device device() const noexcept final { return device_; }
-
-    // Of the upstream, and of the region where it is empty.
-    void trim(std::size_t bytes_to_keep) final { detail::check(hbm_allocator_trim(handle_, bytes_to_keep, nullptr)); }
-
     bool is_host_accessible() const final { return upstream_->is_host_accessible(); }
     bool is_device_accessible() const final { return upstream_->is_device_accessible(); }
-
-    hbm_status try_allocate(std::size_t bytes, std::size_t alignment, StreamRef stream, void **out) noexcept final {
-        *out = nullptr;
-        if (bytes == 0) {
-            return HBM_OK;
-        }
-        return detail::allocation_status(hbm_allocator_allocate(handle_, bytes, alignment, stream.raw(), out), bytes);
-    }
 
     hbm_status try_deallocate(void *address, std::size_t bytes, StreamRef stream) noexcept final {
         return static_cast<hbm_status>(hbm_allocator_deallocate_sized(handle_, address, bytes, stream.raw()));
     }
 
-    hbm_allocator_t *native() const noexcept final { return handle_; }
-
 private:
+    static const AllocatorImpl &there(const std::shared_ptr<AllocatorImpl> &upstream) {
+        if (upstream == nullptr) {
+            detail::raise(HBM_INVALID_ARGUMENT, "an arena needs an allocator that it is over");
+        }
+        return *upstream;
+    }
+
     std::shared_ptr<AllocatorImpl> upstream_;
     std::unique_ptr<detail::Bridge> bridge_;
-    hbm_allocator_t *handle_ = nullptr;
-    Stream stream_;
-    void *raw_stream_ = nullptr;
-    Device device_;
 };
 
 }  // namespace hbmalloc

@@ -99,7 +99,7 @@ public:
     friend bool operator!=(const Resource &a, const Resource &b) noexcept { return !(a == b); }
 
 private:
-    static constexpr std::size_t own_alignment = 256;
+    static constexpr std::size_t own_alignment = detail::own_alignment;
 
     static StreamRef raw(::cuda::stream_ref stream) noexcept { return StreamRef(stream.get()); }
 

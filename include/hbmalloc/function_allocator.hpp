@@ -9,7 +9,7 @@ namespace [[gnu::visibility("default")]] hbmalloc {
 
 // Two functions and where their memory is. They are `void *(ssize_t)` and `void (void *, ssize_t)`, or know streams and
 // alignments: `void *(std::size_t bytes, std::size_t alignment, StreamRef)` and `void (void *, std::size_t, StreamRef)`.
-// Called by any thread that uses the allocator. Nothing is recorded: what is freed twice reaches the function twice.
+// An alignment is a power of two, 256 where none was asked for. Called by any thread that uses the allocator. Nothing is recorded: what is freed twice reaches the function twice.
 class FunctionAllocator final : public AllocatorImpl {
 public:
     template <class Allocate, class Deallocate>
@@ -36,7 +36,7 @@ public:
             return bytes == 0 ? nullptr : (detail::raise_negative(bytes), nullptr);
         }
         const auto size = static_cast<std::size_t>(bytes);
-        void *address = allocate_ ? allocate_(bytes) : aware_allocate_(size, 0, nullptr);
+        void *address = allocate_ ? allocate_(bytes) : aware_allocate_(size, detail::own_alignment, nullptr);
         if (address == nullptr) {
             detail::raise(HBM_OUT_OF_MEMORY, "the function of an allocator gave no " + std::to_string(bytes) + " bytes");
         }
@@ -61,7 +61,7 @@ public:
         }
         try {
             *out = nullptr;
-            *out = aware_allocate_(bytes, alignment, stream);
+            *out = aware_allocate_(bytes, alignment == 0 ? detail::own_alignment : alignment, stream);
             return *out == nullptr ? HBM_OUT_OF_MEMORY : HBM_OK;
         } catch (...) {
             return detail::status_of_exception();

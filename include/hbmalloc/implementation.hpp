@@ -13,6 +13,9 @@ namespace [[gnu::visibility("default")]] hbmalloc {
 
 namespace detail {
 
+// That of blocks for which none was asked.
+inline constexpr std::size_t own_alignment = 256;
+
 inline constexpr std::size_t most_bytes = static_cast<std::size_t>(std::numeric_limits<ssize_t>::max());
 
 [[noreturn, gnu::cold, gnu::noinline]] inline void raise_negative(ssize_t bytes) {

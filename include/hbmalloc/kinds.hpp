@@ -1,7 +1,7 @@
 // The kinds of memory that the library has.
 #pragma once
 
-#include <hbmalloc/implementation.hpp>
+#include <hbmalloc/handle_allocator.hpp>
 
 #include <string>
 
@@ -58,17 +58,15 @@ constexpr DeviceType type_of(Kind kind, bool is_pinned) {
 }  // namespace detail
 
 // An allocator of the library. Any thread; streams as given in the options unless a call names another.
-class KindAllocator : public AllocatorImpl {
+class KindAllocator : public detail::HandleAllocator {
 public:
     // Throws where there is no such device, no driver, or no such memory on this machine.
-    explicit KindAllocator(Kind kind, const Options &options = {})
-        : kind_(kind), stream_(options.stream), raw_stream_(StreamRef(options.stream).raw()) {
+    explicit KindAllocator(Kind kind, const Options &options = {}) : HandleAllocator(options.stream), kind_(kind) {
         const DeviceType type = detail::type_of(kind, options.is_pinned);
         int ordinal = 0;
         if (kind == Kind::pinned || detail::is_of_device(kind)) {
             ordinal = stream_ ? stream_.device() : options.device < 0 ? current_device() : options.device;
         }
-        device_ = Device(type, ordinal);
         hbm_allocator_desc_t descriptor{};
         descriptor.struct_size = sizeof descriptor;
         descriptor.kind = static_cast<int>(kind);
@@ -82,27 +80,7 @@ public:
         descriptor.shm_name = options.name.empty() ? nullptr : options.name.c_str();
         descriptor.shm_attach = options.is_attached;
         descriptor.unpinned = !options.is_pinned;
-        detail::check(hbm_allocator_create(&descriptor, &handle_));
-    }
-
-    // Blocks that are still given out stay valid, and the allocator then stays behind for them.
-    ~KindAllocator() override {
-        if (int status = hbm_allocator_destroy(handle_)) {
-            detail::report_last(status, handle_);
-        }
-    }
-
-    void *allocate(ssize_t bytes) final {
-        if (__builtin_expect(bytes <= 0, 0)) {
-            return none_of(bytes);
-        }
-        void *address = nullptr;
-        const auto size = static_cast<std::size_t>(bytes);
-        const int status = hbm_allocator_allocate(handle_, size, 0, raw_stream_, &address);
-        if (__builtin_expect(status != HBM_OK, 0)) {
-            detail::raise_allocation(status, size);
-        }
-        return address;
+        create(Device(type, ordinal), descriptor);
     }
 
     // The library knows the size of each of its blocks: `bytes` must not be negative, and is not looked at else.
@@ -118,41 +96,16 @@ public:
         }
     }
 
-    Stream stream() const noexcept final { return stream_; }
-    Device device() const noexcept final { return device_; }
     Kind kind() const noexcept { return kind_; }
 
-    void trim(std::size_t bytes_to_keep) final { detail::check(hbm_allocator_trim(handle_, bytes_to_keep, nullptr)); }
-
     bool is_host_accessible() const noexcept final { return device_.type != kDEVICE || kind_ == Kind::managed; }
-
-    hbm_status try_allocate(std::size_t bytes, std::size_t alignment, StreamRef stream, void **out) noexcept final {
-        *out = nullptr;
-        if (bytes == 0) {
-            return HBM_OK;
-        }
-        return detail::allocation_status(hbm_allocator_allocate(handle_, bytes, alignment, stream.raw(), out), bytes);
-    }
 
     hbm_status try_deallocate(void *address, std::size_t, StreamRef stream) noexcept final {
         return static_cast<hbm_status>(hbm_allocator_deallocate(handle_, address, stream.raw()));
     }
 
-    hbm_allocator_t *native() const noexcept final { return handle_; }
-
 private:
-    [[gnu::cold, gnu::noinline]] static void *none_of(ssize_t bytes) {
-        if (bytes < 0) {
-            detail::raise_negative(bytes);
-        }
-        return nullptr;
-    }
-
-    hbm_allocator_t *handle_ = nullptr;
     Kind kind_;
-    Stream stream_;
-    void *raw_stream_;
-    Device device_;
 };
 
 }  // namespace hbmalloc

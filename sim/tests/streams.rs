@@ -369,12 +369,12 @@ fn a_stream_waits_for_a_word_in_memory() {
     assert_eq!(call("cuEventQuery", &[done]), 600);
     write(3);
     assert_eq!((call("cuEventQuery", &[done]), query(a)), (0, 600));
+    let started = Instant::now();
     let soon = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(20));
         // SAFETY: as above; the test waits for this thread.
         unsafe { std::ptr::write_volatile(word as *mut u32, 9) }
     });
-    let started = Instant::now();
     ok("cuStreamSynchronize", &[a]);
     assert!(started.elapsed() >= Duration::from_millis(19));
     soon.join().unwrap();

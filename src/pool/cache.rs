@@ -338,6 +338,11 @@ impl Cache {
         (place.swap(address, units)).map_or(Kept::Yes, Kept::InsteadOf)
     }
 
+    /// Keeps a freed block of a size that has a bin with room.
+    pub fn keep_small(&self, held: Held) -> bool {
+        held.units <= BINNED_UNITS && self.keep(held.address, held.units) == Kept::Yes
+    }
+
     /// Keeps a freed block that any work may still use, for a thread that has gone in; whether it is time to look at
     /// those. None of a heap that has no such blocks.
     #[inline]

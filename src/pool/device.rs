@@ -7,7 +7,6 @@ use super::counters::{Counters, add};
 use super::fold::{Folded, SpareCounts};
 use super::heap::{Heap, HeapKey, Seat};
 use super::pace::Pace;
-use super::pending::Effort;
 use super::retired::Retired;
 use super::settle::Progress;
 use super::tally::Tally;
@@ -249,14 +248,12 @@ impl DevicePool {
         }
         // What this thread has freed comes first, by no order point of its own.
         heap.wait_for_everything(cache.map(Cache::take_waiting).unwrap_or_default());
-        let effort = match self.is_tight() {
-            true => Effort::Record,
-            false => Effort::Batch,
-        };
-        if self.or_later(heap.settle_pending(effort)) > 0 {
-            if let Some(given) = self.take_free(&wanted) {
+        if self.or_later(heap.settle_pending_for(cache, heap.effort())) > 0 {
+            let kept = wanted.take_kept();
+            let free = || self.take_free(&wanted).map(|given| given.address);
+            if let Some(address) = kept.or_else(free) {
                 add(&self.counters.searches, 1);
-                return Ok(given.address);
+                return Ok(address);
             }
         }
         let outcome = self.grow(&wanted);
@@ -351,6 +348,13 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// A block of just the length that the thread keeps.
+    fn take_kept(&self) -> Option<u64> {
+        let cache = self.cache.filter(|_| self.align == UNIT_ALIGN)?;
+        let inside = cache.enter()?;
+        cache.take_inside(&inside, self.bytes / UNIT)
+    }
+
     /// What the calling thread and the exchange keep of the heap becomes free memory, so that it holds
     /// no chunk back.
     pub(super) fn give_up_kept(&self) {

@@ -7,7 +7,6 @@ use super::arena::{Arena, Ground};
 use super::counters::add;
 use super::device::{DevicePool, Wanted};
 use super::pace::{Account, Pace};
-use super::pending::Effort;
 use super::policy::{self, Candidate, Stretch};
 use crate::config::value::Location;
 use crate::core::space::{Color, Epoch, Given, Space, Window};
@@ -86,7 +85,7 @@ impl DevicePool {
                 .any(|(other, _)| Arc::ptr_eq(other, arena));
             if shares && (heap.threads() > 1 || !Arc::ptr_eq(&heap, wanted.heap)) {
                 gathered += heap.flush(false);
-                gathered += self.or_later(heap.settle_pending(Effort::Batch)) as u64;
+                gathered += self.or_later(heap.settle_pending(heap.effort())) as u64;
             }
         }
         gathered + self.settle_others(wanted)

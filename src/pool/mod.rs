@@ -16,6 +16,7 @@ mod doze;
 mod ending;
 mod exchange;
 mod fold;
+mod freeing;
 mod growth;
 mod heap;
 mod keys;

@@ -1,7 +1,7 @@
 //! Freed blocks that other work than that of their own stream may still use. They wait in groups: one
 //! set of events covers every block freed since the last time somebody looked.
 
-use super::cache::Held;
+use super::cache::{Cache, Held};
 use super::heap::Heap;
 use super::waiting::Block;
 use super::word::Word;
@@ -185,8 +185,25 @@ impl Heap {
         }
     }
 
+    /// How far a request goes for blocks that wait. Where all do, they are many.
+    pub(super) fn effort(&self) -> Effort {
+        match self.key.everywhere && !self.pool.is_tight() {
+            true => Effort::Batch,
+            false => Effort::Record,
+        }
+    }
+
     /// Takes blocks back that no work uses any more; how many. Nothing while a capture is open.
     pub(super) fn settle_pending(&self, effort: Effort) -> Result<usize> {
+        self.settle_pending_for(None, effort)
+    }
+
+    /// [`Heap::settle_pending`] for a thread, whose cache gets small ones first.
+    pub(super) fn settle_pending_for(
+        &self,
+        cache: Option<&Cache>,
+        effort: Effort,
+    ) -> Result<usize> {
         if lock(&self.pending).len() == 0 {
             return Ok(0);
         }
@@ -230,7 +247,10 @@ impl Heap {
             address: *address,
             units: word.bytes() / UNIT,
         };
-        let held: Vec<Held> = done.iter().map(held).collect();
+        let mut held: Vec<Held> = done.iter().map(held).collect();
+        if let Some(cache) = cache {
+            held.retain(|held| !cache.keep_small(*held));
+        }
         self.return_blocks(&held);
         Ok(done.len())
     }

@@ -4,6 +4,7 @@
 use super::{Process, lifetime};
 use crate::error::Result;
 use crate::gpu::Stream;
+use std::sync::atomic::Ordering;
 
 impl Process {
     /// A capture is about to begin on a device. Its number for [`Process::capture_shown`] and [`Process::capture_ended`].
@@ -11,6 +12,8 @@ impl Process {
         let gpu = &self.device(ordinal)?.state().device;
         let token = self.graphs.number();
         gpu.captures().begin(gpu, token);
+        self.captures_open.fetch_add(1, Ordering::SeqCst);
+        self.note_open_captures();
         Ok(token)
     }
 
@@ -21,12 +24,14 @@ impl Process {
         Ok(())
     }
 
-    /// It is over, or has not begun.
+    /// It is over, or has not begun. To be said once of each.
     pub fn capture_ended(&self, ordinal: i32, token: u64) -> Result<()> {
         if lifetime::has_forked() || lifetime::is_exiting() {
             return Ok(());
         }
         self.device(ordinal)?.state().device.captures().end(token);
+        self.captures_open.fetch_sub(1, Ordering::SeqCst);
+        self.note_open_captures();
         Ok(())
     }
 }

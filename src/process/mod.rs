@@ -71,6 +71,8 @@ pub struct Process {
     choice: Choice,
     hooked: AtomicBool,
     captures_told: AtomicBool,
+    /// Captures that were told of and are of no pool of graphs.
+    captures_open: AtomicU64,
     pools: Pools,
     /// Where contents of memory that sleeps are.
     stores: Stores,
@@ -123,6 +125,7 @@ impl Process {
             choice: Choice::default(),
             hooked: AtomicBool::new(false),
             captures_told: AtomicBool::new(false),
+            captures_open: AtomicU64::new(0),
             pools: Pools::default(),
             stores: Stores {
                 host: Arc::default(),

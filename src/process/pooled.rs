@@ -197,8 +197,9 @@ impl Process {
     pub(super) fn note_open_captures(&self) {
         let told = self.is_hooked() || self.captures_told.load(Ordering::SeqCst);
         let untold = u64::from(!told);
-        self.graphs.count_open(|open| {
-            self.slow.store(2 * open as u64 + untold, Ordering::SeqCst);
+        self.graphs.count_open(|of_pools| {
+            let open = of_pools as u64 + self.captures_open.load(Ordering::SeqCst);
+            self.slow.store(2 * open + untold, Ordering::SeqCst);
         });
     }
 

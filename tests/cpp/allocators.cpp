@@ -117,6 +117,10 @@ void statuses() {
     block = aware.allocate(10, stream, 512);
     CHECK(seen == stream.handle());
     aware.deallocate(block, 10, stream);
+    for (void *plain : {aware->allocate(10), aware.allocate(10, stream)}) {
+        CHECK(reinterpret_cast<std::uintptr_t>(plain) % 256 == 0);
+        std::free(plain);
+    }
 }
 
 void buffers() {

@@ -1,0 +1,135 @@
+/* What a free orders against, and what captures are told of: the program knows nothing of hbmalloc in the one case, and uses
+ * it beside CUDA's runtime in the other. */
+#define _GNU_SOURCE
+#include "runtime.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+static int overlap(const void *one, const void *other, size_t bytes) {
+    return (const char *)one < (const char *)other + bytes && (const char *)other < (const char *)one + bytes;
+}
+
+/* Work of another device uses memory too, by its own streams. */
+static void other_devices(void) {
+    void *block = NULL, *other = NULL, *stream = NULL, *later[64];
+    OK(cudaSetDevice(1));
+    OK(cudaMalloc(&other, MIB));
+    OK(cudaStreamCreate(&stream));
+    OK(cudaSetDevice(0));
+    OK(cudaMalloc(&block, 3 * MIB));
+    OK(cudaSetDevice(1));
+    stream_hold(stream);
+    OK(cudaMemsetAsync(block, 7, 3 * MIB, stream));
+    OK(cudaSetDevice(0));
+    OK(cudaFree(block));
+    for (int i = 0; i < 64; i++) {
+        OK(cudaMalloc(&later[i], 3 * MIB));
+        CHECK(!overlap(later[i], block, 3 * MIB));
+    }
+    stream_release(stream);
+    OK(cudaSetDevice(1));
+    OK(cudaStreamSynchronize(stream));
+    OK(cudaSetDevice(0));
+    for (int i = 0; i < 64; i++) OK(cudaFree(later[i]));
+    /* Once it is done, the memory serves again. */
+    int is_there = 0;
+    for (int i = 0; i < 64; i++) OK(cudaMalloc(&later[i], 3 * MIB));
+    for (int i = 0; i < 64; i++) is_there |= overlap(later[i], block, 3 * MIB);
+    CHECK(is_there);
+    for (int i = 0; i < 64; i++) OK(cudaFree(later[i]));
+    OK(cudaFree(other));
+    OK(cudaSetDevice(1));
+    OK(cudaStreamDestroy(stream));
+    OK(cudaSetDevice(0));
+}
+
+static atomic_int is_released;
+
+static void *release_soon(void *stream) {
+    usleep(200000);
+    atomic_store(&is_released, 1);
+    stream_release(stream);
+    return NULL;
+}
+
+/* Managed memory, used by a device on which nothing was allocated. */
+static void managed_elsewhere(void) {
+    void *block = NULL, *stream = NULL;
+    pthread_t helper;
+    OK(cudaSetDevice(2));
+    OK(cudaStreamCreate(&stream));
+    OK(cudaSetDevice(0));
+    OK(cudaMallocManaged(&block, 3 * MIB, 1));
+    OK(cudaSetDevice(2));
+    stream_hold(stream);
+    OK(cudaMemsetAsync(block, 7, 3 * MIB, stream));
+    OK(cudaSetDevice(0));
+    CHECK(pthread_create(&helper, NULL, release_soon, stream) == 0);
+    OK(cudaFree(block));
+    CHECK(atomic_load(&is_released));
+    CHECK(pthread_join(helper, NULL) == 0);
+    OK(cudaSetDevice(2));
+    OK(cudaStreamDestroy(stream));
+    OK(cudaSetDevice(0));
+}
+
+/* What the pool gives to a stream that captures is its graph's, also where the runtime's functions began the capture. */
+static void captured_by_the_library(void) {
+    hbm_allocator_desc_t descriptor = {.struct_size = sizeof descriptor, .kind = HBM_KIND_POOL};
+    hbm_allocator_t *allocator = NULL;
+    void *stream = NULL, *graph = NULL, *block = NULL, *later[8];
+    EXPECT(HBM_OK, hbm_allocator_create(&descriptor, &allocator));
+    OK(cudaStreamCreate(&stream));
+    EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 3 * MIB, 0, stream, &block));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, stream));
+    OK(cudaStreamBeginCapture(stream, 2));
+    EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 3 * MIB, 0, stream, &block));
+    OK(cudaMemsetAsync(block, 1, 3 * MIB, stream));
+    EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, stream));
+    OK(cudaStreamEndCapture(stream, &graph));
+    for (int i = 0; i < 8; i++) {
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 3 * MIB, 0, stream, &later[i]));
+        CHECK(!overlap(later[i], block, 3 * MIB));
+    }
+    for (int i = 0; i < 8; i++) EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, later[i], stream));
+    OK(cudaStreamDestroy(stream));
+    hbm_allocator_destroy(allocator);
+}
+
+/* Between threads: what one frees another has, sooner or later, and never before its work is done. */
+enum { THREADS = 4, ROUNDS = 4000, SLOTS = 64 };
+static _Atomic(void *) slots[SLOTS];
+
+static void *pass_on(void *argument) {
+    unsigned seed = (unsigned)(uintptr_t)argument;
+    for (int i = 0; i < ROUNDS; i++) {
+        void *block = NULL;
+        size_t bytes = (size_t)1 << (8 + rand_r(&seed) % 13);
+        OK(cudaMalloc(&block, bytes));
+        void *old = atomic_exchange(&slots[rand_r(&seed) % SLOTS], block);
+        if (old != NULL) OK(cudaFree(old));
+    }
+    return NULL;
+}
+
+static void threads(void) {
+    pthread_t ours[THREADS];
+    for (uintptr_t i = 0; i < THREADS; i++) CHECK(pthread_create(&ours[i], NULL, pass_on, (void *)(i + 1)) == 0);
+    for (int i = 0; i < THREADS; i++) CHECK(pthread_join(ours[i], NULL) == 0);
+    for (int i = 0; i < SLOTS; i++) OK(cudaFree(atomic_exchange(&slots[i], NULL)));
+    uint64_t released = 0;
+    EXPECT(HBM_OK, hbm_trim(0, 0, &released));
+    hbm_stats_t now = {.struct_size = sizeof now};
+    EXPECT(HBM_OK, hbm_stats(0, -1, &now));
+    CHECK(released > 0 && now.allocated == 0 && now.reserved == 0);
+}
+
+int main(void) {
+    other_devices();
+    managed_elsewhere();
+    threads();
+    captured_by_the_library();
+    return 0;
+}
