@@ -28,6 +28,7 @@ impl Run {
                 false => Owner::Block,
             },
             last_use: match ask.unordered {
+                true if self.is_everywhere(ask) => LastUse::Everywhere,
                 true => LastUse::Anywhere,
                 false => LastUse::Told,
             },
@@ -36,18 +37,28 @@ impl Run {
         }
     }
 
+    /// Every other block of no order is asked for as cudaMalloc does, which keeps nothing for graphs.
+    fn is_everywhere(&self, ask: &Ask) -> bool {
+        ask.unordered && !ask.segment && ask.bytes % 2 == 1 && !self.captures(ask.stream)
+    }
+
     /// Asks as the exports do: for a block at hand first.
     fn request(&mut self, ask: &Ask) -> std::result::Result<Result<u64>, Stop> {
         let demand = self.demand(ask);
         let quick = ask.align <= 256 && !ask.unordered && !ask.segment;
+        let everywhere = ask.align <= 256 && self.is_everywhere(ask);
         let process = self.process.clone();
         let (lanes, crew) = (&self.lanes, &mut self.crew);
         lanes.patiently(|| {
             crew.on(ask.thread, move || {
-                let (bytes, stream) = (demand.bytes, demand.stream);
-                let at_hand = quick
-                    .then(|| process.reuse_pooled(0, bytes, stream, None, demand.tag))
-                    .flatten();
+                let Demand {
+                    bytes, stream, tag, ..
+                } = demand;
+                let at_hand = match quick {
+                    true => process.reuse_pooled(0, bytes, stream, None, tag),
+                    false if everywhere => process.reuse_everywhere(0, bytes, tag),
+                    false => None,
+                };
                 at_hand.map_or_else(|| process.allocate(demand), Ok)
             })
         })

@@ -81,7 +81,8 @@ impl Arena {
             last_use: match random.below(8) {
                 0 => LastUse::Unknown,
                 1 => LastUse::Anywhere,
-                2..=4 => LastUse::Told,
+                2 => LastUse::Everywhere,
+                3..=4 => LastUse::Told,
                 _ => LastUse::Streams,
             },
             allocator: None,
