@@ -111,6 +111,11 @@ tests! {
     the_same_address_again: "again";
 }
 
+tests! {
+    "preload/streams.c";
+    arenas_are_told_of_streams: "arenas";
+}
+
 #[test]
 fn blocks_of_their_own_go_both_ways() {
     let preloaded = Preloaded::new("context_vmm", "preload/ipc.c");

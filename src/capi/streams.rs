@@ -138,7 +138,7 @@ pub extern "C" fn hbm_stream_destroy(stream: *mut c_void) -> i32 {
         }
         let made = take(&STREAMS, stream)
             .ok_or_else(|| not_made("hbm_stream_destroy", "stream", stream))?;
-        super::device::forget(made.device().ordinal(), made.stream())
+        observe::process().forget_stream(made.device().ordinal(), made.stream())
     })
 }
 

@@ -25,6 +25,7 @@ mod reset;
 pub mod residency;
 pub mod sharing;
 pub mod slabs;
+mod stacks;
 pub mod stats;
 pub mod tags;
 
@@ -78,6 +79,7 @@ pub struct Process {
     host_blocks: host::HostBlocks,
     slabs: slabs::Slabs,
     host_seams: copies::HostSeams,
+    stacks: stacks::Stacks,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -133,6 +135,7 @@ impl Process {
             host_blocks: host::HostBlocks::default(),
             slabs: slabs::Slabs::default(),
             host_seams: copies::HostSeams::default(),
+            stacks: stacks::Stacks::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),
