@@ -114,6 +114,24 @@ tests! {
 tests! {
     "preload/streams.c";
     arenas_are_told_of_streams: "arenas";
+    streams_of_another_device: "elsewhere";
+}
+
+#[test]
+fn streams_of_the_only_device() {
+    let preloaded = Preloaded::new("context_one", "preload/streams.c");
+    let run = preloaded.run("one").env("HBMALLOC_SIM", "devices=1");
+    run.succeeds();
+}
+
+/// Drivers before 12.5 do not say whose a stream is that captures.
+#[test]
+fn streams_of_another_device_with_an_older_driver() {
+    let preloaded = Preloaded::new("context_older", "preload/streams.c");
+    let run = preloaded
+        .run("elsewhere")
+        .env("HBMALLOC_SIM", "devices=2,memory=4GiB,version=12020");
+    run.succeeds();
 }
 
 #[test]

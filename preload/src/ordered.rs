@@ -2,20 +2,11 @@
 
 use crate::answer::{INVALID, SUCCESS, answer};
 use crate::memory::{allocate, free, is_ours};
-use crate::runtime::{current_device, make_ready, runtime};
+use crate::runtime::{make_ready, runtime};
+use crate::streams::{device_of, own};
 use hbmalloc::gpu::Stream;
 use hbmalloc::source::LastUse;
 use std::ffi::{c_int, c_void};
-
-/// What NULL means to functions that a program calls by their second name: the thread's own stream.
-const PER_THREAD: *mut c_void = 2 as *mut c_void;
-
-pub fn own(stream: *mut c_void) -> *mut c_void {
-    match stream.is_null() {
-        true => PER_THREAD,
-        false => stream,
-    }
-}
 
 /// Whether the stream captures, so that the allocation is to be a node of its graph, which the runtime alone makes.
 fn captures(stream: *mut c_void) -> bool {
@@ -28,10 +19,10 @@ fn allocate_ordered(out: *mut *mut c_void, bytes: usize, stream: *mut c_void) ->
     if out.is_null() || captures(stream) {
         return None;
     }
-    let device = match (make_ready(), current_device()) {
-        (SUCCESS, Ok(device)) => device,
-        _ => return None,
-    };
+    if make_ready() != SUCCESS {
+        return None;
+    }
+    let device = device_of(stream).ok()?;
     let mut address = std::ptr::null_mut();
     let answered = answer(|| {
         if bytes > 0 {
@@ -98,9 +89,9 @@ pub extern "C" fn cudaFreeAsync_ptsz(address: *mut c_void, stream: *mut c_void) 
     free_ordered(address, own(stream))
 }
 
-/// Whether it is the pool that cudaMallocAsync uses on the thread's device.
-fn is_usual(pool: *mut c_void) -> bool {
-    let Ok(device) = current_device() else {
+/// Whether it is the default pool of the stream's device.
+fn is_usual(pool: *mut c_void, stream: *mut c_void) -> bool {
+    let Ok(device) = device_of(stream) else {
         return false;
     };
     let mut usual: *mut c_void = std::ptr::null_mut();
@@ -118,7 +109,7 @@ fn allocate_from(
     if pool.is_null() {
         return Some(INVALID);
     }
-    is_usual(pool)
+    is_usual(pool, stream)
         .then(|| allocate_ordered(out, bytes, stream))
         .flatten()
 }

@@ -46,9 +46,8 @@ static void arenas_are_told(void) {
     void *stream = stream_of(0), *second = stream_of(0);
     hbm_allocator_t *pool = allocator_of(HBM_KIND_POOL, 0), *vmm = allocator_of(HBM_KIND_VMM, 0);
     hbm_allocator_t *arena = arena_on(vmm, stream), *other = arena_on(pool, second);
-    uint64_t warnings = stats(0).warnings, asked = calls("cuStreamGetCtx");
+    uint64_t warnings = stats(0).warnings;
     OK(cudaStreamDestroy(stream));
-    CHECK(calls("cuStreamGetCtx") == asked);
     EXPECT(HBM_OK, hbm_allocator_destroy(arena));
     EXPECT(HBM_OK, hbm_allocator_destroy(other));
     EXPECT(HBM_OK, hbm_allocator_destroy(pool));
@@ -142,19 +141,18 @@ static void of_another_device(void) {
     OK(cudaStreamEndCapture(there, &graph));
     CHECK(graph != NULL);
     OK(cudaDeviceReset());
-    /* A capture that its stream takes along. */
-    OK(cudaStreamBeginCapture(there, 2));
-    OK(cudaStreamDestroy(there));
-    OK(cudaSetDevice(1));
-    OK(cudaDeviceReset());
-    there = stream_of(1);
-    OK(cudaSetDevice(0));
     OK(cudaMallocAsync(&block, 3 * MIB, there));
     uint64_t warnings = stats(0).warnings;
     OK(cudaStreamDestroy(there));
     OK(cudaFree(block));
     EXPECT(HBM_OK, hbm_trim(1, 0, NULL));
-    CHECK(stats(1).reserved == 0 && stats(0).warnings == warnings && faults() == 0);
+    CHECK(stats(1).reserved == 0 && stats(0).warnings == warnings);
+    /* A capture that its stream takes along. */
+    there = stream_of(1);
+    OK(cudaSetDevice(0));
+    OK(cudaStreamBeginCapture(there, 2));
+    OK(cudaStreamDestroy(there));
+    CHECK(stats(0).warnings == warnings && faults() == 0);
 }
 
 /* Where there is one device, nobody asks whose a stream is. */
