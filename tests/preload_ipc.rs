@@ -109,6 +109,7 @@ tests! {
     strange_visitors: "strange";
     after_a_fork: "fork";
     the_same_address_again: "again";
+    a_reset_that_is_refused: "refused";
 }
 
 tests! {

@@ -27,9 +27,12 @@ pub extern "C" fn cudaDeviceReset() -> c_int {
         Ok(device) => device,
         Err(code) => return code,
     };
-    ipc::forget_device(device);
     let mut answered = SUCCESS;
-    let outcome = process().reset_device(device, || answered = runtime!(cudaDeviceReset()));
+    let outcome = process().reset_device(
+        device,
+        || ipc::forget_device(device),
+        || answered = runtime!(cudaDeviceReset()),
+    );
     forget_ready();
     match outcome {
         Ok(()) => answered,

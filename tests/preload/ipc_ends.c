@@ -203,6 +203,30 @@ static void nobody_else_gets_in(void) {
     end(&one, 0);
 }
 
+/* Others have the memory, and can come to it, until a reset takes place. */
+static void a_reset_that_is_refused(void) {
+    other_t one = start(), two = start();
+    void *block, *stream, *graph, *here;
+    ipc_t ours, theirs = handle_of(&one, give(&one, MIB));
+    OK(cudaMalloc(&block, 4 * MIB));
+    OK(cudaIpcGetMemHandle(&ours, block));
+    OK(cudaIpcOpenMemHandle(&here, theirs, 1));
+    OK(BID(&two, .what = 'c', .address = opened(&two, ours)).code);
+    OK(cudaStreamCreate(&stream));
+    OK(cudaStreamBeginCapture(stream, 2));
+    CHECK(cudaDeviceReset() == 900);
+    OK(BID(&two, .what = 'c', .address = opened(&two, ours)).code);
+    OK(cudaStreamEndCapture(stream, &graph));
+    OK(cudaIpcCloseMemHandle(here));
+    OK(cudaIpcOpenMemHandle(&here, theirs, 1));
+    OK(cudaDeviceReset());
+    CHECK(BID(&two, .what = 'o', .handle = ours).code == GONE);
+    CHECK(cudaIpcCloseMemHandle(here) == INVALID);
+    CHECK(cudaFree(block) != 0 && faults() == 0);
+    end(&one, 0);
+    end(&two, 0);
+}
+
 int main(int argc, char **argv) {
     static const part_t parts[] = {
         {"killed", the_exporter_is_killed},
@@ -213,6 +237,7 @@ int main(int argc, char **argv) {
         {"strange", strange_visitors},
         {"fork", after_a_fork},
         {"again", the_same_address_again},
+        {"refused", a_reset_that_is_refused},
     };
     return run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
 }
