@@ -115,6 +115,7 @@ tests! {
 tests! {
     "preload/streams.c";
     arenas_are_told_of_streams: "arenas";
+    a_reset_takes_handles: "handles";
     streams_of_another_device: "elsewhere";
 }
 

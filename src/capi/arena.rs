@@ -217,6 +217,14 @@ impl Upstream for Over {
         self.0.is_by_stream()
     }
 
+    fn device(&self) -> Option<i32> {
+        self.0.device_of_blocks()
+    }
+
+    fn note_lost(&self) {
+        self.0.note_lost();
+    }
+
     fn gives_back_at_once(&self) -> bool {
         self.0.gives_back_at_once()
     }

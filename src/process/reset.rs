@@ -29,6 +29,7 @@ impl Process {
             outcome => outcome.is_ok(),
         };
         leave();
+        self.leave_in_stacks(ordinal);
         if works {
             self.give_up_all_of(&entry);
         }

@@ -1,4 +1,4 @@
-//! The stack arenas that programs made, which are told of streams that go.
+//! The stack arenas that programs made, which are told of streams and devices' contexts that go.
 
 use super::Process;
 use crate::core::sync::lock;
@@ -19,6 +19,14 @@ impl Process {
     /// It is no more.
     pub fn drop_stack(&self, number: u64) {
         lock(&self.stacks.0).retain(|(_, known)| *known != number);
+    }
+
+    /// What arenas have of a device goes with its reset.
+    pub(super) fn leave_in_stacks(&self, device: i32) {
+        let arenas = lock(&self.stacks.0).clone();
+        for (arena, number) in arenas {
+            arena.leave_device(number, device);
+        }
     }
 
     /// Has arenas name a stream no more.
