@@ -117,6 +117,7 @@ tests! {
     arenas_are_told_of_streams: "arenas";
     a_reset_takes_handles: "handles";
     streams_of_another_device: "elsewhere";
+    captures_of_threads: "threads";
 }
 
 #[test]

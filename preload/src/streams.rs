@@ -9,6 +9,7 @@ use hbmalloc::observe;
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 /// What NULL means to functions that a program calls by their second name: the thread's own stream.
 const PER_THREAD: *mut c_void = 2 as *mut c_void;
@@ -33,18 +34,34 @@ pub fn device_of(stream: *mut c_void) -> Result<c_int, c_int> {
             Ok(context) => Ok(context.device().ordinal()),
             // Older drivers do not say while it captures.
             Err(_) => {
-                let captured = open().get(&(stream as usize)).map(|(device, _)| *device);
+                let captured = open().get(&Meant::here(stream)).map(|(device, _)| *device);
                 captured.map_or_else(current_device, Ok)
             }
         },
     }
 }
 
+/// A stream as one thread means it: the per-thread stream is another one on each.
+#[derive(PartialEq, Eq, Hash)]
+struct Meant {
+    handle: usize,
+    thread: Option<ThreadId>,
+}
+
+impl Meant {
+    fn here(stream: *mut c_void) -> Meant {
+        Meant {
+            handle: stream as usize,
+            thread: (stream == PER_THREAD).then(|| thread::current().id()),
+        }
+    }
+}
+
 /// A capture: its device and its number.
 type Capture = (c_int, u64);
 
-fn open() -> MutexGuard<'static, HashMap<usize, Capture>> {
-    static OPEN: LazyLock<Mutex<HashMap<usize, Capture>>> = LazyLock::new(Mutex::default);
+fn open() -> MutexGuard<'static, HashMap<Meant, Capture>> {
+    static OPEN: LazyLock<Mutex<HashMap<Meant, Capture>>> = LazyLock::new(Mutex::default);
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -60,7 +77,7 @@ fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
     };
     match answered {
         SUCCESS => {
-            open().insert(stream as usize, (device, number));
+            open().insert(Meant::here(stream), (device, number));
             let _ = process.capture_shown(device, number, Stream::from_raw(stream));
         }
         _ => {
@@ -71,7 +88,7 @@ fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
 }
 
 fn end(stream: *mut c_void) {
-    let ended = open().remove(&(stream as usize));
+    let ended = open().remove(&Meant::here(stream));
     if let Some((device, number)) = ended {
         let _ = observe::process().capture_ended(device, number);
     }
