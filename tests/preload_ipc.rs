@@ -118,6 +118,7 @@ tests! {
     a_reset_takes_handles: "handles";
     streams_of_another_device: "elsewhere";
     captures_of_threads: "threads";
+    pools_of_the_program: "pools";
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::answer::{SUCCESS, code};
 use crate::ipc;
 use crate::memory::process;
+use crate::pools::look_again;
 use crate::runtime::{current_device, forget_ready, runtime};
 use std::ffi::{c_int, c_uint};
 
@@ -34,6 +35,7 @@ pub extern "C" fn cudaDeviceReset() -> c_int {
         || answered = runtime!(cudaDeviceReset()),
     );
     forget_ready();
+    look_again();
     match outcome {
         Ok(()) => answered,
         Err(error) => code(error),

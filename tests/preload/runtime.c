@@ -97,3 +97,4 @@ int cudaDeviceGetMemPool(void **out, int device) { BEGIN(cudaDeviceGetMemPool); 
 int cudaDeviceSetMemPool(int device, void *pool) { BEGIN(cudaDeviceSetMemPool); return told(CU(cuDeviceSetMemPool, device, pool)); }
 int cudaMemPoolCreate(void **out, const void *properties) { BEGIN(cudaMemPoolCreate); return told(CU(cuMemPoolCreate, out, properties)); }
 int cudaMemPoolDestroy(void *pool) { BEGIN(cudaMemPoolDestroy); return told(CU(cuMemPoolDestroy, pool)); }
+int cudaMemSetMemPool(const int *location, int kind, void *pool) { (void)kind; BEGIN(cudaMemSetMemPool); return told(CU(cuDeviceSetMemPool, location[1], pool)); }

@@ -35,6 +35,7 @@ int cudaMallocPitch(void **, size_t *, size_t, size_t);
 int cudaMemGetInfo(size_t *, size_t *);
 int cudaMemPoolCreate(void **, const void *);
 int cudaMemPoolDestroy(void *);
+int cudaMemSetMemPool(const int[2], int, void *);
 int cudaMemcpy(void *, const void *, size_t, int);
 int cudaMemsetAsync(void *, int, size_t, void *);
 int cudaSetDevice(int);

@@ -238,7 +238,8 @@ static void pools_of_the_program(void) {
     CHECK(cudaDeviceSetMemPool(0, NULL) != 0 && is_of_runtime(here));
     OK(cudaDeviceSetMemPool(0, usual));
     CHECK(!is_of_runtime(here));
-    OK(cudaDeviceSetMemPool(0, pool));
+    const int place[] = {1, 0};
+    OK(cudaMemSetMemPool(place, 1, pool));
     CHECK(is_of_runtime(here));
     /* The default pool is current again. */
     OK(cudaMemPoolDestroy(pool));
