@@ -119,6 +119,7 @@ tests! {
     streams_of_another_device: "elsewhere";
     captures_of_threads: "threads";
     pools_of_the_program: "pools";
+    errors_are_remembered: "errors";
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Pinned memory of the host.
 
-use crate::answer::{INVALID, SUCCESS, answer};
+use crate::answer::{SUCCESS, answer, refused};
 use crate::memory::process;
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::observe;
@@ -20,7 +20,7 @@ fn allocate(out: *mut *mut c_void, bytes: usize, flags: c_uint) -> Option<c_int>
         return None;
     }
     if out.is_null() {
-        return Some(INVALID);
+        return Some(refused());
     }
     let ready = make_ready();
     if ready != SUCCESS {

@@ -1,6 +1,6 @@
 //! Memory of no stream's: a free orders against all work of the device, so blocks are reused behind an order point.
 
-use crate::answer::{INVALID, OUT_OF_MEMORY, SUCCESS, answer};
+use crate::answer::{SUCCESS, answer, refused};
 use crate::ipc::{self, Freeing};
 use crate::report;
 use crate::runtime::{current_device, make_ready, runtime};
@@ -64,7 +64,7 @@ fn in_region(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
 /// Memory of the device that the thread uses.
 fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_int {
     if out.is_null() {
-        return INVALID;
+        return refused();
     }
     let device = match (make_ready(), current_device()) {
         (SUCCESS, Ok(device)) => device,
@@ -84,20 +84,11 @@ fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_i
         }
         Ok(())
     });
-    match answered {
+    if answered == SUCCESS {
         // SAFETY: checked for null; the rest is the caller's promise.
-        SUCCESS => unsafe { out.write(address) },
-        OUT_OF_MEMORY => have_runtime_remember(),
-        _ => {}
+        unsafe { out.write(address) };
     }
     answered
-}
-
-/// Programs look for what failed in `cudaGetLastError`, which the runtime alone sets: it too cannot have so much.
-fn have_runtime_remember() {
-    let mut none: *mut c_void = std::ptr::null_mut();
-    let (out, bytes): (*mut *mut c_void, usize) = (&mut none, usize::MAX / 2);
-    let _ = runtime!(cudaMalloc(out: *mut *mut c_void, bytes: usize));
 }
 
 /// Whether a block of the library's begins there.
@@ -126,7 +117,7 @@ pub fn free(address: *mut c_void, used_on: Option<Stream>) -> c_int {
     match ipc::freeing(address as u64) {
         Freeing::Now => answer(|| observe::process().deallocate(address as u64, None, used_on)),
         Freeing::Later => SUCCESS,
-        Freeing::Again => INVALID,
+        Freeing::Again => refused(),
     }
 }
 
@@ -152,7 +143,7 @@ pub extern "C" fn cudaMallocPitch(
     let row = width.checked_next_multiple_of(PITCH);
     let bytes = row.and_then(|row| row.checked_mul(height));
     let (Some(row), Some(bytes), false) = (row, bytes, pitch.is_null()) else {
-        return INVALID;
+        return refused();
     };
     let answered = allocate_here(None, bytes, out);
     if answered == SUCCESS {
@@ -186,10 +177,10 @@ pub struct PitchedPointer {
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaMalloc3D(out: *mut PitchedPointer, extent: Extent) -> c_int {
     if out.is_null() {
-        return INVALID;
+        return refused();
     }
     let Some(rows) = extent.height.checked_mul(extent.depth) else {
-        return INVALID;
+        return refused();
     };
     let (mut address, mut pitch) = (std::ptr::null_mut(), 0);
     let answered = cudaMallocPitch(&mut address, &mut pitch, extent.width, rows);

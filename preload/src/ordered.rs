@@ -1,6 +1,6 @@
 //! Memory in a stream's order.
 
-use crate::answer::{INVALID, SUCCESS, answer};
+use crate::answer::{SUCCESS, answer, refused};
 use crate::memory::{allocate, free, is_ours};
 use crate::pools::{has_other, is_usual};
 use crate::runtime::{make_ready, runtime};
@@ -111,7 +111,7 @@ fn allocate_from(
     stream: *mut c_void,
 ) -> Option<c_int> {
     if pool.is_null() {
-        return Some(INVALID);
+        return Some(refused());
     }
     allocate_ordered(out, bytes, stream, |device| is_usual(pool, device))
 }

@@ -9,7 +9,7 @@ mod place;
 
 pub use exporter::{Freeing, freeing};
 
-use crate::answer::{INVALID, SUCCESS, answer, code};
+use crate::answer::{SUCCESS, answer, code, refused};
 use crate::runtime::{current_device, make_ready, runtime};
 use handle::{BYTES, Handle};
 use hbmalloc::error::{Error, Status};
@@ -47,7 +47,7 @@ fn is_part(process: &hbmalloc::process::Process) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaIpcGetMemHandle(out: *mut MemHandle, address: *mut c_void) -> c_int {
     if out.is_null() || address.is_null() {
-        return INVALID;
+        return refused();
     }
     let process = observe::process();
     let is_ours = process.block_of(address as u64).is_some();
@@ -77,7 +77,7 @@ pub extern "C" fn cudaIpcOpenMemHandle(
         return runtime!(cudaIpcOpenMemHandle(out: *mut *mut c_void, handle: MemHandle, flags: c_uint));
     };
     if out.is_null() || flags & !LAZY != 0 {
-        return INVALID;
+        return refused();
     }
     if exporter::is_own(ours) {
         code(
