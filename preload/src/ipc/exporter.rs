@@ -3,12 +3,13 @@
 //! What is exported is pinned until its block is freed and nobody has it open. An opener keeps its connection while it
 //! has something open, so that its end is seen, however it ends.
 
-use super::forks::Kept;
 use super::handle::{self, BYTES, Handle, Wish};
 use super::place::{self, Place};
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::observe;
 use hbmalloc::process::{self, Process, sharing};
+use hbmalloc::sys::unshared::Kept;
+use hbmalloc::sys::{linux, local};
 use once_cell::sync::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -224,8 +225,7 @@ fn start_server() -> Result<(u64, Place)> {
     let (place, listener) = Place::make(token)?;
     start(listener).inspect_err(|_| place.remove())?;
     MAKER.store(std::process::id() as usize, Ordering::SeqCst);
-    // SAFETY: the handler is a function of this library, which is never unloaded.
-    unsafe { libc::atexit(at_exit) };
+    linux::at_exit(at_exit);
     Ok((token, place))
 }
 
@@ -238,25 +238,14 @@ extern "C" fn at_exit() {
     }
 }
 
-/// Starts the thread, which gets no signals: those are the program's.
 fn start(listener: UnixListener) -> Result<()> {
     let listener = Kept::new(listener);
-    // SAFETY: a struct of integers, for which zeros are values.
-    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
-    // SAFETY: both structs are valid for the calls.
-    unsafe {
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-    }
-    let started = std::thread::Builder::new()
-        .name("hbmalloc-ipc".into())
-        .spawn(move || serve(&listener));
-    // SAFETY: as above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
-    (started.map(|_| ())).map_err(|error| {
+    linux::spawn_without_signals(THREAD, move || serve(&listener)).map_err(|error| {
         Error::new(Status::Io, "start a thread for other processes").detail(error.to_string())
     })
 }
+
+const THREAD: &str = "hbmalloc-ipc";
 
 /// A process that has memory of this one open.
 struct Visitor {
@@ -280,7 +269,7 @@ fn serve(listener: &UnixListener) {
             std::iter::once(listener.as_fd())
                 .chain(visitors.iter().map(|visitor| visitor.socket.as_fd()))
         };
-        let ready = place::wait(&sockets().collect::<Vec<_>>());
+        let ready = local::wait_to_read(&sockets().collect::<Vec<_>>());
         if process::is_exiting() {
             // The driver may be gone.
             std::mem::forget(visitors);

@@ -2,7 +2,6 @@
 //! descriptors of its chunks over a socket, and the 64 bytes that programs pass on say where that is.
 
 mod exporter;
-mod forks;
 mod handle;
 mod opener;
 mod place;

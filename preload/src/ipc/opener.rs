@@ -1,11 +1,11 @@
 //! Memory of other processes that is open here.
 
-use super::forks::Kept;
 use super::handle::{self, Handle, Wish};
 use super::place;
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::observe;
 use hbmalloc::process::{self, sharing};
+use hbmalloc::sys::unshared::Kept;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
