@@ -5,12 +5,10 @@ use crate::ipc::{self, Freeing};
 use crate::report;
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::error::Result;
-use hbmalloc::extent::table::Owner;
 use hbmalloc::gpu::Stream;
 use hbmalloc::observe;
 use hbmalloc::process::{Demand, Process, tags};
-use hbmalloc::source::{ALIGN, Kind, LastUse};
-use hbmalloc::torch::saver;
+use hbmalloc::source::{Kind, LastUse};
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Once;
 
@@ -40,25 +38,9 @@ pub fn allocate(
         Some(kind) => kind,
         None => process.default_kind()?,
     };
-    let address = process.allocate(Demand {
-        kind,
-        device,
-        bytes: bytes as u64,
-        align: ALIGN,
-        stream,
-        owner: Owner::Block,
-        last_use,
-        allocator: None,
-        location: None,
-        tag: tags::current(),
-    })?;
+    let (place, order) = ((device, bytes as u64), (stream, last_use));
+    let address = process.allocate(Demand::of_block(kind, place, order, tags::current()))?;
     Ok(address as *mut c_void)
-}
-
-/// Memory that torch_memory_saver's functions pause, where the thread is in a region of theirs.
-fn in_region(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
-    process();
-    saver::allocate(device, bytes)
 }
 
 /// Memory of the device that the thread uses.
@@ -74,11 +56,11 @@ fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_i
     let answered = answer(|| {
         if bytes > 0 {
             let of_region = match kind {
-                None => in_region(device, bytes),
+                None => process().allocate_in_region(device, bytes as u64),
                 Some(_) => None,
             };
             address = match of_region {
-                Some(made) => made?,
+                Some(made) => made? as *mut c_void,
                 None => allocate(kind, device, bytes, Stream::LEGACY, LastUse::Anywhere)?,
             };
         }
