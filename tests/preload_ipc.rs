@@ -110,6 +110,7 @@ tests! {
     after_a_fork: "fork";
     the_same_address_again: "again";
     a_reset_that_is_refused: "refused";
+    while_others_clean_up: "cleaned";
 }
 
 tests! {

@@ -221,8 +221,7 @@ impl State {
 static MAKER: AtomicUsize = AtomicUsize::new(0);
 
 fn start_server() -> Result<(u64, Place)> {
-    let token = place::draw();
-    let (place, listener) = Place::make(token)?;
+    let (token, place, listener) = Place::make()?;
     start(listener).inspect_err(|_| place.remove())?;
     MAKER.store(std::process::id() as usize, Ordering::SeqCst);
     linux::at_exit(at_exit);

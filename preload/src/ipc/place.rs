@@ -46,14 +46,20 @@ fn name_of(process: u32, token: u64) -> String {
     format!("{BEGINNING}{}-{process}-{token:016x}", local::user())
 }
 
+/// A place, the number in its name, and the socket that is listened at.
+type Made = (u64, Place, UnixListener);
+
+/// How often a folder is made anew whose lock its maker did not get.
+const TRIES: usize = 100;
+
 impl Place {
     /// Makes the folder and listens in it.
-    pub fn make(token: u64) -> Result<(Place, UnixListener)> {
+    pub fn make() -> Result<Made> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         let mut tried = Vec::new();
         for parent in parents() {
             remove_left(&parent);
-            match make_in(&parent, &name_of(std::process::id(), token)) {
+            match make_in(&parent) {
                 Ok(made) => return Ok(made),
                 Err(error) => last = error,
             }
@@ -75,23 +81,39 @@ fn remove(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-fn make_in(parent: &Path, name: &str) -> io::Result<(Place, UnixListener)> {
-    let folder = parent.join(name);
-    let path = folder.join(SOCKET);
-    if path.as_os_str().as_bytes().len() > LONGEST {
-        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+/// Who cleans up may take a folder that was made just now for one that was left, and remove it. Another one then has
+/// another name, since the old one's may be removed yet.
+fn make_in(parent: &Path) -> io::Result<Made> {
+    let mut last = io::Error::from(io::ErrorKind::WouldBlock);
+    for _ in 0..TRIES {
+        let token = draw();
+        let folder = parent.join(name_of(std::process::id(), token));
+        let path = folder.join(SOCKET);
+        if path.as_os_str().as_bytes().len() > LONGEST {
+            return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+        }
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        match listen(&folder, &path) {
+            Ok((place, listener)) => return Ok((token, place, listener)),
+            Err(error) => last = error,
+        }
+        remove(&folder);
+        if !matches!(
+            last.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::NotFound
+        ) {
+            break;
+        }
     }
-    DirBuilder::new().mode(0o700).create(&folder)?;
-    let bound = listen(&folder, &path);
-    bound.inspect_err(|_| remove(&folder))
+    Err(last)
 }
 
 fn listen(folder: &Path, path: &Path) -> io::Result<(Place, UnixListener)> {
     let opened = open_folder(folder)?;
-    // Who cleans up may have been faster; then the folder is gone, and nothing can be made in it.
     if !local::try_lock(&opened) {
         return Err(io::ErrorKind::WouldBlock.into());
     }
+    // Fails where the folder went before it was locked.
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     let place = Place {
@@ -191,7 +213,7 @@ fn check_user(stream: &UnixStream) -> Result<()> {
 }
 
 /// A number that nobody can guess.
-pub fn draw() -> u64 {
+fn draw() -> u64 {
     // The folder's mode and the user's number keep others out all the same.
     local::draw()
         .unwrap_or_else(|| u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15))
