@@ -111,6 +111,8 @@ tests! {
     the_same_address_again: "again";
     a_reset_that_is_refused: "refused";
     while_others_clean_up: "cleaned";
+    freed_in_the_order_of_a_stream: "ordered";
+    freed_in_a_chunk_that_is_open: "chunk";
 }
 
 tests! {
@@ -118,7 +120,7 @@ tests! {
     arenas_are_told_of_streams: "arenas";
     a_reset_takes_handles: "handles";
     streams_of_another_device: "elsewhere";
-    captures_of_threads: "threads";
+    captures_of_threads: "per-thread";
     pools_of_the_program: "pools";
     errors_are_remembered: "errors";
 }

@@ -96,7 +96,7 @@ pub extern "C" fn cudaFree(address: *mut c_void) -> c_int {
 
 /// Gives a block back, unless other processes have it open.
 pub fn free(address: *mut c_void, used_on: Option<Stream>) -> c_int {
-    match ipc::freeing(address as u64) {
+    match ipc::freeing(address as u64, used_on) {
         Freeing::Now => answer(|| observe::process().deallocate(address as u64, None, used_on)),
         Freeing::Later => SUCCESS,
         Freeing::Again => refused(),

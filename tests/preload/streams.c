@@ -305,7 +305,7 @@ int main(int argc, char **argv) {
         {"handles", a_reset_takes_handles},
         {"elsewhere", of_another_device},
         {"one", of_the_only_device},
-        {"threads", captures_of_threads},
+        {"per-thread", captures_of_threads},
         {"pools", pools_of_the_program},
         {"errors", errors_are_remembered},
     };

@@ -2,11 +2,12 @@
 //! descriptors of its chunks over a socket, and the 64 bytes that programs pass on say where that is.
 
 mod exporter;
+mod exports;
 mod handle;
 mod opener;
 mod place;
 
-pub use exporter::{Freeing, freeing};
+pub use exports::{Freeing, freeing};
 
 use crate::answer::{SUCCESS, answer, code, refused};
 use crate::runtime::{current_device, make_ready, runtime};
@@ -23,7 +24,7 @@ const NO_SUCH_MEMORY: c_int = 400;
 
 /// A device is about to be reset: nothing of it is exported or open any more.
 pub fn forget_device(device: c_int) {
-    exporter::forget_device(device);
+    exports::forget_device(device);
     opener::forget_device(device);
 }
 
