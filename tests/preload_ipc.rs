@@ -113,6 +113,7 @@ tests! {
     while_others_clean_up: "cleaned";
     freed_in_the_order_of_a_stream: "ordered";
     freed_in_a_chunk_that_is_open: "chunk";
+    others_are_stopped: "stopped";
 }
 
 tests! {

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Where others find this process, and the number that it drew. Known without a lock: at exit, and after a fork, one may
 /// be held for ever.
@@ -74,38 +75,50 @@ impl Drop for Visitor {
         for (number, times) in self.open.drain() {
             exports::closed(number, times);
         }
+        SERVED.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
+/// So many are served at a time, each by a thread of its own: one that is stopped keeps nobody else waiting. More wait
+/// to be let in.
+const MOST: usize = 256;
+
+static SERVED: AtomicUsize = AtomicUsize::new(0);
+
 fn serve(listener: &UnixListener) {
-    let mut visitors: Vec<Visitor> = Vec::new();
     loop {
-        let sockets = || {
-            std::iter::once(listener.as_fd())
-                .chain(visitors.iter().map(|visitor| visitor.socket.as_fd()))
+        let Ok(socket) = place::receive(listener) else {
+            continue;
         };
-        let ready = local::wait_to_read(&sockets().collect::<Vec<_>>());
-        if process::is_exiting() {
-            // The driver may be gone.
-            std::mem::forget(visitors);
-            return;
+        while SERVED.load(Ordering::SeqCst) >= MOST {
+            std::thread::sleep(Duration::from_millis(1));
         }
-        let mut at = 0;
-        visitors.retain_mut(|visitor| {
-            at += 1;
-            !ready[at] || visitor.answer().is_ok()
-        });
-        if ready[0] {
-            visitors.extend(place::receive(listener).map(Visitor::new));
-        }
+        let visitor = Visitor::new(socket);
+        // The connection ends where there is no thread for it.
+        let _ = linux::spawn_without_signals(THREAD, move || visitor.serve());
     }
 }
 
 impl Visitor {
     fn new(socket: UnixStream) -> Visitor {
+        SERVED.fetch_add(1, Ordering::SeqCst);
         Visitor {
             socket: Kept::new(socket),
             open: HashMap::new(),
+        }
+    }
+
+    fn serve(mut self) {
+        loop {
+            local::wait_to_read(self.socket.as_fd());
+            if process::is_exiting() {
+                // The driver may be gone.
+                std::mem::forget(self);
+                return;
+            }
+            if self.answer().is_err() {
+                return;
+            }
         }
     }
 

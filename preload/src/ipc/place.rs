@@ -22,9 +22,6 @@ const LONGEST: usize = 107;
 /// A process that lives answers within microseconds, but one may be stopped, or its machine busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A request comes in one piece, and others wait behind it.
-const PATIENCE_WITH_REQUESTS: Duration = Duration::from_millis(500);
-
 /// The folder of this process.
 pub struct Place {
     folder: PathBuf,
@@ -166,7 +163,7 @@ pub fn connect(handle: Handle) -> Result<Option<UnixStream>> {
             continue;
         };
         check_user(&stream)?;
-        be_patient(&stream, PATIENCE)?;
+        be_patient(&stream)?;
         return Ok(Some(stream));
     }
     Ok(None)
@@ -182,8 +179,8 @@ pub fn looked_in() -> String {
 }
 
 /// No call on the socket waits for ever.
-fn be_patient(stream: &UnixStream, reading: Duration) -> Result<()> {
-    (stream.set_read_timeout(Some(reading)))
+fn be_patient(stream: &UnixStream) -> Result<()> {
+    (stream.set_read_timeout(Some(PATIENCE)))
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
         .map_err(|error| Error::new(Status::Io, "set a time limit").detail(error.to_string()))
 }
@@ -196,7 +193,7 @@ pub fn receive(listener: &UnixListener) -> Result<UnixStream> {
         Error::new(Status::Io, "accept").detail(error.to_string())
     })?;
     check_user(&stream)?;
-    be_patient(&stream, PATIENCE_WITH_REQUESTS)?;
+    be_patient(&stream)?;
     Ok(stream)
 }
 
