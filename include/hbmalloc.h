@@ -952,8 +952,8 @@ int32_t hbm_stream_create(int32_t device,
                           void **stream);
 
 // Destroys a stream of hbm_stream_create, which hbm_stream_forget need not be called for. Its work ends all the
-// same, and blocks that used it stay valid. HBM_NOT_OWNED for what is none, or was destroyed. NULL is fine. Does
-// nothing in a forked child and at the end of the process.
+// same, and blocks that used it stay valid. HBM_NOT_OWNED for what is none, was destroyed, or went with its
+// device's reset. NULL is fine. Does nothing in a forked child and at the end of the process.
 int32_t hbm_stream_destroy(void *stream);
 
 // Waits until `stream`, a live one of `device`, has done all that it was given so far. HBM_CAPTURING or HBM_DRIVER
@@ -975,8 +975,8 @@ int32_t hbm_event_create(int32_t device,
                          uint32_t flags,
                          void **event);
 
-// Destroys an event of hbm_event_create; what waits for it goes on waiting. HBM_NOT_OWNED for what is none, or
-// was destroyed. NULL is fine. Does nothing in a forked child and at the end of the process.
+// Destroys an event of hbm_event_create; what waits for it goes on waiting. HBM_NOT_OWNED for what is none, was
+// destroyed, or went with its device's reset. NULL is fine. Does nothing in a forked child and at the end of the process.
 int32_t hbm_event_destroy(void *event);
 
 // Records an event of hbm_event_create behind what `stream`, a live one of the event's device, has been given so

@@ -17,19 +17,25 @@ impl Preloaded {
         let bench = Workbench::new(name);
         let library = bench.libraries().join("libhbmalloc_preload.so");
         support::place(&built("libhbmalloc_preload.so"), &library);
-        bench
+        let preloaded = Preloaded { bench, library };
+        preloaded.stand_in("libcudart.so.13");
+        preloaded
+    }
+
+    /// A stand-in for the runtime of that name.
+    fn stand_in(&self, name: &str) {
+        self.bench
             .compiler(Language::C11)
             .args(["-std=gnu11", "-Wno-pedantic", "-shared", "-fPIC"])
-            .args(["-Wl,-soname,libcudart.so.13", "preload/runtime.c", "-o"])
-            .arg(bench.libraries().join("libcudart.so.13"))
+            .args([&format!("-Wl,-soname,{name}"), "preload/runtime.c", "-o"])
+            .arg(self.bench.libraries().join(name))
             .args(["-ldl", "-lpthread"])
             .run();
-        Preloaded { bench, library }
     }
 
     /// A program of the runtime, whose functions would be found there first; the library's own it finds in the one that is
     /// preloaded.
-    fn program(&self, source: &str) -> PathBuf {
+    fn program(&self, source: &str, runtime: &str) -> PathBuf {
         let program = self
             .bench
             .path(Path::new(source).file_stem().unwrap().to_str().unwrap());
@@ -37,7 +43,7 @@ impl Preloaded {
             .compiler(Language::C11)
             .args(["-std=gnu11", "-I../include", source, "-o"])
             .arg(&program)
-            .arg(self.bench.libraries().join("libcudart.so.13"))
+            .arg(self.bench.libraries().join(runtime))
             .arg(&self.library)
             .args(["-lpthread", "-ldl"])
             .run();
@@ -58,7 +64,7 @@ impl Preloaded {
 #[test]
 fn memory_of_the_runtime() {
     let preloaded = Preloaded::new("preload_memory");
-    let program = preloaded.program("preload/memory.c");
+    let program = preloaded.program("preload/memory.c", "libcudart.so.13");
     let run = preloaded
         .run(&program)
         .env("HBMALLOC_SIM", "devices=2,memory=4GiB")
@@ -69,9 +75,20 @@ fn memory_of_the_runtime() {
 #[test]
 fn what_a_free_orders_against() {
     let preloaded = Preloaded::new("preload_order");
-    let program = preloaded.program("preload/order.c");
+    let program = preloaded.program("preload/order.c", "libcudart.so.13");
     let run = preloaded.run(&program);
     run.env("HBMALLOC_SIM", "devices=3,memory=4GiB").succeeds();
+}
+
+#[test]
+fn two_runtimes_in_one_process() {
+    let preloaded = Preloaded::new("preload_two");
+    preloaded.stand_in("libcudart.so.12");
+    let program = preloaded.program("preload/two.c", "libcudart.so.12");
+    for when in ["before", "after"] {
+        let run = preloaded.run(&program).arg(when);
+        run.env("HBMALLOC_SIM", "devices=2,memory=4GiB").succeeds();
+    }
 }
 
 /// What a shell or another program finds of a run: its output and how it ended.

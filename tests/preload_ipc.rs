@@ -109,6 +109,38 @@ tests! {
     strange_visitors: "strange";
     after_a_fork: "fork";
     the_same_address_again: "again";
+    a_reset_that_is_refused: "refused";
+    while_others_clean_up: "cleaned";
+    freed_in_the_order_of_a_stream: "ordered";
+    freed_in_a_chunk_that_is_open: "chunk";
+    others_are_stopped: "stopped";
+}
+
+tests! {
+    "preload/streams.c";
+    arenas_are_told_of_streams: "arenas";
+    a_reset_takes_handles: "handles";
+    streams_of_another_device: "elsewhere";
+    captures_of_threads: "per-thread";
+    pools_of_the_program: "pools";
+    errors_are_remembered: "errors";
+}
+
+#[test]
+fn streams_of_the_only_device() {
+    let preloaded = Preloaded::new("context_one", "preload/streams.c");
+    let run = preloaded.run("one").env("HBMALLOC_SIM", "devices=1");
+    run.succeeds();
+}
+
+/// Drivers before 12.5 do not say whose a stream is that captures.
+#[test]
+fn streams_of_another_device_with_an_older_driver() {
+    let preloaded = Preloaded::new("context_older", "preload/streams.c");
+    let run = preloaded
+        .run("elsewhere")
+        .env("HBMALLOC_SIM", "devices=2,memory=4GiB,version=12020");
+    run.succeeds();
 }
 
 #[test]

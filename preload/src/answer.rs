@@ -1,7 +1,10 @@
-//! What the runtime's functions answer.
+//! What the runtime's functions answer, and that programs find it in `cudaGetLastError` too.
 
+use crate::runtime::runtime;
 use hbmalloc::error::{Error, Status, last};
-use std::ffi::c_int;
+use hbmalloc::gpu::driver::Driver;
+use hbmalloc::observe;
+use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// `cudaSuccess`.
@@ -15,6 +18,31 @@ pub const NO_RUNTIME: c_int = 3;
 
 /// The runtime's code for a failure, whose text `hbm_last_error` has.
 pub fn code(error: Error) -> c_int {
+    remembered(code_of(error))
+}
+
+/// The answer to arguments that cannot be.
+pub fn refused() -> c_int {
+    remembered(INVALID)
+}
+
+/// A code that `cudaGetLastError` gives too. The runtime alone sets that, so it is asked for what it cannot do either:
+/// of other codes there is no request that certainly ends in them.
+fn remembered(code: c_int) -> c_int {
+    let mut none: *mut c_void = std::ptr::null_mut();
+    let (out, bytes): (*mut *mut c_void, usize) = match code {
+        OUT_OF_MEMORY => (&mut none, usize::MAX / 2),
+        INVALID => (std::ptr::null_mut(), 1),
+        _ => return code,
+    };
+    let process = observe::process();
+    let driver = process.driver_touched().then(|| process.driver().ok());
+    let _relaxed = driver.flatten().map(Driver::relaxed_capture);
+    let _ = runtime!(cudaMalloc(out: *mut *mut c_void, bytes: usize));
+    code
+}
+
+fn code_of(error: Error) -> c_int {
     let code = match (error.status(), error.code()) {
         (Status::OutOfMemory, _) => OUT_OF_MEMORY,
         (Status::InvalidArgument | Status::NotOwned, _) => INVALID,

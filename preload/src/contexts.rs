@@ -3,6 +3,7 @@
 use crate::answer::{SUCCESS, code};
 use crate::ipc;
 use crate::memory::process;
+use crate::pools::look_again;
 use crate::runtime::{current_device, forget_ready, runtime};
 use std::ffi::{c_int, c_uint};
 
@@ -27,10 +28,14 @@ pub extern "C" fn cudaDeviceReset() -> c_int {
         Ok(device) => device,
         Err(code) => return code,
     };
-    ipc::forget_device(device);
     let mut answered = SUCCESS;
-    let outcome = process().reset_device(device, || answered = runtime!(cudaDeviceReset()));
+    let outcome = process().reset_device(
+        device,
+        || ipc::forget_device(device),
+        || answered = runtime!(cudaDeviceReset()),
+    );
     forget_ready();
+    look_again();
     match outcome {
         Ok(()) => answered,
         Err(error) => code(error),

@@ -1,6 +1,6 @@
 //! Pinned memory of the host.
 
-use crate::answer::{INVALID, SUCCESS, answer};
+use crate::answer::{SUCCESS, answer, refused};
 use crate::memory::process;
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::observe;
@@ -11,12 +11,16 @@ use std::ffi::{c_int, c_uint, c_void};
 /// Below that the runtime's own is as fast, and shares pages between blocks.
 const LEAST: usize = 2 << 20;
 
+/// `cudaHostAllocMapped`, which all pinned memory is where host and device have one address space: cudaHostGetFlags
+/// answers so whatever was asked for.
+const MAPPED: c_uint = 2;
+
 fn allocate(out: *mut *mut c_void, bytes: usize, flags: c_uint) -> Option<c_int> {
     if bytes < LEAST || flags & !7 != 0 {
         return None;
     }
     if out.is_null() {
-        return Some(INVALID);
+        return Some(refused());
     }
     let ready = make_ready();
     if ready != SUCCESS {
@@ -24,7 +28,7 @@ fn allocate(out: *mut *mut c_void, bytes: usize, flags: c_uint) -> Option<c_int>
     }
     let plan = HostPlan {
         is_pinned: true,
-        flags,
+        flags: flags | MAPPED,
         ..HostPlan::default()
     };
     let device = match current_device() {
@@ -67,4 +71,17 @@ pub extern "C" fn cudaFreeHost(address: *mut c_void) -> c_int {
         return runtime!(cudaFreeHost(address: *mut c_void));
     }
     answer(|| (process.free_host(HostKind::Runtime, address as u64, None, None)).map(|_| ()))
+}
+
+/// As the runtime's. It would answer that memory of the library's was registered, and for all contexts.
+#[unsafe(no_mangle)]
+pub extern "C" fn cudaHostGetFlags(out: *mut c_uint, address: *mut c_void) -> c_int {
+    match observe::process().host_flags(HostKind::Runtime, address as u64) {
+        Some(flags) if !out.is_null() => {
+            // SAFETY: checked for null; the rest is the caller's promise.
+            unsafe { out.write(flags) };
+            SUCCESS
+        }
+        _ => runtime!(cudaHostGetFlags(out: *mut c_uint, address: *mut c_void)),
+    }
 }

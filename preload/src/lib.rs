@@ -9,6 +9,7 @@ mod host;
 mod ipc;
 mod memory;
 mod ordered;
+mod pools;
 mod report;
 mod runtime;
 mod streams;

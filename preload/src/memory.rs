@@ -1,16 +1,14 @@
 //! Memory of no stream's: a free orders against all work of all devices, so blocks are reused behind order points.
 
-use crate::answer::{INVALID, OUT_OF_MEMORY, SUCCESS, answer};
+use crate::answer::{SUCCESS, answer, refused};
 use crate::ipc::{self, Freeing};
 use crate::report;
 use crate::runtime::{current_device, make_ready, runtime};
 use hbmalloc::error::Result;
-use hbmalloc::extent::table::Owner;
 use hbmalloc::gpu::Stream;
 use hbmalloc::observe;
 use hbmalloc::process::{Demand, Process, tags};
-use hbmalloc::source::{ALIGN, Kind, LastUse};
-use hbmalloc::torch::saver;
+use hbmalloc::source::{Kind, LastUse};
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::Once;
 
@@ -40,39 +38,24 @@ pub fn allocate(
         Some(kind) => kind,
         None => process.default_kind()?,
     };
-    let address = process.allocate(Demand {
-        kind,
-        device,
-        bytes: bytes as u64,
-        align: ALIGN,
-        stream,
-        owner: Owner::Block,
-        last_use,
-        allocator: None,
-        location: None,
-        tag: tags::current(),
-    })?;
+    let (place, order) = ((device, bytes as u64), (stream, last_use));
+    let address = process.allocate(Demand::of_block(kind, place, order, tags::current()))?;
     Ok(address as *mut c_void)
 }
 
-/// Memory that torch_memory_saver's functions pause, where the thread is in a region of theirs.
-fn in_region(device: c_int, bytes: usize) -> Option<Result<*mut c_void>> {
-    process();
-    saver::allocate(device, bytes)
-}
-
 /// Memory that no work uses any more and the thread has at hand.
-fn at_hand(device: c_int, bytes: usize) -> Option<*mut c_void> {
+fn at_hand(device: c_int, bytes: u64) -> Option<u64> {
     let process = process();
-    let is_pooled = matches!(process.default_kind(), Ok(Kind::Pool));
-    let found = is_pooled.then(|| process.reuse_everywhere(device, bytes as u64, tags::current()));
-    found.flatten().map(|address| address as *mut c_void)
+    match process.default_kind() {
+        Ok(Kind::Pool) => process.reuse_everywhere(device, bytes, tags::current()),
+        _ => None,
+    }
 }
 
 /// Memory of the device that the thread uses.
 fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_int {
     if out.is_null() {
-        return INVALID;
+        return refused();
     }
     let device = match (make_ready(), current_device()) {
         (SUCCESS, Ok(device)) => device,
@@ -81,31 +64,24 @@ fn allocate_here(kind: Option<Kind>, bytes: usize, out: *mut *mut c_void) -> c_i
     let mut address = std::ptr::null_mut();
     let answered = answer(|| {
         if bytes > 0 {
+            let wanted = bytes as u64;
             let made = match kind {
-                None => in_region(device, bytes).or_else(|| at_hand(device, bytes).map(Ok)),
+                None => (process().allocate_in_region(device, wanted))
+                    .or_else(|| at_hand(device, wanted).map(Ok)),
                 Some(_) => None,
             };
             address = match made {
-                Some(made) => made?,
+                Some(made) => made? as *mut c_void,
                 None => allocate(kind, device, bytes, Stream::LEGACY, LastUse::Everywhere)?,
             };
         }
         Ok(())
     });
-    match answered {
+    if answered == SUCCESS {
         // SAFETY: checked for null; the rest is the caller's promise.
-        SUCCESS => unsafe { out.write(address) },
-        OUT_OF_MEMORY => have_runtime_remember(),
-        _ => {}
+        unsafe { out.write(address) };
     }
     answered
-}
-
-/// Programs look for what failed in `cudaGetLastError`, which the runtime alone sets: it too cannot have so much.
-fn have_runtime_remember() {
-    let mut none: *mut c_void = std::ptr::null_mut();
-    let (out, bytes): (*mut *mut c_void, usize) = (&mut none, usize::MAX / 2);
-    let _ = runtime!(cudaMalloc(out: *mut *mut c_void, bytes: usize));
 }
 
 /// Whether a block of the library's begins there.
@@ -141,10 +117,10 @@ pub extern "C" fn cudaFree(address: *mut c_void) -> c_int {
 
 /// Gives a block back, unless other processes have it open.
 pub fn free(address: *mut c_void, used_on: Option<Stream>) -> c_int {
-    match ipc::freeing(address as u64) {
+    match ipc::freeing(address as u64, used_on) {
         Freeing::Now => answer(|| observe::process().deallocate(address as u64, None, used_on)),
         Freeing::Later => SUCCESS,
-        Freeing::Again => INVALID,
+        Freeing::Again => refused(),
     }
 }
 
@@ -170,7 +146,7 @@ pub extern "C" fn cudaMallocPitch(
     let row = width.checked_next_multiple_of(PITCH);
     let bytes = row.and_then(|row| row.checked_mul(height));
     let (Some(row), Some(bytes), false) = (row, bytes, pitch.is_null()) else {
-        return INVALID;
+        return refused();
     };
     let answered = allocate_here(None, bytes, out);
     if answered == SUCCESS {
@@ -204,10 +180,10 @@ pub struct PitchedPointer {
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaMalloc3D(out: *mut PitchedPointer, extent: Extent) -> c_int {
     if out.is_null() {
-        return INVALID;
+        return refused();
     }
     let Some(rows) = extent.height.checked_mul(extent.depth) else {
-        return INVALID;
+        return refused();
     };
     let (mut address, mut pitch) = (std::ptr::null_mut(), 0);
     let answered = cudaMallocPitch(&mut address, &mut pitch, extent.width, rows);

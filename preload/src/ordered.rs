@@ -1,21 +1,13 @@
 //! Memory in a stream's order.
 
-use crate::answer::{INVALID, SUCCESS, answer};
+use crate::answer::{SUCCESS, answer, refused};
 use crate::memory::{allocate, free, is_ours};
-use crate::runtime::{current_device, make_ready, runtime};
+use crate::pools::{has_other, is_usual};
+use crate::runtime::{make_ready, runtime};
+use crate::streams::{device_of, own};
 use hbmalloc::gpu::Stream;
 use hbmalloc::source::LastUse;
 use std::ffi::{c_int, c_void};
-
-/// What NULL means to functions that a program calls by their second name: the thread's own stream.
-const PER_THREAD: *mut c_void = 2 as *mut c_void;
-
-pub fn own(stream: *mut c_void) -> *mut c_void {
-    match stream.is_null() {
-        true => PER_THREAD,
-        false => stream,
-    }
-}
 
 /// Whether the stream captures, so that the allocation is to be a node of its graph, which the runtime alone makes.
 fn captures(stream: *mut c_void) -> bool {
@@ -24,14 +16,24 @@ fn captures(stream: *mut c_void) -> bool {
     runtime!(cudaStreamIsCapturing(stream: *mut c_void, out: *mut c_int)) != SUCCESS || status != 0
 }
 
-fn allocate_ordered(out: *mut *mut c_void, bytes: usize, stream: *mut c_void) -> Option<c_int> {
-    if out.is_null() || captures(stream) {
+/// The device that memory for a stream is to be had on, from the library.
+fn served_on(stream: *mut c_void, is_right: impl Fn(c_int) -> bool) -> Option<c_int> {
+    if captures(stream) || make_ready() != SUCCESS {
         return None;
     }
-    let device = match (make_ready(), current_device()) {
-        (SUCCESS, Ok(device)) => device,
-        _ => return None,
-    };
+    device_of(stream).ok().filter(|device| is_right(*device))
+}
+
+fn allocate_ordered(
+    out: *mut *mut c_void,
+    bytes: usize,
+    stream: *mut c_void,
+    is_right: impl Fn(c_int) -> bool,
+) -> Option<c_int> {
+    if out.is_null() {
+        return None;
+    }
+    let device = served_on(stream, is_right)?;
     let mut address = std::ptr::null_mut();
     let answered = answer(|| {
         if bytes > 0 {
@@ -52,6 +54,10 @@ fn allocate_ordered(out: *mut *mut c_void, bytes: usize, stream: *mut c_void) ->
     Some(answered)
 }
 
+fn of_usual_pool(device: c_int) -> bool {
+    !has_other(device)
+}
+
 fn free_ordered(address: *mut c_void, stream: *mut c_void) -> c_int {
     free(address, Some(Stream::from_raw(stream)))
 }
@@ -63,7 +69,7 @@ pub extern "C" fn cudaMallocAsync(
     bytes: usize,
     stream: *mut c_void,
 ) -> c_int {
-    allocate_ordered(out, bytes, stream).unwrap_or_else(
+    allocate_ordered(out, bytes, stream, of_usual_pool).unwrap_or_else(
         || runtime!(cudaMallocAsync(out: *mut *mut c_void, bytes: usize, stream: *mut c_void)),
     )
 }
@@ -75,7 +81,7 @@ pub extern "C" fn cudaMallocAsync_ptsz(
     bytes: usize,
     stream: *mut c_void,
 ) -> c_int {
-    allocate_ordered(out, bytes, own(stream)).unwrap_or_else(
+    allocate_ordered(out, bytes, own(stream), of_usual_pool).unwrap_or_else(
         || runtime!(cudaMallocAsync_ptsz(out: *mut *mut c_void, bytes: usize, stream: *mut c_void)),
     )
 }
@@ -98,17 +104,6 @@ pub extern "C" fn cudaFreeAsync_ptsz(address: *mut c_void, stream: *mut c_void) 
     free_ordered(address, own(stream))
 }
 
-/// Whether it is the pool that cudaMallocAsync uses on the thread's device.
-fn is_usual(pool: *mut c_void) -> bool {
-    let Ok(device) = current_device() else {
-        return false;
-    };
-    let mut usual: *mut c_void = std::ptr::null_mut();
-    let out: *mut *mut c_void = &mut usual;
-    let answered = runtime!(cudaDeviceGetDefaultMemPool(out: *mut *mut c_void, device: c_int));
-    answered == SUCCESS && usual == pool
-}
-
 fn allocate_from(
     out: *mut *mut c_void,
     bytes: usize,
@@ -116,11 +111,9 @@ fn allocate_from(
     stream: *mut c_void,
 ) -> Option<c_int> {
     if pool.is_null() {
-        return Some(INVALID);
+        return Some(refused());
     }
-    is_usual(pool)
-        .then(|| allocate_ordered(out, bytes, stream))
-        .flatten()
+    allocate_ordered(out, bytes, stream, |device| is_usual(pool, device))
 }
 
 /// As the runtime's: from the device's default pool as cudaMallocAsync, from others by the runtime.

@@ -1,6 +1,7 @@
 //! What a process held and gave, for `hbmalloc run` to tell: written at its exit into a folder that the command made.
 
 use hbmalloc::observe;
+use hbmalloc::sys::linux;
 use std::ffi::c_int;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,7 @@ pub fn begin() {
         let process = std::process::id();
         let path = Path::new(&folder).join(process.to_string());
         std::fs::write(&path, name()).ok()?;
-        // SAFETY: the handler is a function of this library, which is never unloaded.
-        unsafe { libc::atexit(finish) };
+        linux::at_exit(finish);
         Some(Report { process, path })
     });
 }

@@ -1,10 +1,8 @@
 //! The program's own runtime: looked for once a function is needed, among what is loaded by then.
 
+use hbmalloc::sys::library::Library;
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
-
-/// Where the runtime is, newest first. A program that has two of them has one for a plug-in of its own.
-const NAMES: [&CStr; 3] = [c"libcudart.so.13", c"libcudart.so.12", c"libcudart.so.11.0"];
 
 /// A function of the runtime, found when it is first called.
 pub struct Function {
@@ -33,18 +31,44 @@ impl Function {
     }
 }
 
-/// A runtime that was opened with RTLD_LOCAL is behind nobody in the loader's order, so it is asked by its name.
+/// The runtime that was loaded first, once for all: each has a current device and a last error for every thread, so its
+/// functions belong together. What others load later, a plug-in say, is over the same contexts.
+fn first() -> Option<&'static Library> {
+    static FIRST: AtomicPtr<Library> = AtomicPtr::new(std::ptr::null_mut());
+    let known = FIRST.load(Ordering::Acquire);
+    // SAFETY: NULL, or put there below, and never taken down.
+    if let Some(known) = unsafe { known.as_ref() } {
+        return Some(known);
+    }
+    let found = Library::loaded_from(FILE).into_iter().next()?;
+    // No lock: who holds the loader's may come here.
+    let found = Box::into_raw(Box::new(found));
+    let null = std::ptr::null_mut();
+    let kept = match FIRST.compare_exchange(null, found, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => found,
+        Err(faster) => faster,
+    };
+    // SAFETY: as above.
+    unsafe { kept.as_ref() }
+}
+
+const FILE: &str = "libcudart";
+
+/// A runtime that was opened with RTLD_LOCAL is behind nobody in the loader's order, so it is asked by itself. What the
+/// first one lacks, who calls it has from another.
 fn find(name: &CStr) -> Option<*mut c_void> {
-    let of_runtime = NAMES.iter().find_map(|library| {
-        // SAFETY: both are C strings; a library that is not loaded stays so.
-        let handle = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-        // SAFETY: the handle was just opened, and is never closed.
-        (!handle.is_null()).then(|| unsafe { libc::dlsym(handle, name.as_ptr()) })
-    });
+    let of_others = || {
+        let others = Library::loaded_from(FILE).into_iter();
+        { others }.find_map(|other| other.symbol(name))
+    };
     // SAFETY: a C string; what lies behind this library in the loader's order is not this library.
     let next = || unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    let found = of_runtime.unwrap_or_else(next);
-    (!found.is_null()).then_some(found)
+    (first().and_then(|first| first.symbol(name)))
+        .or_else(of_others)
+        .or_else(|| {
+            let next = next();
+            (!next.is_null()).then_some(next)
+        })
 }
 
 /// Calls a function of the program's runtime.

@@ -1,25 +1,73 @@
-//! Streams: captures are told of as they begin, and what is destroyed is not named to the driver again.
+//! Streams: whose they are, captures, which are told of as they begin, and that what is destroyed is not named to the
+//! driver again.
 
 use crate::answer::SUCCESS;
-use crate::ordered::own;
+use crate::memory::process;
 use crate::runtime::{current_device, runtime};
 use hbmalloc::gpu::Stream;
 use hbmalloc::observe;
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+
+/// What NULL means to functions that a program calls by their second name: the thread's own stream.
+const PER_THREAD: *mut c_void = 2 as *mut c_void;
+
+pub fn own(stream: *mut c_void) -> *mut c_void {
+    match stream.is_null() {
+        true => PER_THREAD,
+        false => stream,
+    }
+}
+
+/// The device of a live stream, which need not be the thread's. Where there is one device nobody is asked.
+pub fn device_of(stream: *mut c_void) -> Result<c_int, c_int> {
+    let named = Stream::from_raw(stream);
+    let Ok(driver) = process().driver() else {
+        return current_device();
+    };
+    match driver.device_count() {
+        1 => Ok(0),
+        _ if named.is_implicit() => current_device(),
+        _ => match driver.context_of(named) {
+            Ok(context) => Ok(context.device().ordinal()),
+            // Older drivers do not say while it captures.
+            Err(_) => {
+                let captured = open().get(&Meant::here(stream)).map(|(device, _)| *device);
+                captured.map_or_else(current_device, Ok)
+            }
+        },
+    }
+}
+
+/// A stream as one thread means it: the per-thread stream is another one on each.
+#[derive(PartialEq, Eq, Hash)]
+struct Meant {
+    handle: usize,
+    thread: Option<ThreadId>,
+}
+
+impl Meant {
+    fn here(stream: *mut c_void) -> Meant {
+        Meant {
+            handle: stream as usize,
+            thread: (stream == PER_THREAD).then(|| thread::current().id()),
+        }
+    }
+}
 
 /// A capture: its device and its number.
 type Capture = (c_int, u64);
 
-fn open() -> MutexGuard<'static, HashMap<usize, Capture>> {
-    static OPEN: LazyLock<Mutex<HashMap<usize, Capture>>> = LazyLock::new(Mutex::default);
+fn open() -> MutexGuard<'static, HashMap<Meant, Capture>> {
+    static OPEN: LazyLock<Mutex<HashMap<Meant, Capture>>> = LazyLock::new(Mutex::default);
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
-    let process = observe::process();
-    let capture = current_device().ok().and_then(|device| {
+    let process = process();
+    let capture = device_of(stream).ok().and_then(|device| {
         let number = process.capture_begins(device).ok()?;
         Some((device, number))
     });
@@ -29,7 +77,7 @@ fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
     };
     match answered {
         SUCCESS => {
-            open().insert(stream as usize, (device, number));
+            open().insert(Meant::here(stream), (device, number));
             let _ = process.capture_shown(device, number, Stream::from_raw(stream));
         }
         _ => {
@@ -40,7 +88,7 @@ fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
 }
 
 fn end(stream: *mut c_void) {
-    let ended = open().remove(&(stream as usize));
+    let ended = open().remove(&Meant::here(stream));
     if let Some((device, number)) = ended {
         let _ = observe::process().capture_ended(device, number);
     }
@@ -111,9 +159,12 @@ ends! {
 /// As the runtime's.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaStreamDestroy(stream: *mut c_void) -> c_int {
-    end(stream);
-    if let Ok(device) = current_device() {
-        let _ = observe::process().forget_stream(device, Stream::from_raw(stream));
+    let process = observe::process();
+    if process.driver_touched() {
+        if let Ok(device) = device_of(stream) {
+            let _ = process.forget_stream(device, Stream::from_raw(stream));
+        }
     }
+    end(stream);
     runtime!(cudaStreamDestroy(stream: *mut c_void))
 }

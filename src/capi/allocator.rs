@@ -46,17 +46,6 @@ fn find_with(
     look_up(table.as_ref(), operation, handle).inspect(|found| note(found))
 }
 
-/// What is asked of every allocator.
-pub(super) fn for_each(ask: impl Fn(&Allocator)) {
-    let table = ALLOCATORS.read().unwrap_or_else(PoisonError::into_inner);
-    let all: Vec<_> = table
-        .iter()
-        .flat_map(|table| table.values().cloned())
-        .collect();
-    drop(table);
-    all.iter().for_each(|allocator| ask(allocator));
-}
-
 type Table = FxHashMap<usize, Arc<Allocator>>;
 
 fn look_up(

@@ -154,6 +154,22 @@ impl Allocator {
         }
     }
 
+    /// The device whose reset takes its blocks; of custom functions none is known.
+    pub fn device_of_blocks(&self) -> Option<i32> {
+        match &self.backing {
+            Backing::Device { .. } => Some(self.device),
+            Backing::Host(_) | Backing::Custom(_) => None,
+            Backing::Arena(place) => place.upstream().device_of_blocks(),
+        }
+    }
+
+    /// A block of it went with its device.
+    pub fn note_lost(&self) {
+        if !self.is_arena() {
+            self.live.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
     /// Whether what it takes back goes on at once, so that a trim does not find it.
     pub fn gives_back_at_once(&self) -> bool {
         match &self.backing {

@@ -130,6 +130,7 @@ impl Place {
         let number = IS_ARENA | AllocatorId::new().get() << PLACE_BITS | place as u64;
         let arena = make_at(place);
         arena.begin(number, Arc::new(Over(upstream.clone())));
+        observe::process().add_stack(arena, number);
         Ok(Place {
             arena,
             number,
@@ -150,6 +151,7 @@ impl Place {
     /// The arena is no more, and its upstream free of it.
     pub fn end(&self) -> Result<()> {
         self.arena.end(self.number)?;
+        observe::process().drop_stack(self.number);
         self.upstream.drop_arena();
         lock(&SPARE).spare.push(self.number as usize % PLACES);
         Ok(())
@@ -170,10 +172,6 @@ impl Place {
 
     pub fn record_stream(&self, address: u64, stream: Stream) -> Result<()> {
         self.arena.record_stream(self.number, address, stream)
-    }
-
-    pub fn forget_stream(&self, stream: Stream) {
-        self.arena.forget_stream(self.number, stream);
     }
 
     pub fn trim(&self, keep: u64) -> Result<u64> {
@@ -217,6 +215,14 @@ struct Over(Arc<Allocator>);
 impl Upstream for Over {
     fn is_by_stream(&self) -> bool {
         self.0.is_by_stream()
+    }
+
+    fn device(&self) -> Option<i32> {
+        self.0.device_of_blocks()
+    }
+
+    fn note_lost(&self) {
+        self.0.note_lost();
     }
 
     fn gives_back_at_once(&self) -> bool {

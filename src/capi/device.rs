@@ -1,12 +1,9 @@
 //! What concerns a device as a whole: its cached memory, its streams.
 
-use super::allocator::for_each;
-use super::descriptor::Backing;
 use super::{export, write_out};
 use crate::error::Result;
 use crate::gpu::Stream;
 use crate::observe;
-use crate::process;
 use std::ffi::c_void;
 
 /// Gives cached memory of a device back, as hbm_allocator_trim.
@@ -51,17 +48,5 @@ pub(super) unsafe fn write_released(
 /// number of streams.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_forget(device: i32, stream: *mut c_void) -> i32 {
-    export(|| forget(device, Stream::from_raw(stream)))
-}
-
-/// A stream that is about to be destroyed is named to the driver no more, by arenas neither.
-pub(super) fn forget(device: i32, stream: Stream) -> Result<()> {
-    if !process::has_forked() && !stream.is_implicit() {
-        for_each(|allocator| {
-            if let Backing::Arena(place) = &allocator.backing {
-                place.forget_stream(stream);
-            }
-        });
-    }
-    observe::process().forget_stream(device, stream)
+    export(|| observe::process().forget_stream(device, Stream::from_raw(stream)))
 }

@@ -27,12 +27,15 @@ fn keep<T>(made: &Made<T>, handle: *mut c_void, value: T) {
         .insert(handle as usize, value);
 }
 
-fn take<T>(made: &Made<T>, handle: *mut c_void) -> Option<T> {
-    lock(made).as_mut()?.remove(&(handle as usize))
+fn take<T>(made: &Made<T>, handle: *mut c_void, is_gone: fn(&T) -> bool) -> Option<T> {
+    let taken = lock(made).as_mut()?.remove(&(handle as usize));
+    taken.filter(|taken| !is_gone(taken))
 }
 
 fn not_made(operation: &'static str, what: &str, handle: *mut c_void) -> Error {
-    let detail = format!("{handle:p} is no {what} of hbm_{what}_create, or was destroyed");
+    let detail = format!(
+        "{handle:p} is no {what} of hbm_{what}_create, or was destroyed, or its device reset"
+    );
     Error::new(Status::NotOwned, operation).detail(detail)
 }
 
@@ -41,7 +44,8 @@ fn event(operation: &'static str, handle: *mut c_void) -> Result<Arc<OwnedEvent>
     let events = lock(&EVENTS);
     let found = events
         .as_ref()
-        .and_then(|made| made.get(&(handle as usize)));
+        .and_then(|made| made.get(&(handle as usize)))
+        .filter(|made| !made.is_gone());
     found
         .cloned()
         .ok_or_else(|| not_made(operation, "event", handle))
@@ -128,17 +132,17 @@ pub unsafe extern "C" fn hbm_stream_create(
 }
 
 /// Destroys a stream of hbm_stream_create, which hbm_stream_forget need not be called for. Its work ends all the
-/// same, and blocks that used it stay valid. HBM_NOT_OWNED for what is none, or was destroyed. NULL is fine. Does
-/// nothing in a forked child and at the end of the process.
+/// same, and blocks that used it stay valid. HBM_NOT_OWNED for what is none, was destroyed, or went with its
+/// device's reset. NULL is fine. Does nothing in a forked child and at the end of the process.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_destroy(stream: *mut c_void) -> i32 {
     export(|| {
         if stream.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
-        let made = take(&STREAMS, stream)
+        let made = take(&STREAMS, stream, OwnedStream::is_gone)
             .ok_or_else(|| not_made("hbm_stream_destroy", "stream", stream))?;
-        super::device::forget(made.device().ordinal(), made.stream())
+        observe::process().forget_stream(made.device().ordinal(), made.stream())
     })
 }
 
@@ -188,16 +192,16 @@ pub unsafe extern "C" fn hbm_event_create(device: i32, flags: u32, event: *mut *
     })
 }
 
-/// Destroys an event of hbm_event_create; what waits for it goes on waiting. HBM_NOT_OWNED for what is none, or
-/// was destroyed. NULL is fine. Does nothing in a forked child and at the end of the process.
+/// Destroys an event of hbm_event_create; what waits for it goes on waiting. HBM_NOT_OWNED for what is none, was
+/// destroyed, or went with its device's reset. NULL is fine. Does nothing in a forked child and at the end of the process.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_event_destroy(event: *mut c_void) -> i32 {
     export(|| {
         if event.is_null() || process::has_forked() || process::is_exiting() {
             return Ok(());
         }
-        let made =
-            take(&EVENTS, event).ok_or_else(|| not_made("hbm_event_destroy", "event", event))?;
+        let made = take(&EVENTS, event, |made| made.is_gone())
+            .ok_or_else(|| not_made("hbm_event_destroy", "event", event))?;
         drop(made);
         Ok(())
     })

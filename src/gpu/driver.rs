@@ -1,5 +1,6 @@
 //! The driver of this process: found, opened, initialised, asked for its devices.
 
+use super::capture::RelaxedCapture;
 use super::device::Device;
 use super::opening;
 use crate::error::{DriverCode, Error, Result, Status, Warnings};
@@ -128,6 +129,11 @@ impl Driver {
     /// The address of any other symbol of the driver's library, for tests and tools.
     pub fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
         self.cuda.library().symbol(name)
+    }
+
+    /// While it lives, calls of this thread that a capture would forbid do not break it.
+    pub fn relaxed_capture(&self) -> RelaxedCapture<'_> {
+        RelaxedCapture::enter(&self.cuda)
     }
 
     pub(super) fn cuda(&self) -> &Cuda {

@@ -14,6 +14,8 @@ const NO_TIMING: c_uint = 2;
 pub struct OwnedEvent {
     device: Arc<Device>,
     handle: Handle,
+    /// Which of the device's contexts it was made in.
+    context: u64,
 }
 
 // SAFETY: an event may be recorded, waited for and destroyed from any thread.
@@ -24,6 +26,7 @@ unsafe impl Sync for OwnedEvent {}
 impl OwnedEvent {
     /// Makes an event on `device`, with the time of its recording or without, which costs less.
     pub fn create(device: &Arc<Device>, has_timing: bool) -> Result<OwnedEvent> {
+        let context = device.contexts_left();
         let _guard = device.enter()?;
         let flags = if has_timing { TIMING } else { NO_TIMING };
         let mut handle: Handle = std::ptr::null_mut();
@@ -32,12 +35,18 @@ impl OwnedEvent {
         Ok(OwnedEvent {
             device: device.clone(),
             handle,
+            context,
         })
     }
 
-    /// The handle to pass to the driver, good until this is dropped.
+    /// The handle to pass to the driver, good until this is dropped or the device reset.
     pub fn raw(&self) -> Handle {
         self.handle
+    }
+
+    /// Whether it went with a context that was reset, and its handle may be another's.
+    pub fn is_gone(&self) -> bool {
+        self.context != self.device.contexts_left()
     }
 
     /// Records it behind what `stream`, a live one of its device, has been given so far.
@@ -69,6 +78,9 @@ impl OwnedEvent {
 
 impl Drop for OwnedEvent {
     fn drop(&mut self) {
+        if self.is_gone() {
+            return;
+        }
         let Ok(_guard) = self.device.enter().or_else(|_| self.device.enter()) else {
             return;
         };

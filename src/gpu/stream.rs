@@ -57,6 +57,8 @@ const NON_BLOCKING: c_uint = 1;
 pub struct OwnedStream {
     device: Arc<Device>,
     stream: Stream,
+    /// Which of the device's contexts it was made in.
+    context: u64,
 }
 
 impl OwnedStream {
@@ -100,12 +102,14 @@ impl OwnedStream {
         device: &Arc<Device>,
         make: impl FnOnce(&mut Handle) -> std::result::Result<(), Refusal>,
     ) -> Result<OwnedStream> {
+        let context = device.contexts_left();
         let _guard = device.enter()?;
         let mut handle: Handle = std::ptr::null_mut();
         device.check(make(&mut handle))?;
         Ok(OwnedStream {
             device: device.clone(),
             stream: Stream::from_raw(handle),
+            context,
         })
     }
 
@@ -114,14 +118,22 @@ impl OwnedStream {
         &self.device
     }
 
-    /// Its handle, good until this is dropped.
+    /// Its handle, good until this is dropped or the device reset.
     pub fn stream(&self) -> Stream {
         self.stream
+    }
+
+    /// Whether it went with a context that was reset, and its handle may be another's.
+    pub fn is_gone(&self) -> bool {
+        self.context != self.device.contexts_left()
     }
 }
 
 impl Drop for OwnedStream {
     fn drop(&mut self) {
+        if self.is_gone() {
+            return;
+        }
         let Ok(_guard) = self.device.enter().or_else(|_| self.device.enter()) else {
             return;
         };

@@ -10,6 +10,7 @@ use crate::source::host::{HostBlock, MOST_REGISTERED};
 use crate::sys::heap::Heap;
 use crate::sys::shm::Segment;
 use rustc_hash::FxHashMap;
+use std::ffi::c_uint;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -92,6 +93,8 @@ pub(super) struct Owned {
     pub kind: HostKind,
     pub size: HostSize,
     pub is_pinned: bool,
+    /// As asked for, of `cudaHostAlloc`'s.
+    pub flags: c_uint,
     /// What it is a map of, if others share it: gone after it.
     pub segment: Option<Segment>,
     pub _stake: HostStake,
@@ -284,6 +287,17 @@ impl Process {
             _ => Err(Error::new(Status::NotOwned, kind.deallocator())
                 .detail(format!("{address:#x} is no block of this allocator"))),
         }
+    }
+
+    /// The flags of the block of that kind that `address` lies in, if there is one.
+    pub fn host_flags(&self, kind: HostKind, address: u64) -> Option<c_uint> {
+        let _stake = self.host_stake().ok()?;
+        let table = self.host_table();
+        let holds =
+            |begin: u64, owned: &Owned| (begin..begin + owned.size.bytes).contains(&address);
+        let found =
+            (table.iter()).find(|(begin, owned)| owned.kind == kind && holds(**begin, owned));
+        found.map(|(_, owned)| owned.flags)
     }
 
     /// What is given out.

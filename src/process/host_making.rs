@@ -148,6 +148,7 @@ impl Process {
             kind,
             size,
             is_pinned: plan.is_pinned,
+            flags: plan.flags,
             segment,
             _stake: stake,
         });

@@ -9,6 +9,7 @@ mod cell_record;
 mod cells;
 mod choice;
 pub mod copies;
+mod demands;
 mod devices;
 mod graphs;
 pub mod host;
@@ -20,11 +21,13 @@ mod limits;
 mod naming;
 pub mod placement;
 mod pooled;
+pub mod regions;
 mod report;
 mod reset;
 pub mod residency;
 pub mod sharing;
 pub mod slabs;
+mod stacks;
 pub mod stats;
 pub mod tags;
 
@@ -80,6 +83,7 @@ pub struct Process {
     host_blocks: host::HostBlocks,
     slabs: slabs::Slabs,
     host_seams: copies::HostSeams,
+    stacks: stacks::Stacks,
     /// Held by frees of what sources gave out until no stream is to be named any more, and alone while
     /// one is forgotten.
     naming: RwLock<()>,
@@ -136,6 +140,7 @@ impl Process {
             host_blocks: host::HostBlocks::default(),
             slabs: slabs::Slabs::default(),
             host_seams: copies::HostSeams::default(),
+            stacks: stacks::Stacks::default(),
             naming: RwLock::default(),
             other_contexts: AtomicBool::new(false),
             slow: AtomicU64::new(1),

@@ -114,12 +114,13 @@ impl Process {
         self.naming.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Never names a stream of `device` to the driver again, since it is about to be destroyed. Blocks
-    /// of whatever device that it uses are then given back behind all work of its device.
+    /// Never names a stream of `device` to the driver again, since it is about to be destroyed; arenas
+    /// neither. Blocks of whatever device that it uses are then given back behind all work of its device.
     pub fn forget_stream(&self, device: i32, stream: Stream) -> Result<()> {
         if lifetime::has_forked() {
             return Ok(());
         }
+        self.forget_in_stacks(stream);
         self.device_in_use(device)?;
         let Some(opened) = self.opened.get() else {
             return Ok(());

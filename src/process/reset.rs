@@ -9,10 +9,16 @@ use std::sync::Arc;
 
 impl Process {
     /// Does `reset`, which destroys the primary context of a device, and makes the device as good as one that was never
-    /// used. Blocks on it are freed. Refused while a capture is open on a device in use. No other thread may use the
-    /// device meanwhile.
-    pub fn reset_device(&self, ordinal: i32, reset: impl FnOnce()) -> Result<()> {
+    /// used. Blocks on it are freed, after `leave`, which comes once nothing refuses the reset any more: it is refused
+    /// while a capture is open on a device in use. No other thread may use the device meanwhile.
+    pub fn reset_device(
+        &self,
+        ordinal: i32,
+        leave: impl FnOnce(),
+        reset: impl FnOnce(),
+    ) -> Result<()> {
         let Some(entry) = self.device_in_use(ordinal)?.cloned() else {
+            leave();
             reset();
             return Ok(());
         };
@@ -22,6 +28,8 @@ impl Process {
             Err(error) if error.status() == Status::Capturing => return Err(error),
             outcome => outcome.is_ok(),
         };
+        leave();
+        self.leave_in_stacks(ordinal);
         if works {
             self.give_up_all_of(&entry);
         }

@@ -42,6 +42,19 @@ impl Process {
         device.state().extents.export(address, serial)
     }
 
+    /// The blocks of a device that lie in a stretch of addresses, in part or as a whole.
+    pub fn blocks_in(&self, device: i32, begin: u64, end: u64) -> Vec<u64> {
+        if lifetime::has_forked() {
+            return Vec::new();
+        }
+        let mut blocks = self.pools.blocks_of(device);
+        blocks.extend(self.registry.addresses(|record| record.device == device));
+        let first = self.block_of(begin).map(|(first, _)| first);
+        (blocks.range(begin..end).copied())
+            .chain(first.filter(|first| *first < begin))
+            .collect()
+    }
+
     /// Undoes the pin of the [`Process::export`] of that number.
     pub fn close_export(&self, serial: u64) -> Result<()> {
         lifetime::check_not_forked()?;

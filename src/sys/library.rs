@@ -52,6 +52,17 @@ impl Library {
         })
     }
 
+    /// Those that the process has loaded from files whose names begin so, in the order in which they were.
+    pub fn loaded_from(beginning: &str) -> Vec<Library> {
+        let is_meant = |name: &CString| {
+            let name = name.to_string_lossy();
+            let file = name.rsplit('/').next();
+            file.is_some_and(|file| file.starts_with(beginning))
+        };
+        let names = loaded_names().into_iter().filter(is_meant);
+        names.filter_map(|name| Library::loaded(&name)).collect()
+    }
+
     /// What the program and the libraries of its global scope export.
     pub fn of_program() -> Option<Library> {
         // SAFETY: without a name this is what is loaded already.

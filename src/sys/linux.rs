@@ -26,6 +26,27 @@ pub fn at_exit(handler: extern "C" fn()) -> bool {
     unsafe { libc::atexit(handler) == 0 }
 }
 
+/// Starts a thread that gets no signals, nor do those that it starts: they are the program's.
+pub fn spawn_without_signals(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    /// Beside what calls of the driver take.
+    const STACK: usize = 1 << 20;
+    // SAFETY: structs of integers, for which zeros are values.
+    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: both structs are valid for the calls.
+    unsafe {
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+    }
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let started = thread.stack_size(STACK).spawn(run);
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
+    started.map(|_| ())
+}
+
 /// Bytes of memory that the machine has; the most there can be where it does not say.
 pub fn total_memory() -> u64 {
     // SAFETY: a struct of integers, for which zeros are values.

@@ -1,6 +1,8 @@
 /* Memory that processes share: how it ends, by whoever's end, and who is kept out. */
 #include "others.h"
 
+#include <sys/file.h>
+
 static void the_exporter_is_killed(void) {
     other_t one = start(), two = start(), three = start();
     uint64_t there = give(&one, 4 * MIB), other = give(&one, 4 * MIB);
@@ -203,6 +205,198 @@ static void nobody_else_gets_in(void) {
     end(&one, 0);
 }
 
+/* Others have the memory, and can come to it, until a reset takes place. */
+static void a_reset_that_is_refused(void) {
+    other_t one = start(), two = start();
+    void *block, *stream, *graph, *here;
+    ipc_t ours, theirs = handle_of(&one, give(&one, MIB));
+    OK(cudaMalloc(&block, 4 * MIB));
+    OK(cudaIpcGetMemHandle(&ours, block));
+    OK(cudaIpcOpenMemHandle(&here, theirs, 1));
+    OK(BID(&two, .what = 'c', .address = opened(&two, ours)).code);
+    OK(cudaStreamCreate(&stream));
+    OK(cudaStreamBeginCapture(stream, 2));
+    CHECK(cudaDeviceReset() == 900);
+    OK(BID(&two, .what = 'c', .address = opened(&two, ours)).code);
+    OK(cudaStreamEndCapture(stream, &graph));
+    OK(cudaIpcCloseMemHandle(here));
+    OK(cudaIpcOpenMemHandle(&here, theirs, 1));
+    OK(cudaDeviceReset());
+    CHECK(BID(&two, .what = 'o', .handle = ours).code == GONE);
+    CHECK(cudaIpcCloseMemHandle(here) == INVALID);
+    CHECK(cudaFree(block) != 0 && faults() == 0);
+    end(&one, 0);
+    end(&two, 0);
+}
+
+/* Removes what nobody holds the lock of, as the library does of exporters that are gone. */
+static void *clean_up(void *stop) {
+    const char *parent = getenv("XDG_RUNTIME_DIR");
+    char path[4096], inner[4200];
+    while (!*(volatile int *)stop) {
+        DIR *folder = opendir(parent);
+        for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
+            if (entry->d_name[0] == '.') continue;
+            snprintf(path, sizeof path, "%s/%s", parent, entry->d_name);
+            int opened = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+            if (opened >= 0 && flock(opened, LOCK_EX | LOCK_NB) == 0) {
+                snprintf(inner, sizeof inner, "%s/socket", path);
+                unlink(inner);
+                rmdir(path);
+            }
+            if (opened >= 0) close(opened);
+        }
+        if (folder != NULL) closedir(folder);
+    }
+    return NULL;
+}
+
+/* Whoever begins while others clean up meets in the same place all the same. */
+static void while_others_clean_up(void) {
+    pthread_t cleaner;
+    char path[4096];
+    volatile int stop = 0;
+    CHECK(pthread_create(&cleaner, NULL, clean_up, (void *)&stop) == 0);
+    for (int i = 0; i < 40; i++) {
+        other_t one = start();
+        handle_of(&one, give(&one, MIB));
+        find_folder(path);
+        end(&one, 0);
+    }
+    stop = 1;
+    pthread_join(cleaner, NULL);
+}
+
+/* A block that others have open when it is freed is the memory of those who freed it in a stream's order until that is
+ * done, too. */
+static void freed_in_the_order_of_a_stream(void) {
+    other_t two = start();
+    void *own, *last, *block, *again[40];
+    ipc_t handle;
+    OK(cudaStreamCreate(&own));
+    OK(cudaStreamCreate(&last));
+    OK(cudaMallocAsync(&block, 4 * MIB, own));
+    OK(cudaIpcGetMemHandle(&handle, block));
+    uint64_t there = opened(&two, handle);
+    stream_hold(last);
+    OK(cudaMemsetAsync(block, 7, 4 * MIB, last));
+    OK(cudaFreeAsync(block, last));
+    CHECK(cudaFreeAsync(block, last) == INVALID);
+    OK(BID(&two, .what = 'c', .address = there).code);
+    for (int i = 0; i < 5000 && held() > 0; i++) usleep(1000);
+    CHECK(held() == 0);
+    for (int i = 0; i < 40; i++) {
+        OK(cudaMallocAsync(&again[i], 4 * MIB, own));
+        CHECK(again[i] != block);
+    }
+    stream_release(last);
+    OK(cudaStreamDestroy(last));
+    for (int i = 0; i < 40; i++) OK(cudaFreeAsync(again[i], own));
+    OK(cudaStreamSynchronize(own));
+    OK(cudaStreamDestroy(own));
+    CHECK(faults() == 0);
+    end(&two, 0);
+}
+
+/* What is exported from where a chunk begins is the blocks that live there: pinned as long as one of them, and open
+ * elsewhere no block of it is given back. */
+static void freed_in_a_chunk_that_is_open(void) {
+    other_t one = start(), two = start();
+    for (int round = 0; round < 2; round++) {
+        uint64_t first = give(&one, MIB / 2), second = give(&one, MIB / 2), third = give(&one, MIB / 2);
+        uint64_t begin = BID(&one, .what = 'b', .address = second).value;
+        CHECK(begin != second && begin != third);
+        OK(BID(&one, .what = 'f', .address = first).code);
+        OK(BID(&one, .what = 'w', .address = second, .bytes = MIB / 2, .byte = 0x35).code);
+        ipc_t handle = handle_of(&one, begin);
+        CHECK(BID(&one, .what = 'p').value > 0);
+        if (round == 0) {
+            uint64_t here = opened(&two, handle), blocks = BID(&one, .what = 'h').value;
+            OK(BID(&one, .what = 'f', .address = second).code);
+            CHECK(BID(&one, .what = 'f', .address = second).code == INVALID);
+            CHECK(BID(&one, .what = 'h').value == blocks);
+            uint64_t again = give(&one, MIB / 2);
+            CHECK(again != second);
+            OK(BID(&one, .what = 'f', .address = again).code);
+            CHECK(BID(&two, .what = 'r', .address = here + (second - begin), .bytes = MIB / 2, .byte = 0x35).value == 0);
+            /* The third is there to be opened. */
+            CHECK(opened(&two, handle) == here);
+            OK(BID(&two, .what = 'c', .address = here).code);
+            OK(BID(&two, .what = 'c', .address = here).code);
+            comes_to(&one, 'h', MIB / 2);
+            CHECK(BID(&one, .what = 'p').value > 0);
+        } else {
+            OK(BID(&one, .what = 'f', .address = second).code);
+        }
+        OK(BID(&one, .what = 'f', .address = third).code);
+        comes_to(&one, 'h', 0);
+        comes_to(&one, 'p', 0);
+        CHECK(BID(&two, .what = 'o', .handle = handle).code == GONE);
+    }
+    end(&one, 0);
+    end(&two, 0);
+}
+
+static uint64_t seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec;
+}
+
+static void *open_of_stopped(void *handle) {
+    void *here = NULL;
+    OK(cudaIpcOpenMemHandle(&here, *(ipc_t *)handle, 1));
+    OK(cudaIpcCloseMemHandle(here));
+    return NULL;
+}
+
+/* Who is stopped keeps nobody else waiting: neither an opener that takes nothing, nor an exporter that answers nothing. */
+static void others_are_stopped(void) {
+    other_t one = start(), two = start();
+    uint64_t there = give(&one, MIB);
+    ipc_t ours = handle_of(&one, there), theirs;
+    char path[4096], request[72] = {1};
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    find_folder(path);
+    strcat(path, "/socket");
+    CHECK(strlen(path) < sizeof at.sun_path);
+    strcpy(at.sun_path, path);
+    memcpy(request + 8, &ours, sizeof ours);
+    int visitors[8];
+    for (int i = 0; i < 8; i++) {
+        visitors[i] = socket(AF_UNIX, SOCK_STREAM, 0);
+        OK(connect(visitors[i], (struct sockaddr *)&at, sizeof at));
+        /* Half of them ask and ask, and read no answer. */
+        for (int j = 0; i % 2 == 0 && j < 2000; j++) {
+            if (send(visitors[i], request, sizeof request, MSG_NOSIGNAL | MSG_DONTWAIT) < (ssize_t)sizeof request) break;
+            if (j % 100 == 99) usleep(1000);
+        }
+        if (i % 2 == 1) CHECK(send(visitors[i], request, 4, MSG_NOSIGNAL) == 4);
+    }
+    void *here = NULL;
+    uint64_t before = seconds();
+    OK(cudaIpcOpenMemHandle(&here, ours, 1));
+    OK(cudaIpcCloseMemHandle(here));
+    CHECK(seconds() - before < 3);
+    for (int i = 0; i < 8; i++) close(visitors[i]);
+    theirs = handle_of(&two, give(&two, MIB));
+    pthread_t waiting;
+    OK(kill(one.pid, SIGSTOP));
+    CHECK(pthread_create(&waiting, NULL, open_of_stopped, &ours) == 0);
+    usleep(200000);
+    before = seconds();
+    OK(cudaIpcOpenMemHandle(&here, theirs, 1));
+    OK(cudaIpcCloseMemHandle(here));
+    CHECK(seconds() - before < 3);
+    OK(kill(one.pid, SIGCONT));
+    CHECK(pthread_join(waiting, NULL) == 0);
+    OK(BID(&one, .what = 'f', .address = there).code);
+    comes_to(&one, 'h', 0);
+    comes_to(&one, 'p', 0);
+    end(&one, 0);
+    end(&two, 0);
+}
+
 int main(int argc, char **argv) {
     static const part_t parts[] = {
         {"killed", the_exporter_is_killed},
@@ -213,6 +407,11 @@ int main(int argc, char **argv) {
         {"strange", strange_visitors},
         {"fork", after_a_fork},
         {"again", the_same_address_again},
+        {"refused", a_reset_that_is_refused},
+        {"cleaned", while_others_clean_up},
+        {"ordered", freed_in_the_order_of_a_stream},
+        {"chunk", freed_in_a_chunk_that_is_open},
+        {"stopped", others_are_stopped},
     };
     return run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
 }

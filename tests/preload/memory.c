@@ -51,8 +51,8 @@ static void usual(void) {
     CHECK(none == NULL && cudaMalloc(NULL, 10) == 1);
     CHECK(cudaMalloc(&none, (size_t)1 << 60) == 2 && none == NULL);
     EXPECT_ERROR_TEXT("bytes");
-    /* The runtime remembers it. */
-    CHECK(stand_in_calls("cudaMalloc") == 1);
+    /* The runtime remembers both. */
+    CHECK(stand_in_calls("cudaMalloc") == 2);
     OK(cudaSetDevice(1));
     OK(cudaMalloc(&none, 5));
     hbm_stats_t other = {.struct_size = sizeof other};
@@ -144,6 +144,19 @@ static void pinned(void) {
     CHECK(held.blocks == 1 && held.pinned >= 5 * MIB && stand_in_calls("cudaHostAlloc") == 0);
     memset(block, 1, 5 * MIB);
     OK(cudaFreeHost(block));
+    /* As the runtime says of its own: what was asked for, and mapped; of all that lies in the block. */
+    for (unsigned flags = 0; flags < 8; flags++) {
+        unsigned seen = 99;
+        void *there = NULL;
+        OK(cudaHostAlloc(&block, 5 * MIB, flags));
+        OK(cudaHostGetFlags(&seen, (char *)block + 5 * MIB - 1));
+        CHECK(seen == (flags | 2));
+        OK(cudaHostGetDevicePointer(&there, (char *)block + 4096, 0));
+        CHECK(there == (char *)block + 4096);
+        CHECK(cudaHostGetFlags(NULL, block) == 1);
+        OK(cudaFreeHost(block));
+        CHECK(cudaHostGetFlags(&seen, block) == 1);
+    }
     OK(cudaMallocHost(&block, 5 * MIB));
     OK(cudaFreeHost(block));
     CHECK(stand_in_calls("cudaFreeHost") == 0);

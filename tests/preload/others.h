@@ -19,7 +19,15 @@
 
 typedef struct { unsigned char reserved[64]; } ipc_t;
 
+int cudaDeviceReset(void);
+int cudaFreeAsync(void *, void *);
+int cudaMallocAsync(void **, size_t, void *);
 int cudaSetDevice(int);
+int cudaStreamBeginCapture(void *, int);
+int cudaStreamCreate(void **);
+int cudaStreamDestroy(void *);
+int cudaStreamEndCapture(void *, void **);
+int cudaStreamSynchronize(void *);
 int cudaMalloc(void **, size_t);
 int cudaFree(void *);
 int cudaDeviceSynchronize(void);

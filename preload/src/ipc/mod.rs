@@ -2,14 +2,14 @@
 //! descriptors of its chunks over a socket, and the 64 bytes that programs pass on say where that is.
 
 mod exporter;
-mod forks;
+mod exports;
 mod handle;
 mod opener;
 mod place;
 
-pub use exporter::{Freeing, freeing, is_in_use};
+pub use exports::{Freeing, freeing, is_in_use};
 
-use crate::answer::{INVALID, SUCCESS, answer, code};
+use crate::answer::{SUCCESS, answer, code, refused};
 use crate::runtime::{current_device, make_ready, runtime};
 use handle::{BYTES, Handle};
 use hbmalloc::error::{Error, Status};
@@ -24,7 +24,7 @@ const NO_SUCH_MEMORY: c_int = 400;
 
 /// A device is about to be reset: nothing of it is exported or open any more.
 pub fn forget_device(device: c_int) {
-    exporter::forget_device(device);
+    exports::forget_device(device);
     opener::forget_device(device);
 }
 
@@ -47,7 +47,7 @@ fn is_part(process: &hbmalloc::process::Process) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaIpcGetMemHandle(out: *mut MemHandle, address: *mut c_void) -> c_int {
     if out.is_null() || address.is_null() {
-        return INVALID;
+        return refused();
     }
     let process = observe::process();
     let is_ours = process.block_of(address as u64).is_some();
@@ -77,7 +77,7 @@ pub extern "C" fn cudaIpcOpenMemHandle(
         return runtime!(cudaIpcOpenMemHandle(out: *mut *mut c_void, handle: MemHandle, flags: c_uint));
     };
     if out.is_null() || flags & !LAZY != 0 {
-        return INVALID;
+        return refused();
     }
     if exporter::is_own(ours) {
         code(

@@ -1,15 +1,15 @@
 //! Memory of other processes that is open here.
 
-use super::forks::Kept;
 use super::handle::{self, Handle, Wish};
 use super::place;
 use hbmalloc::error::{Error, Result, Status};
 use hbmalloc::observe;
 use hbmalloc::process::{self, sharing};
+use hbmalloc::sys::unshared::Kept;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// Memory that is mapped here.
 struct Opened {
@@ -17,22 +17,31 @@ struct Opened {
     device: i32,
     /// How often it was opened, and not closed.
     times: u32,
+    way: Way,
 }
 
-/// The way to a process that has memory open here; while there is one, that process keeps it.
+/// The way to a process that has memory open here; while there is one, that process keeps it. Who waits for its answer
+/// has this lock, and not that of the state, which comes after it: a process that is stopped keeps others' memory from
+/// nobody.
+type Way = Arc<Mutex<Connection>>;
+
+#[derive(Default)]
 struct Connection {
-    socket: Kept<UnixStream>,
+    /// Once somebody needed it, and while it works.
+    socket: Option<Kept<UnixStream>>,
     /// How much of its memory is open.
     open: usize,
+    /// Whether whoever finds it has to look for another.
+    is_left: bool,
 }
 
 #[derive(Default)]
 struct State {
     by_address: HashMap<u64, Opened>,
     /// By the numbers that processes drew.
-    connections: HashMap<u64, Connection>,
+    ways: HashMap<u64, Way>,
     /// Closed by the program while a stream captured, so that the work on it could not be waited for.
-    left: Vec<(u64, Handle)>,
+    left: Vec<(u64, Handle, Way)>,
 }
 
 fn state() -> MutexGuard<'static, State> {
@@ -40,25 +49,44 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn held(way: &Way) -> MutexGuard<'_, Connection> {
+    way.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Maps what a handle stands for, for `device`; where it is mapped already that is what it answers.
 pub fn open(handle: Handle, device: i32) -> Result<u64> {
     process::check_not_forked()?;
     close_left();
-    let mut state = state();
-    let known = (state.by_address.iter_mut())
-        .find(|(_, opened)| opened.handle == handle && opened.device == device);
-    if let Some((address, opened)) = known {
-        opened.times += 1;
-        return Ok(*address);
+    loop {
+        let way = {
+            let mut state = state();
+            if let Some(address) = state.open_again(handle, device) {
+                return Ok(address);
+            }
+            state.ways.entry(handle.token).or_default().clone()
+        };
+        let mut connection = held(&way);
+        if connection.is_left {
+            continue;
+        }
+        // Another thread may have been faster.
+        if let Some(address) = state().open_again(handle, device) {
+            return Ok(address);
+        }
+        let imported = connection.import(handle, device);
+        let mut state = state();
+        if let Ok(address) = imported {
+            let opened = Opened {
+                handle,
+                device,
+                times: 1,
+                way: way.clone(),
+            };
+            state.by_address.insert(address, opened);
+        }
+        state.leave_idle(handle.token, &mut connection);
+        return imported;
     }
-    let address = state.import(handle, device)?;
-    let opened = Opened {
-        handle,
-        device,
-        times: 1,
-    };
-    state.by_address.insert(address, opened);
-    Ok(address)
 }
 
 /// Undoes one [`open`]; None where the address is not from one.
@@ -72,11 +100,10 @@ pub fn close(address: u64) -> Option<Result<()>> {
     if opened.times > 0 {
         return Some(Ok(()));
     }
-    let handle = opened.handle;
-    state.by_address.remove(&address);
+    let opened = state.by_address.remove(&address)?;
     drop(state);
     close_left();
-    Some(unmap(address, handle))
+    Some(unmap(address, opened.handle, opened.way))
 }
 
 /// What is mapped for a device goes with its context.
@@ -88,92 +115,110 @@ pub fn forget_device(device: i32) {
     state().by_address.retain(|address, opened| {
         let is_its = opened.device == device;
         if is_its {
-            gone.push((*address, opened.handle));
+            gone.push((*address, opened.handle, opened.way.clone()));
         }
         !is_its
     });
-    for (address, handle) in gone {
-        if unmap(address, handle).is_err() {
-            state().left.push((address, handle));
+    unmap_all(gone);
+}
+
+/// What cannot be unmapped now is tried again.
+fn unmap_all(gone: Vec<(u64, Handle, Way)>) {
+    for (address, handle, way) in gone {
+        if unmap(address, handle, way.clone()).is_err() {
+            state().left.push((address, handle, way));
         }
     }
 }
 
-fn unmap(address: u64, handle: Handle) -> Result<()> {
+fn unmap(address: u64, handle: Handle, way: Way) -> Result<()> {
     // Waits for the work on it, so without the lock.
     match observe::process().close_import(address) {
         Err(error) if matches!(error.status(), Status::Capturing | Status::Busy) => {
-            state().left.push((address, handle));
+            state().left.push((address, handle, way));
         }
         Err(error) if error.status() != Status::Shutdown => return Err(error),
-        _ => state().tell_closed(handle),
+        _ => tell_closed(handle, &way),
     }
     Ok(())
 }
 
 fn close_left() {
     let left = std::mem::take(&mut state().left);
-    for (address, handle) in left {
-        if unmap(address, handle).is_err() {
-            state().left.push((address, handle));
-        }
+    unmap_all(left);
+}
+
+fn tell_closed(handle: Handle, way: &Way) {
+    let mut connection = held(way);
+    if connection.is_left {
+        return;
     }
+    connection.open = connection.open.saturating_sub(1);
+    let told = match &connection.socket {
+        Some(socket) => handle::send_request(socket.as_fd(), Wish::Close, handle),
+        None => Ok(()),
+    };
+    if told.is_err() {
+        connection.socket = None;
+    }
+    state().leave_idle(handle.token, &mut connection);
 }
 
 impl State {
-    fn import(&mut self, handle: Handle, device: i32) -> Result<u64> {
-        let mut connection = match self.connections.remove(&handle.token) {
-            Some(connection) => connection,
-            None => Connection {
-                socket: Kept::new(place::connect(handle)?.ok_or_else(|| is_gone(handle))?),
-                open: 0,
-            },
-        };
-        // A connection that fails is dropped: it cannot be told what would come next. What else is open through it
-        // stays mapped; the driver keeps its memory.
-        let imported = connection.import(handle, device)?;
-        connection.open += usize::from(imported.is_ok());
-        if connection.open > 0 {
-            self.connections.insert(handle.token, connection);
-        }
-        imported
+    /// Counts one more of what is mapped already.
+    fn open_again(&mut self, handle: Handle, device: i32) -> Option<u64> {
+        let (address, opened) = (self.by_address.iter_mut())
+            .find(|(_, opened)| opened.handle == handle && opened.device == device)?;
+        opened.times += 1;
+        Some(*address)
     }
 
-    fn tell_closed(&mut self, handle: Handle) {
-        let Some(connection) = self.connections.get_mut(&handle.token) else {
-            return;
-        };
-        connection.open = connection.open.saturating_sub(1);
-        let told = handle::send_request(connection.socket.as_fd(), Wish::Close, handle);
-        if connection.open == 0 || told.is_err() {
-            self.connections.remove(&handle.token);
+    /// A connection through which nothing is open ends, and one that failed is no more.
+    fn leave_idle(&mut self, token: u64, connection: &mut Connection) {
+        if connection.open == 0 || connection.socket.is_none() {
+            connection.is_left = true;
+            connection.socket = None;
+            self.ways.remove(&token);
         }
     }
 }
 
 impl Connection {
-    /// The inner error leaves the connection as good as it was.
-    fn import(&self, handle: Handle, device: i32) -> Result<Result<u64>> {
-        let socket = self.socket.as_fd();
-        let chunks = handle::send_request(socket, Wish::Open, handle)
-            .and_then(|()| handle::receive_count(socket))
-            .map_err(|error| is_gone(handle).also(&error.to_string()))?;
-        if chunks == 0 {
-            return Ok(Err(Error::new(Status::NotOwned, OPEN)
-                .detail(format!(
-                    "the memory that process {} exported was freed",
-                    handle.process
-                ))
-                .advice("Keep it until the other processes have opened it")));
-        }
-        let mut parts = (0..chunks).map(|_| sharing::receive(socket));
-        let imported = observe::process().import_all(parts.by_ref(), device);
-        if imported.is_err() {
-            parts.try_for_each(|part| part.map(|_| ()))?;
-            handle::send_request(socket, Wish::Close, handle)?;
-        }
-        Ok(imported)
+    /// What fails in a way that leaves open what would come next ends the connection. What else is open through it
+    /// stays mapped; the driver keeps its memory.
+    fn import(&mut self, handle: Handle, device: i32) -> Result<u64> {
+        let socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => Kept::new(place::connect(handle)?.ok_or_else(|| is_gone(handle))?),
+        };
+        let imported = import(&socket, handle, device)?;
+        self.socket = Some(socket);
+        self.open += usize::from(imported.is_ok());
+        imported
     }
+}
+
+/// The inner error leaves the connection as good as it was.
+fn import(socket: &UnixStream, handle: Handle, device: i32) -> Result<Result<u64>> {
+    let socket = socket.as_fd();
+    let chunks = handle::send_request(socket, Wish::Open, handle)
+        .and_then(|()| handle::receive_count(socket))
+        .map_err(|error| is_gone(handle).also(&error.to_string()))?;
+    if chunks == 0 {
+        return Ok(Err(Error::new(Status::NotOwned, OPEN)
+            .detail(format!(
+                "the memory that process {} exported was freed",
+                handle.process
+            ))
+            .advice("Keep it until the other processes have opened it")));
+    }
+    let mut parts = (0..chunks).map(|_| sharing::receive(socket));
+    let imported = observe::process().import_all(parts.by_ref(), device);
+    if imported.is_err() {
+        parts.try_for_each(|part| part.map(|_| ()))?;
+        handle::send_request(socket, Wish::Close, handle)?;
+    }
+    Ok(imported)
 }
 
 const OPEN: &str = "open memory of another process";

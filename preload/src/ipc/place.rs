@@ -1,12 +1,12 @@
 //! Where processes meet: a socket of mode 0600 in a folder of mode 0700, which its maker holds a lock of while it
 //! lives. The lock, unlike the number of a process, means the same in every container that shares the folder.
 
-use super::forks::Kept;
 use super::handle::Handle;
 use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::sys::local;
+use hbmalloc::sys::unshared::Kept;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,18 +22,10 @@ const LONGEST: usize = 107;
 /// A process that lives answers within microseconds, but one may be stopped, or its machine busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A request comes in one piece, and others wait behind it.
-const PATIENCE_WITH_REQUESTS: Duration = Duration::from_millis(500);
-
 /// The folder of this process.
 pub struct Place {
     folder: PathBuf,
     _lock: Kept<File>,
-}
-
-pub fn user() -> u32 {
-    // SAFETY: takes no pointers and cannot fail.
-    unsafe { libc::geteuid() }
 }
 
 /// Where folders are looked for; the first that can be written to is where they are made.
@@ -41,24 +33,30 @@ fn parents() -> Vec<PathBuf> {
     let mut parents = Vec::new();
     let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     parents.extend(named.filter(|named| named.is_absolute()));
-    parents.push(format!("/run/user/{}", user()).into());
+    parents.push(format!("/run/user/{}", local::user()).into());
     parents.push("/tmp".into());
     parents.dedup();
     parents
 }
 
 fn name_of(process: u32, token: u64) -> String {
-    format!("{BEGINNING}{}-{process}-{token:016x}", user())
+    format!("{BEGINNING}{}-{process}-{token:016x}", local::user())
 }
+
+/// A place, the number in its name, and the socket that is listened at.
+type Made = (u64, Place, UnixListener);
+
+/// How often a folder is made anew whose lock its maker did not get.
+const TRIES: usize = 100;
 
 impl Place {
     /// Makes the folder and listens in it.
-    pub fn make(token: u64) -> Result<(Place, UnixListener)> {
+    pub fn make() -> Result<Made> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         let mut tried = Vec::new();
         for parent in parents() {
             remove_left(&parent);
-            match make_in(&parent, &name_of(std::process::id(), token)) {
+            match make_in(&parent) {
                 Ok(made) => return Ok(made),
                 Err(error) => last = error,
             }
@@ -80,23 +78,39 @@ fn remove(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-fn make_in(parent: &Path, name: &str) -> io::Result<(Place, UnixListener)> {
-    let folder = parent.join(name);
-    let path = folder.join(SOCKET);
-    if path.as_os_str().as_bytes().len() > LONGEST {
-        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+/// Who cleans up may take a folder that was made just now for one that was left, and remove it. Another one then has
+/// another name, since the old one's may be removed yet.
+fn make_in(parent: &Path) -> io::Result<Made> {
+    let mut last = io::Error::from(io::ErrorKind::WouldBlock);
+    for _ in 0..TRIES {
+        let token = draw();
+        let folder = parent.join(name_of(std::process::id(), token));
+        let path = folder.join(SOCKET);
+        if path.as_os_str().as_bytes().len() > LONGEST {
+            return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+        }
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        match listen(&folder, &path) {
+            Ok((place, listener)) => return Ok((token, place, listener)),
+            Err(error) => last = error,
+        }
+        remove(&folder);
+        if !matches!(
+            last.kind(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::NotFound
+        ) {
+            break;
+        }
     }
-    DirBuilder::new().mode(0o700).create(&folder)?;
-    let bound = listen(&folder, &path);
-    bound.inspect_err(|_| remove(&folder))
+    Err(last)
 }
 
 fn listen(folder: &Path, path: &Path) -> io::Result<(Place, UnixListener)> {
     let opened = open_folder(folder)?;
-    // Who cleans up may have been faster; then the folder is gone, and nothing can be made in it.
-    if !lock(&opened) {
+    if !local::try_lock(&opened) {
         return Err(io::ErrorKind::WouldBlock.into());
     }
+    // Fails where the folder went before it was locked.
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     let place = Place {
@@ -114,14 +128,9 @@ fn open_folder(folder: &Path) -> io::Result<File> {
         .open(folder)
 }
 
-fn lock(folder: &File) -> bool {
-    // SAFETY: the descriptor is open; takes no pointers.
-    unsafe { libc::flock(folder.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
-}
-
 /// Removes folders of this user whose makers are gone: nobody holds their locks.
 fn remove_left(parent: &Path) {
-    let beginning = format!("{BEGINNING}{}-", user());
+    let beginning = format!("{BEGINNING}{}-", local::user());
     let Ok(entries) = fs::read_dir(parent) else {
         return;
     };
@@ -130,7 +139,8 @@ fn remove_left(parent: &Path) {
             continue;
         }
         let folder = entry.path();
-        if open_folder(&folder).is_ok_and(|opened| is_private(&opened) && lock(&opened)) {
+        if open_folder(&folder).is_ok_and(|opened| is_private(&opened) && local::try_lock(&opened))
+        {
             remove(&folder);
         }
     }
@@ -139,7 +149,7 @@ fn remove_left(parent: &Path) {
 /// Whether nobody else can have put something there.
 fn is_private(folder: &File) -> bool {
     let found = folder.metadata();
-    found.is_ok_and(|found| found.uid() == user() && found.mode() & 0o077 == 0)
+    found.is_ok_and(|found| found.uid() == local::user() && found.mode() & 0o077 == 0)
 }
 
 /// Goes to the process that a handle is of; None where it is not to be found.
@@ -153,7 +163,7 @@ pub fn connect(handle: Handle) -> Result<Option<UnixStream>> {
             continue;
         };
         check_user(&stream)?;
-        be_patient(&stream, PATIENCE)?;
+        be_patient(&stream)?;
         return Ok(Some(stream));
     }
     Ok(None)
@@ -169,8 +179,8 @@ pub fn looked_in() -> String {
 }
 
 /// No call on the socket waits for ever.
-fn be_patient(stream: &UnixStream, reading: Duration) -> Result<()> {
-    (stream.set_read_timeout(Some(reading)))
+fn be_patient(stream: &UnixStream) -> Result<()> {
+    (stream.set_read_timeout(Some(PATIENCE)))
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
         .map_err(|error| Error::new(Status::Io, "set a time limit").detail(error.to_string()))
 }
@@ -183,15 +193,15 @@ pub fn receive(listener: &UnixListener) -> Result<UnixStream> {
         Error::new(Status::Io, "accept").detail(error.to_string())
     })?;
     check_user(&stream)?;
-    be_patient(&stream, PATIENCE_WITH_REQUESTS)?;
+    be_patient(&stream)?;
     Ok(stream)
 }
 
 /// Memory is for processes of the same user.
 fn check_user(stream: &UnixStream) -> Result<()> {
-    let there = user_of(stream)
+    let there = local::user_of(stream)
         .map_err(|error| Error::new(Status::Io, "ask who is there").detail(error.to_string()))?;
-    match there == user() {
+    match there == local::user() {
         true => Ok(()),
         false => Err(Error::new(Status::Io, "share memory")
             .detail(format!("the process at the other end is of user {there}"))
@@ -199,52 +209,9 @@ fn check_user(stream: &UnixStream) -> Result<()> {
     }
 }
 
-fn user_of(stream: &UnixStream) -> io::Result<u32> {
-    let mut who = libc::ucred {
-        pid: 0,
-        uid: 0,
-        gid: 0,
-    };
-    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: both pointers are valid for the call, which writes at most so many bytes.
-    let answer = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            std::ptr::from_mut(&mut who).cast(),
-            &mut bytes,
-        )
-    };
-    match answer {
-        0 => Ok(who.uid),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Waits until one of `sockets` has something to read, or is closed; says which.
-pub fn wait(sockets: &[BorrowedFd<'_>]) -> Vec<bool> {
-    let of_socket = |socket: &BorrowedFd<'_>| libc::pollfd {
-        fd: socket.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let mut polled: Vec<libc::pollfd> = sockets.iter().map(of_socket).collect();
-    // SAFETY: so many structs, valid for the call.
-    let count = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
-    (polled.iter())
-        .map(|socket| count > 0 && socket.revents != 0)
-        .collect()
-}
-
 /// A number that nobody can guess.
-pub fn draw() -> u64 {
-    let mut number = [0; 8];
-    // SAFETY: so many bytes, valid for the call.
-    let drawn = unsafe { libc::getrandom(number.as_mut_ptr().cast(), number.len(), 0) };
-    match drawn {
-        8 => u64::from_ne_bytes(number),
-        // The folder's mode and the user's number keep others out all the same.
-        _ => u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15),
-    }
+fn draw() -> u64 {
+    // The folder's mode and the user's number keep others out all the same.
+    local::draw()
+        .unwrap_or_else(|| u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }

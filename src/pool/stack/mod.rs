@@ -26,6 +26,12 @@ pub trait Upstream: Send + Sync {
     /// Whether streams mean anything to it.
     fn is_by_stream(&self) -> bool;
 
+    /// The device whose reset takes what it gave.
+    fn device(&self) -> Option<i32>;
+
+    /// A block that it gave went with its device.
+    fn note_lost(&self);
+
     /// Whether what is freed is given back at once, so that its trim does not count it.
     fn gives_back_at_once(&self) -> bool;
 
@@ -288,6 +294,21 @@ impl Arena {
     pub fn forget_stream(&self, number: u64, stream: Stream) {
         if let Ok(mut state) = self.state(number, "hbm_stream_forget") {
             state.forget_stream(stream);
+        }
+    }
+
+    /// What came from a device goes with its reset: nobody is asked for it again.
+    pub fn leave_device(&self, number: u64, device: i32) {
+        let Ok(mut state) = self.state(number, "reset") else {
+            return;
+        };
+        let Some(upstream) = state.upstream.clone() else {
+            return;
+        };
+        if upstream.device() == Some(device) {
+            let lost = state.lose_all();
+            drop(state);
+            (0..lost).for_each(|_| upstream.note_lost());
         }
     }
 

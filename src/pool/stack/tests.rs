@@ -17,6 +17,7 @@ struct Books {
     room: u64,
     recorded: Vec<(u64, Stream)>,
     trims: Vec<u64>,
+    lost: u64,
 }
 
 #[derive(Default)]
@@ -38,6 +39,14 @@ impl Fake {
 }
 
 impl Upstream for Fake {
+    fn device(&self) -> Option<i32> {
+        Some(0)
+    }
+
+    fn note_lost(&self) {
+        lock(&self.books).lost += 1;
+    }
+
     fn is_by_stream(&self) -> bool {
         !self.any_stream
     }
@@ -282,6 +291,20 @@ fn where_the_larger_region_cannot_be_had_the_old_length_is() {
     lock(&upstream.books).room = 8192;
     arena.iter(NUMBER, OWN).unwrap();
     assert_eq!(stats(&arena).region, 8192);
+}
+
+#[test]
+fn a_device_takes_all_that_came_from_it() {
+    let (arena, upstream) = with_region(4096);
+    let (inside, _beside) = (take(&arena, 100).unwrap(), take(&arena, 8192).unwrap());
+    arena.leave_device(NUMBER, 1);
+    assert_eq!(stats(&arena).pieces.now, 2);
+    arena.leave_device(NUMBER, 0);
+    let now = stats(&arena);
+    assert!(now.blocks.now == 0 && now.reserved.now == 0 && now.region == 0);
+    assert_eq!(lock(&upstream.books).lost, 2);
+    give(&arena, inside, None).unwrap_err();
+    arena.end(NUMBER).unwrap();
 }
 
 #[test]

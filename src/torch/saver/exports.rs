@@ -2,11 +2,11 @@
 
 use super::super::{allocate_segment, deallocate, guarded, segment_or_null};
 use super::backup;
-use super::region::{self, Backend, Fate, Region};
 use crate::config::table::{self, Opt};
 use crate::core::tags::TagId;
 use crate::error::{Error, Result, Status, last};
 use crate::observe;
+use crate::process::regions::{self, Backend, Fate, Region};
 use crate::process::residency::{How, Request, To};
 use crate::process::{check_not_forked, tags};
 use crate::residency::Report;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether a resume keeps what is on the host.
 static RETAIN: LazyLock<AtomicBool> =
-    LazyLock::new(|| AtomicBool::new(region::flag("TMS_RETAIN_CPU_BACKUP")));
+    LazyLock::new(|| AtomicBool::new(regions::flag("TMS_RETAIN_CPU_BACKUP")));
 
 /// The status of a call. Its Python does not look at it, so that a failure is logged besides.
 fn status(operation: &'static str, body: impl FnOnce() -> Result<()>) -> c_int {
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn tms_pause(tag: *const c_char) -> c_int {
                 continue;
             }
             if fate == Fate::File {
-                region::find_folder()?;
+                observe::process().find_files_of_regions()?;
             }
             let how = How::from(match fate {
                 Fate::Host => To::Host,
@@ -155,13 +155,13 @@ pub extern "C" fn tms_get_cpu_backup_pointer(address: *const u8, bytes: u64) -> 
 /// library by cudaMalloc, can be paused. So it begins where TMS_INIT_ENABLE is 1.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_set_interesting_region(is_region: u8) {
-    region::change(|region| region.is_open = is_region != 0);
+    regions::change(|region| region.is_open = is_region != 0);
 }
 
 /// What tms_set_interesting_region set for this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_interesting_region() -> bool {
-    region::read(|region| region.is_open)
+    regions::read(|region| region.is_open)
 }
 
 /// torch_memory_saver's: the tag of what this thread allocates in regions; `default` at first.
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn tms_set_current_tag(tag: *const c_char) {
     status("tms_set_current_tag", || {
         // SAFETY: passed on to the caller.
         let tag = unsafe { text_of("tms_set_current_tag", "the tag", tag)? };
-        region::change(|region| region.set_tag(tag));
+        regions::change(|region| region.set_tag(tag));
         Ok(())
     });
 }
@@ -181,33 +181,33 @@ pub unsafe extern "C" fn tms_set_current_tag(tag: *const c_char) {
 /// The tag that tms_set_current_tag set for this thread, until it sets another.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_current_tag() -> *const c_char {
-    region::tag()
+    regions::tag()
 }
 
 /// torch_memory_saver's: whether contents of what this thread allocates in regions go to the host at a pause.
 /// TMS_INIT_ENABLE_CPU_BACKUP says how it begins.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_set_enable_cpu_backup(is_enabled: u8) {
-    region::change(|region| region.to_host = is_enabled != 0);
+    regions::change(|region| region.to_host = is_enabled != 0);
 }
 
 /// What tms_set_enable_cpu_backup set for this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_enable_cpu_backup() -> bool {
-    region::read(|region| region.to_host)
+    regions::read(|region| region.to_host)
 }
 
 /// torch_memory_saver's: whether contents of what this thread allocates in regions go to a file at a pause; not to
 /// both. TMS_INIT_ENABLE_DISK_BACKUP says how it begins.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_set_enable_disk_backup(is_enabled: u8) {
-    region::change(|region| region.to_file = is_enabled != 0);
+    regions::change(|region| region.to_file = is_enabled != 0);
 }
 
 /// What tms_set_enable_disk_backup set for this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_enable_disk_backup() -> bool {
-    region::read(|region| region.to_file)
+    regions::read(|region| region.to_file)
 }
 
 /// torch_memory_saver's: `pinned` or `mmap`, which is kept and told, and changes nothing: the host's memory is pinned, as for
@@ -224,7 +224,7 @@ pub unsafe extern "C" fn tms_set_cpu_backup_backend(backend: *const c_char) {
         let backend = Backend::from_name(name).ok_or_else(|| {
             Error::invalid(OPERATION, format!("{name:?} is no backend")).advice("pinned or mmap")
         })?;
-        region::change(|region| region.backend = backend);
+        regions::change(|region| region.backend = backend);
         Ok(())
     });
 }
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn tms_set_cpu_backup_backend(backend: *const c_char) {
 /// What tms_set_cpu_backup_backend set for this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn tms_get_cpu_backup_backend() -> *const c_char {
-    region::read(|region| region.backend.name().as_ptr())
+    regions::read(|region| region.backend.name().as_ptr())
 }
 
 /// torch_memory_saver's: the folder of the files that memory is paused to, which is the option `sleep_dir`; where that
@@ -273,7 +273,7 @@ fn retains() -> bool {
 /// would be left; in the whole process. 0 at first.
 #[unsafe(no_mangle)]
 pub extern "C" fn set_memory_margin_bytes(bytes: u64) {
-    region::set_margin(bytes);
+    regions::set_margin(bytes);
 }
 
 /// torch_memory_saver's entry for memory pools of torch: a segment of `bytes` bytes, which can be paused where the
@@ -289,11 +289,11 @@ pub extern "C" fn tms_torch_malloc(
         let Ok(size) = usize::try_from(bytes) else {
             return Err(Error::invalid("tms_torch_malloc", format!("{bytes} bytes")));
         };
-        match region::current()? {
+        match regions::current()? {
             None => allocate_segment(None, size, device, stream, TagId::NONE),
             Some(_) if size == 0 => Ok(std::ptr::null_mut()),
             Some(Region { tag }) => {
-                region::check_margin(device, size as u64)?;
+                observe::process().check_margin(device, size as u64)?;
                 let kind = Some(Kind::Vmm);
                 allocate_segment(kind, size, device, stream, tag)
             }

@@ -4,7 +4,5 @@
 
 mod backup;
 mod exports;
-mod region;
 
 pub use exports::*;
-pub use region::allocate;

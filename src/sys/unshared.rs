@@ -1,6 +1,7 @@
 //! Sockets that a forked child is not to keep: it would look like its parent to who is at the other end, and keep the
 //! memory of the dead alive.
 
+use super::linux;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -28,11 +29,11 @@ extern "C" fn close_in_child() {
 pub struct Kept<T: AsRawFd>(T);
 
 impl<T: AsRawFd> Kept<T> {
+    /// From here on a forked child closes it.
     pub fn new(socket: T) -> Kept<T> {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
-            // SAFETY: the handler is a function of this library, which is never unloaded.
-            unsafe { libc::pthread_atfork(None, None, Some(close_in_child)) };
+            linux::at_fork_in_child(close_in_child);
         });
         let number = socket.as_raw_fd();
         let _ = SOCKETS.iter().find(|place| {
