@@ -22,7 +22,10 @@ impl Run {
         Demand {
             bytes: ask.bytes,
             align: Align::new(ask.align).unwrap_or(crate::source::ALIGN),
-            stream: self.lanes.stream(ask.stream),
+            stream: match self.is_everywhere(ask) {
+                true => Stream::LEGACY,
+                false => self.lanes.stream(ask.stream),
+            },
             owner: match ask.segment {
                 true => Owner::Segment,
                 false => Owner::Block,
@@ -37,9 +40,9 @@ impl Run {
         }
     }
 
-    /// Every other block of no order is asked for as cudaMalloc does, which keeps nothing for graphs.
+    /// Whether it is asked for as cudaMalloc does, which keeps nothing for graphs.
     fn is_everywhere(&self, ask: &Ask) -> bool {
-        ask.unordered && !ask.segment && ask.bytes % 2 == 1 && !self.captures(ask.stream)
+        ask.everywhere && !self.captures(ask.stream)
     }
 
     /// Asks as the exports do: for a block at hand first.
@@ -81,7 +84,7 @@ impl Run {
             address % ask.align == 0 && address != 0,
             "{address:#x} is not aligned as {ask:?} asks"
         );
-        let stream = self.lanes.stream(ask.stream);
+        let stream = self.demand(ask).stream;
         let tag = self.tags[ask.tag].number();
         let capture = (self.capture.as_ref()).filter(|capture| capture.stream == ask.stream);
         let graph = capture.map(|capture| capture.graph);
@@ -160,7 +163,7 @@ impl Run {
             return Ok(());
         }
         let places = marks_of(block);
-        let (device, stream) = (self.machine.device.clone(), block.handle);
+        let (device, stream) = (self.machine.device.clone(), self.lanes.stream(block.stream));
         let thread = block.thread;
         let found = self.lanes.patiently(|| {
             self.crew.on(thread, move || {

@@ -40,6 +40,7 @@ impl Run {
             thread: 0,
             tag: 0,
             unordered: false,
+            everywhere: false,
             segment: false,
         })?;
         Ok(())

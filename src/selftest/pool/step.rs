@@ -34,6 +34,8 @@ pub struct Ask {
     pub tag: usize,
     /// Whether work of streams that nobody names uses it.
     pub unordered: bool,
+    /// Whether that holds for streams of all devices, as with cudaMalloc.
+    pub everywhere: bool,
     /// Whether it is divided up by the caller.
     pub segment: bool,
 }
@@ -177,7 +179,8 @@ fn ask(bytes: &[u8; BYTES]) -> Ask {
         stream: stream_of(stream),
         thread: usize::from(who % 8 == 1),
         tag: usize::from(who / 8) % TAGS,
-        unordered: kind % 16 == 1,
+        unordered: matches!(kind % 16, 1 | 3..=5),
+        everywhere: matches!(kind % 16, 3..=5),
         segment: kind % 16 == 2,
     }
 }
