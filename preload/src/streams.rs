@@ -160,10 +160,13 @@ ends! {
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaStreamDestroy(stream: *mut c_void) -> c_int {
     let process = observe::process();
-    if process.driver_touched() {
-        if let Ok(device) = device_of(stream) {
-            let _ = process.forget_stream(device, Stream::from_raw(stream));
-        }
+    // Where nobody has used a device yet, arenas alone may know the stream.
+    let device = match process.driver_touched() {
+        true => device_of(stream),
+        false => Ok(0),
+    };
+    if let Ok(device) = device {
+        let _ = process.forget_stream(device, Stream::from_raw(stream));
     }
     end(stream);
     runtime!(cudaStreamDestroy(stream: *mut c_void))
