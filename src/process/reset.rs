@@ -4,7 +4,7 @@
 use super::blocks::give_back_all;
 use super::{DeviceEntry, Process};
 use crate::error::{Result, Status};
-use crate::gpu::Stream;
+use crate::gpu::{Device, Stream};
 use std::sync::Arc;
 
 impl Process {
@@ -19,8 +19,7 @@ impl Process {
     ) -> Result<()> {
         let Some(entry) = self.device_in_use(ordinal)?.cloned() else {
             leave();
-            reset();
-            return Ok(());
+            return self.reset_unused(ordinal, reset);
         };
         let gpu = &entry.state().device;
         // A context that an earlier failure has broken can give nothing back: then it is reset first.
@@ -36,12 +35,7 @@ impl Process {
         for stream in self.streams_of(ordinal) {
             self.forget_stream(ordinal, stream)?;
         }
-        self.registry
-            .for_each(|record| record.others.leave_out_device(gpu));
-        self.pools.leave_out_device(gpu);
-        gpu.leave_context();
-        reset();
-        gpu.retain_again()?;
+        self.reset_context(gpu, reset)?;
         if !works {
             self.give_up_all_of(&entry);
         }
@@ -49,6 +43,29 @@ impl Process {
             other.admit_peer(ordinal);
         }
         Ok(())
+    }
+
+    /// A device without memory of ours, whose work may have been waited for all the same.
+    fn reset_unused(&self, ordinal: i32, reset: impl FnOnce()) -> Result<()> {
+        let mut open =
+            (self.opened.get().into_iter()).flat_map(|opened| opened.driver.open_devices());
+        match open.find(|gpu| gpu.ordinal() == ordinal) {
+            Some(gpu) => self.reset_context(gpu, reset),
+            None => {
+                reset();
+                Ok(())
+            }
+        }
+    }
+
+    /// What was named of the device is done, and what was made in its context is gone.
+    fn reset_context(&self, gpu: &Device, reset: impl FnOnce()) -> Result<()> {
+        self.registry
+            .for_each(|record| record.others.leave_out_device(gpu));
+        self.pools.leave_out_device(gpu);
+        gpu.leave_context();
+        reset();
+        gpu.retain_again()
     }
 
     /// Waits for all work, so that nothing is behind a stream or an event of the device any more.

@@ -144,6 +144,30 @@ static void without_memory_of_ours(void) {
     works();
 }
 
+/* Frees wait for a device's work on which nothing was allocated; with its context that is gone. */
+static void after_a_device_that_only_works(void) {
+    void *stream, *block;
+    for (int round = 0; round < 3; round++) {
+        OK(cudaSetDevice(1));
+        OK(cudaStreamCreate(&stream));
+        OK(cudaSetDevice(0));
+        for (int i = 0; i < 300; i++) {
+            OK(cudaMalloc(&block, MIB));
+            OK(cudaFree(block));
+        }
+        OK(cudaSetDevice(1));
+        OK(cudaDeviceReset());
+        OK(cudaSetDevice(0));
+        for (int i = 0; i < 300; i++) {
+            OK(cudaMalloc(&block, MIB));
+            OK(cudaFree(block));
+        }
+        CHECK(stats(0).reserved <= 128 * MIB && stats(1).reserved == 0);
+        works();
+    }
+    CHECK(faults() == 0);
+}
+
 static void devices_reach_each_other(void) {
     void *block, *other;
     OK(cudaSetDevice(1));
@@ -174,6 +198,7 @@ int main(int argc, char **argv) {
         {"graphs", graphs_go_too},
         {"broken", a_broken_context_is_mended},
         {"unused", without_memory_of_ours},
+        {"worked", after_a_device_that_only_works},
         {"peers", devices_reach_each_other},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
