@@ -181,9 +181,17 @@ pub fn whole(operation: &'static str, bytes: u64) -> Result<u64> {
 }
 
 fn whole_pages(operation: &'static str, bytes: u64, page: u64) -> Result<u64> {
+    const ALL_ADDRESSES: u64 = 1 << 47;
+    if bytes == 0 {
+        return Err(Error::invalid(operation, "a size of 0 bytes"));
+    }
     (bytes.checked_next_multiple_of(page))
-        .filter(|bytes| *bytes > 0 && *bytes <= 1 << 47)
-        .ok_or_else(|| Error::invalid(operation, format!("a size of {bytes} bytes")))
+        .filter(|bytes| *bytes <= ALL_ADDRESSES)
+        .ok_or_else(|| {
+            Error::new(Status::OutOfMemory, operation)
+                .bytes(bytes)
+                .detail("more than a process has addresses for")
+        })
 }
 
 /// What the system has not got is not tried: it would swap and kill before it said no.

@@ -161,6 +161,7 @@ static void pinned(void) {
     OK(cudaFreeHost(block));
     CHECK(stand_in_calls("cudaFreeHost") == 0);
     CHECK(cudaFreeHost(block) != 0);
+    CHECK(cudaMallocHost(&block, (size_t)1 << 50) == 2 && cudaMallocHost(&block, SIZE_MAX) == 2);
     OK(cudaHostAlloc(&block, 4096, 0));
     CHECK(stand_in_calls("cudaHostAlloc") == 1);
     OK(cudaFreeHost(block));
