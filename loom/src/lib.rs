@@ -48,7 +48,58 @@ pub mod pool {
     }
 }
 
+#[path = "."]
 pub mod sys {
+    #[path = "../../src/sys/biased.rs"]
+    pub mod biased;
+
+    pub mod atomics {
+        pub use crate::core::sync::{
+            AtomicBool, AtomicUsize, Ordering, compiler_fence, fence, yield_now,
+        };
+    }
+
+    /// A lock is one, however it waits.
+    pub mod spin {
+        use loom::sync::{Mutex, MutexGuard};
+
+        #[derive(Default)]
+        pub struct SpinLock<T>(Mutex<T>);
+
+        pub type SpinGuard<'a, T> = MutexGuard<'a, T>;
+
+        impl<T> SpinLock<T> {
+            pub fn lock(&self) -> SpinGuard<'_, T> {
+                self.0.lock().unwrap()
+            }
+        }
+    }
+
+    /// Loom's threads are all of one of the system's.
+    pub mod thread_mark {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        #[derive(Clone, Copy)]
+        pub struct ThreadMark(usize);
+
+        loom::thread_local! {
+            static OWN: usize = {
+                static NEXT: AtomicUsize = AtomicUsize::new(1);
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            };
+        }
+
+        impl ThreadMark {
+            pub fn here() -> ThreadMark {
+                ThreadMark(OWN.with(|own| *own))
+            }
+
+            pub fn number(self) -> usize {
+                self.0
+            }
+        }
+    }
+
     pub mod linux {
         use loom::sync::atomic::{Ordering, fence};
 

@@ -7,48 +7,13 @@
 //! has a seat that no other thread ever has, so that one that was put off between its two steps disturbs
 //! nobody.
 
+use super::atomics::{AtomicBool, AtomicUsize, Ordering, compiler_fence, fence, yield_now};
 use super::linux;
 use super::spin::{SpinGuard, SpinLock};
+use super::thread_mark::ThreadMark;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence, fence};
-
-/// Which thread it is: no two that live have the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThreadMark(usize);
-
-impl ThreadMark {
-    /// The calling thread's.
-    #[inline]
-    pub fn here() -> ThreadMark {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let mark: usize;
-            // SAFETY: on Linux the first word that fs points to is the thread's own control block's address.
-            unsafe {
-                std::arch::asm!("mov {}, fs:[0]", out(reg) mark, options(nostack, preserves_flags, pure, readonly));
-            }
-            ThreadMark(mark)
-        }
-        #[cfg(target_arch = "aarch64")]
-        {
-            let mark: usize;
-            // SAFETY: reads the register that holds the thread's control block's address.
-            unsafe {
-                std::arch::asm!("mrs {}, tpidr_el0", out(reg) mark, options(nostack, preserves_flags, pure, nomem));
-            }
-            ThreadMark(mark)
-        }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        {
-            thread_local! {
-                static OWN: u8 = const { 0 };
-            }
-            ThreadMark(OWN.with(|own| std::ptr::from_ref(own) as usize))
-        }
-    }
-}
 
 /// So many threads may have been favourites.
 const SEATS: usize = 16;
@@ -102,7 +67,7 @@ impl<T> BiasedLock<T> {
     /// Goes in at once if the calling thread is the favourite. Not to be called inside.
     #[inline(always)]
     pub fn enter(&self) -> Option<Inside<'_, T>> {
-        let me = ThreadMark::here().0;
+        let me = ThreadMark::here().number();
         let seat = &self.seats[self.seat.load(Ordering::Acquire) % SEATS];
         if seat.favourite.load(Ordering::Relaxed) != me || seat.is_inside.load(Ordering::Relaxed) {
             return None;
@@ -134,7 +99,7 @@ impl<T> BiasedLock<T> {
     fn take_turn(&self) -> Inside<'_, T> {
         let turn = self.turn.lock();
         let number = self.seat.load(Ordering::Relaxed);
-        let me = ThreadMark::here().0;
+        let me = ThreadMark::here().number();
         let seat = &self.seats[number];
         let favourite = seat.favourite.load(Ordering::Relaxed);
         assert_ne!(favourite, me, "a thread that is inside locks again");
@@ -143,7 +108,7 @@ impl<T> BiasedLock<T> {
             fence(Ordering::SeqCst);
             linux::barrier_on_all_threads();
             while seat.is_inside.load(Ordering::Acquire) {
-                std::thread::yield_now();
+                yield_now();
             }
         }
         Inside {
@@ -157,7 +122,7 @@ impl<T> BiasedLock<T> {
     /// The calling thread's turn ends, perhaps with a seat.
     #[cold]
     fn end_turn(&self, turns: &mut Turns) {
-        let me = ThreadMark::here().0;
+        let me = ThreadMark::here().number();
         turns.in_a_row = match turns.last == me {
             true => turns.in_a_row.saturating_add(1),
             false => 0,

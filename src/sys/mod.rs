@@ -1,5 +1,6 @@
 //! Foreign ABIs and nothing else: the driver's symbols, CUDA's or HIP's, opened at run time, and Linux.
 
+pub mod atomics;
 pub mod biased;
 pub mod cuda;
 pub mod descriptors;
@@ -19,4 +20,5 @@ pub mod policy;
 pub mod scratch;
 pub mod shm;
 pub mod spin;
+pub mod thread_mark;
 pub mod unshared;
