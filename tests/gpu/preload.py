@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import gpucase
+import hbmalloc
 from gpucase import case, check
 
 CHILD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "preload_child.py")
@@ -24,9 +26,15 @@ def lines(done, word):
     return sorted(line for line in done.stdout.splitlines() if line.startswith(word))
 
 
+def cold(command, **variables):
+    """With nothing that an earlier run has compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(command, TORCHINDUCTOR_CACHE_DIR=folder, TRITON_CACHE_DIR=os.path.join(folder, "triton"), **variables)
+
+
 def same(name, **variables):
     program = [sys.executable, CHILD, name]
-    alone, under = run(program, **variables), run(COMMAND + program, **variables)
+    alone, under = cold(program, **variables), cold(COMMAND + program, **variables)
     check(lines(alone, "out") and lines(alone, "out") == lines(under, "out"), "the results differ:\n%s\n%s" % (
         alone.stdout[-800:], under.stdout[-800:]))
     for how, done in (("alone", alone), ("under", under)):
@@ -62,23 +70,42 @@ def limited():
     check("out 4096\nout of memory" in done.stdout, done.stdout)
 
 
-def streams():
+def compiled(name, source):
     compiler = shutil.which("nvcc")
     if compiler is None:
-        gpucase.line("SKIP", "a program of C++: its kernels find what they wrote", "no nvcc")
+        gpucase.line("SKIP", name, "no nvcc")
         return
-    with case("a program of C++: its kernels find what they wrote"):
-        program = os.path.join(os.environ.get("HBMALLOC_CHECK_OUT", "/tmp"), "streams")
-        run([compiler, "-O2", "-std=c++17", "-cudart", "shared", os.path.join(BENCHES, "streams.cu"), "-o", program])
+    with case(name), tempfile.TemporaryDirectory() as folder:
+        program = os.path.join(folder, "program")
+        run([compiler, "-O2", "-std=c++17", "-cudart", "shared", source, "-o", program])
         for how, command in (("alone", [program]), ("under", COMMAND + [program])):
             done = run(command)
-            check("0 words were wrong" in done.stdout, done.stdout)
+            check("\n0 words were wrong" in done.stdout, done.stdout)
             print("   %s:\n   %s" % (how, done.stdout.replace("\n", "\n   ")))
-        os.unlink(program)
+
+
+def timed():
+    """What the program's own calls take, by a library before ours."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        gpucase.line("SKIP", "uncached tensors, timed", "no C compiler")
+        return
+    with case("uncached tensors, timed"), tempfile.TemporaryDirectory() as folder:
+        timing = os.path.join(folder, "timing.so")
+        run([compiler, "-O2", "-shared", "-fPIC", os.path.join(BENCHES, "timing.c"), "-o", timing, "-ldl"])
+        ours = os.path.join(os.path.dirname(os.path.realpath(hbmalloc.get_library_path())), "libhbmalloc_preload.so")
+        for how, libraries in (("alone", timing), ("under", timing + ":" + ours)):
+            done = run([sys.executable, CHILD, "uncached"], LD_PRELOAD=libraries, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            check("out wrong 0" in done.stdout, done.stdout)
+            told = [line for line in done.stderr.splitlines() if line.startswith("timing:")]
+            check(told, done.stderr[-500:])
+            print("   %s %s" % (how, told[0]))
 
 
 if __name__ == "__main__":
     programs()
     limited()
-    streams()
+    compiled("a program of C++: its kernels find what they wrote", os.path.join(BENCHES, "streams.cu"))
+    compiled("a program of C++: reset, and freed under another device's work", os.path.join(os.path.dirname(CHILD), "devices.cu"))
+    timed()
     gpucase.finish()

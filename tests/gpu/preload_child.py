@@ -114,6 +114,7 @@ def uncached():
 def _reduce(rank):
     import torch.distributed as distributed
 
+    begun = time.perf_counter()
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
     torch.cuda.set_device(rank)
     distributed.init_process_group("nccl", rank=rank, world_size=2)
@@ -122,6 +123,7 @@ def _reduce(rank):
         tensor = torch.randn(count, device="cuda")
         distributed.all_reduce(tensor)
         out("rank", rank, count, tensor.double().sum().item())
+    cost(begun)
     distributed.destroy_process_group()
 
 
