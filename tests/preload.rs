@@ -109,7 +109,15 @@ fn outcome(program: &str, arguments: &[&str], library: Option<&Path>) -> Output 
 #[test]
 fn programs_of_no_gpu_are_left_alone() {
     let library = built("libhbmalloc_preload.so");
-    let programs: [(&str, &[&str]); 8] = [
+    const TREE: &str = env!("CARGO_MANIFEST_DIR");
+    const MAKE: [&str; 3] = ["--no-print-directory", "-C", TREE];
+    let make = |arguments: &[&'static str]| [&MAKE[..], arguments].concat();
+    let (setup, dry, removed) = (
+        make(&["setup"]),
+        make(&["--dry-run", "test"]),
+        make(&["uninstall", "DESTDIR=/nowhere"]),
+    );
+    let programs: [(&str, &[&str]); 10] = [
         ("/bin/true", &[]),
         ("/bin/false", &[]),
         (
@@ -128,19 +136,10 @@ fn programs_of_no_gpu_are_left_alone() {
         ),
         ("python3", &["-c", "import sys; sys.exit(9)"]),
         ("git", &["--version"]),
-        (
-            "git",
-            &["-C", env!("CARGO_MANIFEST_DIR"), "log", "--oneline", "-3"],
-        ),
-        (
-            "make",
-            &[
-                "-C",
-                env!("CARGO_MANIFEST_DIR"),
-                "--no-print-directory",
-                "help",
-            ],
-        ),
+        ("git", &["-C", TREE, "log", "--oneline", "-3"]),
+        ("make", &setup),
+        ("make", &dry),
+        ("make", &removed),
     ];
     for (program, arguments) in programs {
         let alone = outcome(program, arguments, None);
