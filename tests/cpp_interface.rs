@@ -83,6 +83,14 @@ fn header_as_cpp17() {
     run_all(&Workbench::new("hpp_17"), &STRICT);
 }
 
+/// That of gpu-check, here on the simulated driver.
+#[test]
+fn arenas_of_device_memory() {
+    let bench = Workbench::new("hpp_arenas");
+    let program = compiled(&bench, "arena", &["gpu/arena.cpp"], &STRICT);
+    bench.run(&program).succeeds();
+}
+
 #[test]
 fn header_as_cpp20() {
     run_all(&Workbench::new("hpp_20"), &NEWER);
