@@ -29,6 +29,16 @@ pub mod pool {
     #[path = "../../src/pool/word.rs"]
     pub mod word;
 
+    #[path = "../../src/pool/order.rs"]
+    pub mod order;
+
+    pub mod pools {
+        /// As if there were one thread.
+        pub fn thread_number() -> u64 {
+            1
+        }
+    }
+
     pub mod arena {
         /// As in the library.
         pub const LARGE_UNITS: u64 = 2048;
@@ -36,14 +46,12 @@ pub mod pool {
 
     pub mod heap {
         /// A cache only keeps the heap for whoever asks, but for one question.
-        #[derive(Default)]
         pub struct Heap {
             pub key: HeapKey,
         }
 
-        #[derive(Default)]
         pub struct HeapKey {
-            pub everywhere: bool,
+            pub order: super::order::Order,
         }
     }
 }

@@ -5,6 +5,7 @@ use hbmalloc_loom::pool::cache::{Cache, Emptied, Held, Kept};
 use hbmalloc_loom::pool::ending::Ending;
 use hbmalloc_loom::pool::exchange::{Batch, Exchange};
 use hbmalloc_loom::pool::heap::{Heap, HeapKey};
+use hbmalloc_loom::pool::order::Order;
 use hbmalloc_loom::pool::word::Word;
 use loom::model::Builder;
 use loom::sync::Arc;
@@ -16,10 +17,11 @@ fn each_once(mut found: Vec<u64>, wanted: &[u64]) {
 }
 
 fn cache() -> Arc<Cache> {
-    cache_of(HeapKey::default())
+    cache_of(Order::STREAM)
 }
 
-fn cache_of(key: HeapKey) -> Arc<Cache> {
+fn cache_of(order: Order) -> Arc<Cache> {
+    let key = HeapKey { order };
     let heap = std::sync::Arc::new(Heap { key });
     Arc::new(Cache::new(heap, Default::default()))
 }
@@ -83,7 +85,7 @@ fn larger_blocks_are_taken_by_another_thread_for_good() {
 #[test]
 fn blocks_that_wait_are_taken_once() {
     model(|| {
-        let cache = cache_of(HeapKey { everywhere: true });
+        let cache = cache_of(Order::EVERYWHERE);
         let word = Word::new(0, 512).unordered();
         let other = cache.clone();
         let thief = loom::thread::spawn(move || {

@@ -212,7 +212,7 @@ impl Cache {
             count: AtomicU32::new(0),
             slots: std::array::from_fn(|_| AtomicU64::new(0)),
         };
-        let waiting = heap.key.everywhere.then(Waiting::new);
+        let waiting = heap.key.order.is_everywhere().then(Waiting::new);
         Cache {
             heap,
             waiting,

@@ -38,7 +38,7 @@ impl Pools {
                 let key = &cache.heap().key;
                 let is_own = allocator.is_none_or(|allocator| allocator == key.allocator)
                     && used_on.is_none_or(|named| named.stream == key.stream)
-                    && key.thread == 0;
+                    && key.order.is_stream();
                 // Where the thread is shut out for good, the number may be another heap's by now.
                 let inside = if is_own { cache.enter() } else { None };
                 let Some(inside) = inside else {
@@ -75,7 +75,7 @@ impl Pools {
             && local::with_heap(&self.instance, word.heap(), |cache| {
                 let key = &cache.heap().key;
                 let is_own = allocator.is_none_or(|allocator| allocator == key.allocator);
-                let inside = if key.everywhere && is_own {
+                let inside = if key.order.is_everywhere() && is_own {
                     cache.enter()
                 } else {
                     None
@@ -134,7 +134,7 @@ impl Pools {
         match (waits, cache) {
             (Some(None), _) => {}
             (Some(Some(effort)), _) => drop(heap.pool.or_later(heap.settle_pending(effort))),
-            (None, Some(cache)) if heap.key.thread == 0 && !word.is_asleep() => {
+            (None, Some(cache)) if heap.key.order.is_stream() && !word.is_asleep() => {
                 keep(cache, Held { address, units });
             }
             (None, _) => heap.return_block(Held { address, units }),

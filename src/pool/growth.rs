@@ -255,14 +255,13 @@ impl DevicePool {
         let Some(heap) = heap else {
             return (false, 0);
         };
-        if heap.key.everywhere {
+        if heap.key.order.is_everywhere() {
             // What it has free was waited for.
             return (true, Epoch::MAX);
         }
         let comes_before = !heap.is_retired()
-            && !wanted.heap.key.everywhere
             && heap.key.stream == wanted.heap.key.stream
-            && heap.key.thread == wanted.heap.key.thread;
+            && heap.key.order == wanted.heap.key.order;
         // What a graph's replays may write to is never done.
         let done = match heap.key.graph {
             None => heap.done_until(),

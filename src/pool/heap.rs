@@ -6,8 +6,8 @@ use super::cache::{Cache, Counts, Emptied, Held};
 use super::device::DevicePool;
 use super::ending::Ending;
 use super::exchange::Exchange;
+use super::order::Order;
 use super::pending::Pending;
-use super::pools::thread_number;
 use super::retired::Place;
 use super::settle::Progress;
 use super::stats::Tallies;
@@ -40,16 +40,14 @@ pub struct HeapKey {
     pub device: i32,
     /// The stream in whose order blocks serve again.
     pub stream: Stream,
-    /// The thread, where the stream's handle means another stream on each; 0 elsewhere.
-    pub thread: u64,
+    /// In whose order, where it is not simply the stream's.
+    pub order: Order,
     /// The number of the tag of what lives in the blocks; 0 is none.
     pub tag: u16,
     /// The allocator object that gives them out; 0 is none.
     pub allocator: u64,
     /// The graph whose replays may write to them.
     pub graph: Option<GraphId>,
-    /// Whether work of any stream of any device may use a block until it is freed, as cudaFree has it.
-    pub everywhere: bool,
 }
 
 /// What a heap has while it serves somebody, and leaves to the next.
@@ -155,7 +153,8 @@ impl Heap {
 
     /// Whether `stream`, as the calling thread means it, is the heap's.
     pub(super) fn is_own_stream(&self, stream: Stream) -> bool {
-        stream == self.key.stream && (self.key.thread == 0 || self.key.thread == thread_number())
+        let order = self.key.order;
+        stream == self.key.stream && (order.is_stream() || order == Order::of_this_thread())
     }
 
     /// Whether the driver may be asked about its stream from any thread.

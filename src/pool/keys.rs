@@ -41,7 +41,7 @@ fn front_slot(key: &HeapKey) -> usize {
         ^ (key.tag as usize)
         ^ ((key.device as usize) << 3)
         ^ (key.allocator as usize)
-        ^ (usize::from(key.everywhere) << 2);
+        ^ (key.order.number() as usize);
     mixed % FRONT
 }
 
@@ -52,10 +52,7 @@ fn mixed(key: &HeapKey) -> u64 {
         Some(GraphId::Untold(number)) => !number,
         Some(GraphId::Segments) => 2,
     };
-    let more = (u64::from(key.tag) << 44)
-        ^ (key.allocator << 32)
-        ^ (key.thread << 20)
-        ^ u64::from(key.everywhere);
+    let more = (u64::from(key.tag) << 44) ^ (key.allocator << 32) ^ (key.order.number() << 20);
     let one = key.stream.raw() as u64 ^ more ^ ((key.device as u64) << 60);
     // Multiplying carries every bit into the highest ones, which choose the place.
     (one ^ graph.wrapping_mul(0xd6e8_feb8_6659_fd93)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -159,12 +156,16 @@ impl<C> Keys<C> {
 mod tests {
     use super::*;
     use crate::gpu::Stream;
+    use crate::pool::order::Order;
 
     fn key(number: u64) -> HeapKey {
         HeapKey {
             device: (number % 3) as i32,
             stream: Stream::from_raw((number << 20) as usize as _),
-            thread: number % 5,
+            order: match number % 11 {
+                0 => Order::EVERYWHERE,
+                _ => Order::of(number % 5),
+            },
             tag: (number % 7) as u16,
             allocator: number % 2,
             graph: match number % 4 {
@@ -173,7 +174,6 @@ mod tests {
                 2 => Some(GraphId::Untold(number)),
                 _ => Some(GraphId::Pool(number)),
             },
-            everywhere: number % 11 == 0,
         }
     }
 
@@ -233,7 +233,11 @@ mod tests {
             rows.push((0..200).map(|number| of_graph(graph(number))).collect());
         }
         rows.push((0..200).map(|tag| HeapKey { tag, ..plain }).collect());
-        rows.push((0..200).map(|thread| HeapKey { thread, ..plain }).collect());
+        let of_thread = |thread| HeapKey {
+            order: Order::of(thread),
+            ..plain
+        };
+        rows.push((0..200).map(of_thread).collect());
         for row in rows {
             let mut keys = Keys::new();
             row.iter()

@@ -4,7 +4,7 @@
 use super::cache::Cache;
 use super::heap::{Heap, HeapKey};
 use super::keys::Keys;
-use super::pools::thread_number;
+use super::order::Order;
 use crate::sys::linux;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,12 +43,12 @@ impl Drop for Table {
             std::mem::forget(std::mem::take(&mut self.caches));
             return;
         }
-        let here = thread_number();
+        let here = Order::of_this_thread();
         for cache in self.caches.drain(..).flatten() {
             let heap = cache.heap();
             heap.drop_cache(&cache);
             // The stream that the thread has by itself goes with it.
-            if heap.key.thread == here {
+            if heap.key.order == here {
                 heap.retire();
             }
         }

@@ -187,7 +187,7 @@ impl Heap {
 
     /// How far a request goes for blocks that wait. Where all do, they are many.
     pub(super) fn effort(&self) -> Effort {
-        match self.key.everywhere && !self.pool.is_tight() {
+        match self.key.order.is_everywhere() && !self.pool.is_tight() {
             true => Effort::Batch,
             false => Effort::Record,
         }
@@ -209,7 +209,7 @@ impl Heap {
         }
         let device = self.pool.device();
         let everybody: &dyn Fn() -> Uses = &|| (self.pool.everybody)();
-        let everybody = self.key.everywhere.then_some(everybody);
+        let everybody = self.key.order.is_everywhere().then_some(everybody);
         let done = device.outside_captures(|| {
             let _guard = device.enter()?;
             let mut pending = lock(&self.pending);

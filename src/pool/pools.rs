@@ -117,7 +117,7 @@ impl Pools {
                 None => heap.pool.take_free_inside(cache, &inside, units)?,
             };
             let mut word = Word::new(heap.id, requested);
-            if key.everywhere {
+            if key.order.is_everywhere() {
                 word = word.unordered();
             }
             let is_time = publish(cache, entry, word);

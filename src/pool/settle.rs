@@ -73,7 +73,7 @@ impl Heap {
         let mut progress = lock(&self.progress);
         progress.look(&self.pool, || match self.is_nameable() {
             // What it has free was waited for.
-            _ if self.key.everywhere => Ok(Fence::DONE),
+            _ if self.key.order.is_everywhere() => Ok(Fence::DONE),
             true => {
                 device.none_captures(&[self.key.stream])?;
                 Fence::behind_streams(device, &[self.key.stream])

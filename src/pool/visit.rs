@@ -61,7 +61,7 @@ impl Pools {
                     return Ok(visit);
                 }
                 None if self.is_current(&visit.heap) => {
-                    if is_late && key.thread != 0 {
+                    if is_late && key.order.is_of_a_thread() {
                         // The thread's end was seen before: nothing else would retire it.
                         visit.heap.retire();
                     }

@@ -8,7 +8,7 @@ use crate::core::tags::TagId;
 use crate::error::{Result, Status};
 use crate::extent::table::Owner;
 use crate::gpu::{Device, Stream};
-use crate::pool::{Freed, GraphId, HeapKey, Named, thread_number};
+use crate::pool::{Freed, GraphId, HeapKey, Named, Order};
 use crate::registry::{AllocatorId, Generation, GraphUse};
 use crate::source::{Kind, LastUse};
 use std::sync::Arc;
@@ -18,11 +18,13 @@ fn key(demand: &Demand, graph: Option<GraphId>) -> HeapKey {
     HeapKey {
         device: demand.device,
         stream: demand.stream,
-        thread: thread_of(demand.stream),
+        order: match demand.last_use {
+            LastUse::Everywhere => Order::EVERYWHERE,
+            _ => order_of(demand.stream),
+        },
         tag: demand.tag.number(),
         allocator: demand.allocator.map_or(0, AllocatorId::get),
         graph,
-        everywhere: demand.last_use == LastUse::Everywhere,
     }
 }
 
@@ -31,10 +33,10 @@ fn pooled_graph(generation: Generation) -> GraphId {
 }
 
 #[inline]
-fn thread_of(stream: Stream) -> u64 {
+fn order_of(stream: Stream) -> Order {
     match stream.is_per_thread() {
-        true => thread_number(),
-        false => 0,
+        true => Order::of_this_thread(),
+        false => Order::STREAM,
     }
 }
 
@@ -58,11 +60,10 @@ impl Process {
         let key = HeapKey {
             device,
             stream,
-            thread: thread_of(stream),
+            order: order_of(stream),
             tag: tag.number(),
             allocator: allocator.map_or(0, AllocatorId::get),
             graph: None,
-            everywhere: false,
         };
         self.pools.reuse(&key, bytes)
     }
@@ -77,11 +78,10 @@ impl Process {
         let key = HeapKey {
             device,
             stream: Stream::LEGACY,
-            thread: 0,
+            order: Order::EVERYWHERE,
             tag: tag.number(),
             allocator: 0,
             graph: None,
-            everywhere: true,
         };
         self.pools.reuse(&key, bytes)
     }
