@@ -96,7 +96,7 @@ pub extern "C" fn cudaMalloc(out: *mut *mut c_void, bytes: usize) -> c_int {
     allocate_here(None, bytes, out)
 }
 
-/// As the runtime's, but that it waits for nothing: the memory is reused once all work given to the device is done.
+/// As the runtime's, but that it waits for nothing: the memory is reused once all work given to the process's devices is done.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaFree(address: *mut c_void) -> c_int {
     let mut is_free = false;

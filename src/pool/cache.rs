@@ -343,11 +343,21 @@ impl Cache {
         held.units <= BINNED_UNITS && self.keep(held.address, held.units) == Kept::Yes
     }
 
-    /// Keeps a freed block that any work may still use, for a thread that has gone in; whether it is time to look at
-    /// those. None of a heap that has no such blocks.
+    /// Whether the heap's freed blocks may still be used by any work.
     #[inline]
-    pub fn wait_inside(&self, _: &Inside, address: u64, word: Word) -> Option<bool> {
-        Some(self.waiting.as_ref()?.add(address, word))
+    pub fn has_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Keeps such a block, for a thread that has gone in; whether it is time to hand those over.
+    #[inline]
+    pub fn wait_inside(&self, _: &Inside, address: u64, word: Word) -> bool {
+        (self.waiting.as_ref()).is_some_and(|waiting| waiting.add(address, word))
+    }
+
+    /// How many such blocks there are, and their bytes; a moment's reading.
+    pub fn waiting(&self) -> (u64, u64) {
+        (self.waiting.as_ref()).map_or((0, 0), |waiting| (waiting.len(), waiting.bytes()))
     }
 
     /// Takes the freed blocks that any work may still use.
@@ -434,9 +444,8 @@ impl Cache {
             .map(|(bin, units)| u64::from(bin.count.load(Relaxed)) * units * UNIT)
             .sum();
         let parked = self.parked.iter().chain([&self.parked_large]);
-        let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.bytes());
         binned
-            + waiting
+            + self.waiting().1
             + parked
                 .map(|place| place.units.load(Relaxed) * UNIT)
                 .sum::<u64>()

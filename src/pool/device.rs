@@ -247,7 +247,7 @@ impl DevicePool {
             return Ok(given.address);
         }
         // What this thread has freed comes first, by no order point of its own.
-        heap.wait_for_everything(cache.map(Cache::take_waiting).unwrap_or_default());
+        heap.queue_behind_everything(cache.map(Cache::take_waiting).unwrap_or_default());
         if self.or_later(heap.settle_pending_for(cache, heap.effort())) > 0 {
             let kept = wanted.take_kept();
             let free = || self.take_free(&wanted).map(|given| given.address);

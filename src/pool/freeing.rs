@@ -75,7 +75,7 @@ impl Pools {
             && local::with_heap(&self.instance, word.heap(), |cache| {
                 let key = &cache.heap().key;
                 let is_own = allocator.is_none_or(|allocator| allocator == key.allocator);
-                let inside = if key.order.is_everywhere() && is_own {
+                let inside = if cache.has_waiting() && is_own {
                     cache.enter()
                 } else {
                     None
@@ -87,7 +87,7 @@ impl Pools {
                     return false;
                 }
                 cache.counts.gave(word.requested(), word.bytes());
-                if cache.wait_inside(&inside, address, word) == Some(true) {
+                if cache.wait_inside(&inside, address, word) {
                     hand_over(cache, inside);
                 }
                 true
@@ -166,7 +166,7 @@ fn all_uses(heap: &Heap, word: Word, named: Option<Uses>, others: Option<Uses>) 
 #[inline(never)]
 fn hand_over(cache: &Cache, inside: Inside) {
     cache.come_out_to_work(inside);
-    cache.heap().wait_for_everything(cache.take_waiting());
+    cache.heap().queue_behind_everything(cache.take_waiting());
     cache.end_work();
 }
 

@@ -1,5 +1,6 @@
 //! Who memory is for: one heap serves the blocks of one stream, tag and graph. A freed block of a heap
-//! may serve the heap again at once, since whatever still uses it comes before, in the stream's order.
+//! may serve the heap again at once, since whatever still uses it comes before, in the stream's order; where
+//! everybody's work may use it, once that is done.
 
 use super::arena::{Arena, LARGE_UNITS};
 use super::cache::{Cache, Counts, Emptied, Held};
@@ -241,6 +242,13 @@ impl Heap {
             .sum()
     }
 
+    /// Blocks that threads have freed and any work may use, and their bytes.
+    pub(super) fn waiting_in_threads(&self) -> (u64, u64) {
+        let caches = lock(&self.caches);
+        (caches.iter().map(|cache| cache.waiting()))
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
     /// Takes what threads keep of this heap back into its arenas, or to what waits; the bytes that came back.
     pub(super) fn flush(&self, is_final: bool) -> u64 {
         let mut emptied = Emptied::default();
@@ -259,7 +267,7 @@ impl Heap {
     /// What was taken from threads becomes free memory, or waits with the heap's other blocks.
     pub(super) fn take_in(&self, emptied: Emptied) {
         self.return_blocks(&emptied.free);
-        self.wait_for_everything(emptied.waiting);
+        self.queue_behind_everything(emptied.waiting);
     }
 
     /// Takes what waits for threads back into its arenas.

@@ -178,11 +178,21 @@ impl Heap {
     }
 
     /// Freed blocks that any work may use.
-    pub(super) fn wait_for_everything(&self, blocks: Vec<Block>) {
+    pub(super) fn queue_behind_everything(&self, blocks: Vec<Block>) {
         if !blocks.is_empty() {
             let uses = Uses::everything(self.pool.device());
             lock(&self.pending).add_all(blocks, uses);
         }
+    }
+
+    /// Has a thread keep what its bins have room for. What dozes nobody keeps; what begins to is taken from the thread.
+    fn keep_small(&self, cache: &Cache, held: &mut Vec<Held>) {
+        let space = lock(&self.seat.small.space);
+        let (awake, dozing): (Vec<Held>, Vec<Held>) = (held.drain(..))
+            .partition(|held| !space.touches_dozing(held.address, held.units * UNIT));
+        drop(space);
+        held.extend(dozing);
+        held.extend(awake.into_iter().filter(|held| !cache.keep_small(*held)));
     }
 
     /// How far a request goes for blocks that wait. Where all do, they are many.
@@ -249,7 +259,7 @@ impl Heap {
         };
         let mut held: Vec<Held> = done.iter().map(held).collect();
         if let Some(cache) = cache {
-            held.retain(|held| !cache.keep_small(*held));
+            self.keep_small(cache, &mut held);
         }
         self.return_blocks(&held);
         Ok(done.len())

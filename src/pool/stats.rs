@@ -293,11 +293,13 @@ impl DevicePool {
         arenas.iter().map(largest).max().unwrap_or(0)
     }
 
-    /// Blocks that wait for work of other streams, and their bytes.
+    /// Freed blocks that wait for work of any stream but their own, and their bytes; a moment's reading.
     pub fn pending(&self) -> (u64, u64) {
         let heaps: Vec<Arc<Heap>> = lock(&self.heaps).clone();
         heaps.iter().fold((0, 0), |(blocks, bytes), heap| {
+            let (in_threads, their_bytes) = heap.waiting_in_threads();
             let pending = lock(&heap.pending);
+            let (blocks, bytes) = (blocks + in_threads, bytes + their_bytes);
             (blocks + pending.len() as u64, bytes + pending.bytes())
         })
     }

@@ -56,6 +56,11 @@ impl Waiting {
         into.extend(self.slots[..count].iter().map(block));
     }
 
+    /// How many there are; a moment's reading.
+    pub fn len(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
     /// Their bytes; a moment's reading.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)

@@ -64,16 +64,21 @@ static void usual(void) {
 
 /* What a free orders against: all streams, also those that the legacy stream does not wait for. */
 static void no_reuse_before_work_is_done(void) {
-    void *stream = NULL, *block = NULL, *later[64];
+    void *stream = NULL, *block = NULL, *later[64], *more[64];
     OK(cudaStreamCreate(&stream));
     OK(cudaMalloc(&block, 3 * MIB));
+    for (int i = 0; i < 64; i++) OK(cudaMalloc(&more[i], 3 * MIB));
     stream_hold(stream);
     OK(cudaMemsetAsync(block, 7, 3 * MIB, stream));
     OK(cudaFree(block));
+    /* Enough for the pool to look whether their work is done. */
+    for (int i = 0; i < 64; i++) OK(cudaFree(more[i]));
+    uint64_t looks = driver_calls("cuCtxRecordEvent");
     for (int i = 0; i < 64; i++) {
         OK(cudaMalloc(&later[i], 3 * MIB));
         CHECK((char *)later[i] + 3 * MIB <= (char *)block || (char *)later[i] >= (char *)block + 3 * MIB);
     }
+    CHECK(driver_calls("cuCtxRecordEvent") > looks);
     stream_release(stream);
     OK(cudaStreamSynchronize(stream));
     for (int i = 0; i < 64; i++) OK(cudaFree(later[i]));

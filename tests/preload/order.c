@@ -11,34 +11,47 @@ static int overlap(const void *one, const void *other, size_t bytes) {
     return (const char *)one < (const char *)other + bytes && (const char *)other < (const char *)one + bytes;
 }
 
+static uint64_t order_points(void) {
+    uint64_t (*calls)(const char *);
+    look_up("hbmsim_calls", &calls);
+    return calls("cuCtxRecordEvent");
+}
+
+/* Enough for the pool to look whether its work is done. */
+enum { ENOUGH = 64 };
+
 /* Work of another device uses memory too, by its own streams. */
 static void other_devices(void) {
-    void *block = NULL, *other = NULL, *stream = NULL, *later[64];
+    void *block = NULL, *other = NULL, *stream = NULL, *later[ENOUGH], *more[ENOUGH];
     OK(cudaSetDevice(1));
     OK(cudaMalloc(&other, MIB));
     OK(cudaStreamCreate(&stream));
     OK(cudaSetDevice(0));
     OK(cudaMalloc(&block, 3 * MIB));
+    for (int i = 0; i < ENOUGH; i++) OK(cudaMalloc(&more[i], 3 * MIB));
     OK(cudaSetDevice(1));
     stream_hold(stream);
     OK(cudaMemsetAsync(block, 7, 3 * MIB, stream));
     OK(cudaSetDevice(0));
     OK(cudaFree(block));
-    for (int i = 0; i < 64; i++) {
+    for (int i = 0; i < ENOUGH; i++) OK(cudaFree(more[i]));
+    uint64_t before = order_points();
+    for (int i = 0; i < ENOUGH; i++) {
         OK(cudaMalloc(&later[i], 3 * MIB));
         CHECK(!overlap(later[i], block, 3 * MIB));
     }
+    CHECK(order_points() >= before + 2);
     stream_release(stream);
     OK(cudaSetDevice(1));
     OK(cudaStreamSynchronize(stream));
     OK(cudaSetDevice(0));
-    for (int i = 0; i < 64; i++) OK(cudaFree(later[i]));
+    for (int i = 0; i < ENOUGH; i++) OK(cudaFree(later[i]));
     /* Once it is done, the memory serves again. */
     int is_there = 0;
-    for (int i = 0; i < 64; i++) OK(cudaMalloc(&later[i], 3 * MIB));
-    for (int i = 0; i < 64; i++) is_there |= overlap(later[i], block, 3 * MIB);
+    for (int i = 0; i < ENOUGH; i++) OK(cudaMalloc(&later[i], 3 * MIB));
+    for (int i = 0; i < ENOUGH; i++) is_there |= overlap(later[i], block, 3 * MIB);
     CHECK(is_there);
-    for (int i = 0; i < 64; i++) OK(cudaFree(later[i]));
+    for (int i = 0; i < ENOUGH; i++) OK(cudaFree(later[i]));
     OK(cudaFree(other));
     OK(cudaSetDevice(1));
     OK(cudaStreamDestroy(stream));
@@ -57,7 +70,7 @@ static void *release_soon(void *stream) {
 /* Managed memory, used by a device on which nothing was allocated. */
 static void managed_elsewhere(void) {
     void *block = NULL, *stream = NULL;
-    pthread_t helper;
+    pthread_t releaser;
     OK(cudaSetDevice(2));
     OK(cudaStreamCreate(&stream));
     OK(cudaSetDevice(0));
@@ -66,10 +79,10 @@ static void managed_elsewhere(void) {
     stream_hold(stream);
     OK(cudaMemsetAsync(block, 7, 3 * MIB, stream));
     OK(cudaSetDevice(0));
-    CHECK(pthread_create(&helper, NULL, release_soon, stream) == 0);
+    CHECK(pthread_create(&releaser, NULL, release_soon, stream) == 0);
     OK(cudaFree(block));
     CHECK(atomic_load(&is_released));
-    CHECK(pthread_join(helper, NULL) == 0);
+    CHECK(pthread_join(releaser, NULL) == 0);
     OK(cudaSetDevice(2));
     OK(cudaStreamDestroy(stream));
     OK(cudaSetDevice(0));
@@ -98,7 +111,7 @@ static void captured_by_the_library(void) {
     hbm_allocator_destroy(allocator);
 }
 
-/* Between threads: what one frees another has, sooner or later, and never before its work is done. */
+/* Between threads: all of it comes back. */
 enum { THREADS = 4, ROUNDS = 4000, SLOTS = 64 };
 static _Atomic(void *) slots[SLOTS];
 

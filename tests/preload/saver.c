@@ -207,6 +207,23 @@ static void what_is_refused(void) {
     CHECK(cudaFree(cold) == 0);
 }
 
+/* What is freed while it is paused is nobody's before it is back. */
+static void freed_while_paused(void) {
+    enum { COUNT = 300 };
+    void *blocks[COUNT];
+    region("gone", NOWHERE);
+    for (int i = 0; i < COUNT; i++) CHECK(cudaMalloc(&blocks[i], 4096) == 0);
+    out_of_regions();
+    CHECK(tms_pause("gone") == 0);
+    for (int i = 0; i < COUNT; i++) CHECK(cudaFree(blocks[i]) == 0);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < COUNT; i++) blocks[i] = block("gone", NOWHERE, 4096, i);
+        for (int i = 0; i < COUNT; i++) CHECK(holds(blocks[i], i, 4096));
+        for (int i = 0; i < COUNT; i++) CHECK(cudaFree(blocks[i]) == 0);
+    }
+    CHECK(tms_resume("gone") == 0);
+}
+
 static void segments_of_torch(void) {
     region("torch", HOST);
     unsigned char *segment = tms_torch_malloc((ptrdiff_t)(20 * MIB), 0, NULL);
@@ -240,6 +257,7 @@ int main(void) {
     every_fate();
     what_is_retained();
     what_is_refused();
+    freed_while_paused();
     segments_of_torch();
     pthread_t threads[4];
     int numbers[4] = {0, 1, 2, 3};

@@ -31,7 +31,7 @@ impl Space {
     }
 
     /// Whether any part of a stretch lies in a place that dozes.
-    pub(super) fn touches_dozing(&self, address: u64, bytes: u64) -> bool {
+    pub fn touches_dozing(&self, address: u64, bytes: u64) -> bool {
         if self.dozing.is_empty() {
             return false;
         }
