@@ -104,8 +104,17 @@ impl Captures {
     /// A capture that will be called `token` is about to begin on this thread. What this thread told
     /// of earlier and no stream ever showed has failed.
     pub fn begin(&self, device: &Device, token: u64) {
+        self.begin_after(device, token, || self.abandon_hidden());
+    }
+
+    /// [`Captures::begin`] of one that this thread may have told of already, under another token.
+    pub fn begin_again(&self, device: &Device, token: u64) {
+        self.begin_after(device, token, || {});
+    }
+
+    fn begin_after(&self, device: &Device, token: u64, before: impl FnOnce()) {
         let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        self.abandon_hidden();
+        before();
         device.capture_open();
         lock(&self.open).told.push(Told {
             token,

@@ -78,6 +78,12 @@ impl Pending {
         }
     }
 
+    pub(super) fn leave_out_device(&mut self, device: &Device) {
+        if let Some(uses) = &mut self.behind {
+            uses.leave_out_device(device);
+        }
+    }
+
     /// Adds a block; says whether it is time to look.
     pub(super) fn add(&mut self, address: u64, word: Word, uses: Uses) -> bool {
         self.waiting.push((address, word));

@@ -53,5 +53,8 @@ impl Pools {
         for uses in lock(&self.uses).values_mut() {
             uses.leave_out_device(device);
         }
+        for heap in self.all_heaps() {
+            lock(&heap.pending).leave_out_device(device);
+        }
     }
 }

@@ -55,10 +55,13 @@ impl Process {
             return self.allocate_pooled(&demand);
         }
         let location = self.located(&demand, device)?;
-        let capturing =
-            demand.last_use != LastUse::Everywhere && device.is_capturing(demand.stream)?;
+        let capturing = device.is_capturing(demand.stream)?;
+        // What is in nobody's order says nothing of captures.
+        let is_ordered = demand.last_use != LastUse::Everywhere;
         if !capturing {
             device.state().device.check_stream(demand.stream)?;
+        }
+        if !capturing && is_ordered {
             self.outside_captures(device)?;
         }
         // A stream-ordered allocation on a capturing stream would become a node of the graph.
@@ -75,7 +78,7 @@ impl Process {
             tag: demand.tag,
         };
         let graph = match demand.owner {
-            Owner::Block if capturing => {
+            Owner::Block if capturing && is_ordered => {
                 let captures = device.state().device.captures();
                 self.graphs
                     .of_capture(demand.device, demand.stream, captures)

@@ -11,7 +11,8 @@ impl Process {
     pub fn capture_begins(&self, ordinal: i32) -> Result<u64> {
         let gpu = &self.device(ordinal)?.state().device;
         let token = self.graphs.number();
-        gpu.captures().begin(gpu, token);
+        // Who tells of graphs has told of it before the runtime's function was called.
+        gpu.captures().begin_again(gpu, token);
         self.captures_open.fetch_add(1, Ordering::SeqCst);
         self.note_open_captures();
         Ok(token)

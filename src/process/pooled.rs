@@ -88,10 +88,12 @@ impl Process {
 
     pub(super) fn allocate_pooled(&self, demand: &Demand) -> Result<u64> {
         let device = self.device(demand.device)?;
-        let slow = self.slow.load(Ordering::Relaxed);
-        let capturing = slow != 0
-            && demand.last_use != LastUse::Everywhere
-            && device.is_capturing(demand.stream)?;
+        // What is in nobody's order says nothing of captures.
+        let slow = match demand.last_use {
+            LastUse::Everywhere => 0,
+            _ => self.slow.load(Ordering::Relaxed),
+        };
+        let capturing = slow != 0 && device.is_capturing(demand.stream)?;
         if !capturing && slow > 1 {
             self.outside_captures(device)?;
         }

@@ -111,6 +111,35 @@ static void captured_by_the_library(void) {
     hbm_allocator_destroy(allocator);
 }
 
+/* Of a graph that is told of besides: its memory is kept for its replays, and comes back with its release. */
+static void captured_and_told(void) {
+    hbm_allocator_desc_t descriptor = {.struct_size = sizeof descriptor, .kind = HBM_KIND_POOL};
+    hbm_allocator_t *allocator = NULL;
+    void *stream = NULL, *graph = NULL, *block = NULL, *plain = NULL;
+    EXPECT(HBM_OK, hbm_allocator_create(&descriptor, &allocator));
+    OK(cudaStreamCreate(&stream));
+    for (uint64_t round = 0; round < 8; round++) {
+        EXPECT(HBM_OK, hbm_graph_begin(0, 7, round));
+        OK(cudaStreamBeginCapture(stream, 2));
+        /* It is no part of the capture, and says nothing of it. */
+        OK(cudaMalloc(&plain, 3 * MIB));
+        EXPECT(HBM_OK, hbm_allocator_allocate(allocator, 64 * MIB, 0, stream, &block));
+        OK(cudaMemsetAsync(block, 1, 3 * MIB, stream));
+        EXPECT(HBM_OK, hbm_allocator_deallocate(allocator, block, stream));
+        OK(cudaStreamEndCapture(stream, &graph));
+        EXPECT(HBM_OK, hbm_graph_end(0, 7, round));
+        EXPECT(HBM_OK, hbm_graph_release(0, 7, round));
+        OK(cudaFree(plain));
+    }
+    OK(cudaStreamSynchronize(stream));
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    hbm_stats_t now = {.struct_size = sizeof now};
+    EXPECT(HBM_OK, hbm_stats(0, HBM_KIND_POOL, &now));
+    CHECK(now.reserved <= 128 * MIB);
+    OK(cudaStreamDestroy(stream));
+    hbm_allocator_destroy(allocator);
+}
+
 /* Between threads: all of it comes back. */
 enum { THREADS = 4, ROUNDS = 4000, SLOTS = 64 };
 static _Atomic(void *) slots[SLOTS];
@@ -143,6 +172,7 @@ int main(void) {
     other_devices();
     managed_elsewhere();
     threads();
+    captured_and_told();
     captured_by_the_library();
     return 0;
 }

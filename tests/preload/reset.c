@@ -146,7 +146,9 @@ static void without_memory_of_ours(void) {
 
 /* Frees wait for a device's work on which nothing was allocated; with its context that is gone. */
 static void after_a_device_that_only_works(void) {
-    void *stream, *block;
+    void *stream, *own, *block, *blocks[8];
+    OK(cudaSetDevice(0));
+    OK(cudaStreamCreate(&own));
     for (int round = 0; round < 3; round++) {
         OK(cudaSetDevice(1));
         OK(cudaStreamCreate(&stream));
@@ -155,6 +157,9 @@ static void after_a_device_that_only_works(void) {
             OK(cudaMalloc(&block, MIB));
             OK(cudaFree(block));
         }
+        /* In the order of a stream that goes too. */
+        OK(cudaMallocAsync(&block, 3 * MIB, own));
+        OK(cudaFreeAsync(block, stream));
         OK(cudaSetDevice(1));
         OK(cudaDeviceReset());
         OK(cudaSetDevice(0));
@@ -162,6 +167,8 @@ static void after_a_device_that_only_works(void) {
             OK(cudaMalloc(&block, MIB));
             OK(cudaFree(block));
         }
+        for (int i = 0; i < 8; i++) OK(cudaMallocAsync(&blocks[i], 3 * MIB, own));
+        for (int i = 0; i < 8; i++) OK(cudaFreeAsync(blocks[i], own));
         CHECK(stats(0).reserved <= 128 * MIB && stats(1).reserved == 0);
         works();
     }
