@@ -83,6 +83,7 @@ tests! {
     no_reset_while_a_stream_captures: "capture";
     graphs_go_with_their_device: "graphs";
     a_broken_context_is_mended: "broken";
+    a_broken_context_of_another_device: "beside";
     a_reset_without_memory_of_ours: "unused";
     a_device_that_only_works_begins_anew: "worked";
     devices_reach_each_other: "peers";

@@ -120,19 +120,28 @@ impl Pending {
         }
     }
 
-    /// Whether something was. `everybody` is the work of all devices, where that may use the blocks.
-    fn record(&mut self, effort: Effort, everybody: Option<&dyn Fn() -> Uses>) -> Result<bool> {
-        let is_worth_a_point = self.is_worth_a_point(effort);
-        let Some(uses) = &mut self.behind else {
+    /// Whether something was, for memory of `home`. `everybody` is the work of all devices, where that may use the
+    /// blocks.
+    fn record(
+        &mut self,
+        effort: Effort,
+        home: &Device,
+        everybody: Option<&dyn Fn() -> Uses>,
+    ) -> Result<bool> {
+        let Some(uses) = &self.behind else {
             return Ok(false);
         };
-        if !uses.is_by_stream() && !is_worth_a_point {
+        if !uses.is_by_stream() && !self.is_worth_a_point(effort) {
             return Ok(false);
         }
-        if let Some(everybody) = everybody {
-            uses.join(everybody());
-        }
-        let fence = uses.fence()?;
+        let fence = match everybody {
+            None => uses.fence()?,
+            Some(everybody) => {
+                let mut all = everybody();
+                all.join(uses.clone());
+                all.fence_around(home)?
+            }
+        };
         self.behind = None;
         self.fenced
             .push_back((fence, std::mem::take(&mut self.waiting)));
@@ -234,7 +243,7 @@ impl Heap {
                 Effort::Batch | Effort::Record => {
                     // What is reached makes room for another.
                     let mut done = pending.done(effort, device)?;
-                    let more = match pending.record(effort, everybody) {
+                    let more = match pending.record(effort, device, everybody) {
                         Ok(true) => pending.done(effort, device),
                         outcome => outcome.map(|_| Vec::new()),
                     };
@@ -246,10 +255,10 @@ impl Heap {
                     Ok(done)
                 }
                 Effort::Wait => {
-                    pending.record(effort, everybody)?;
+                    pending.record(effort, device, everybody)?;
                     pending.done(effort, device).or_else(|error| {
                         self.pool.or_later::<()>(Err(error));
-                        pending.record(effort, everybody)?;
+                        pending.record(effort, device, everybody)?;
                         pending.done(effort, device)
                     })
                 }

@@ -27,11 +27,11 @@ impl Pools {
         blocks
     }
 
-    /// The streams of a device that blocks were asked for on, but those that every device has.
+    /// The streams of a device that blocks are asked for on, but those that every device has. Forgotten ones may be gone.
     pub fn streams_of(&self, device: i32) -> Vec<Stream> {
         let of_device = |key: &super::HeapKey| key.device == device && !key.stream.is_implicit();
         (self.all_heaps().iter())
-            .filter(|heap| of_device(&heap.key))
+            .filter(|heap| of_device(&heap.key) && !heap.is_retired())
             .map(|heap| heap.key.stream)
             .collect()
     }

@@ -147,6 +147,12 @@ impl DevicePool {
         for heap in others.clone().filter(|heap| heap.kept_bytes() >= grain) {
             heap.flush(false);
         }
+        let waits = |heap: &&Arc<Heap>| {
+            heap.key.order.is_everywhere() && lock(&heap.pending).bytes() >= grain
+        };
+        for heap in others.clone().filter(waits) {
+            self.or_later(heap.settle_pending(Effort::Record));
+        }
         self.settle(others.filter(|heap| heap.has_chunks()));
     }
 

@@ -140,6 +140,21 @@ static void captured_and_told(void) {
     hbm_allocator_destroy(allocator);
 }
 
+/* What waits in one tag's heap serves another's once its work is done. */
+static void from_tag_to_tag(void) {
+    void *blocks[16];
+    hbm_stats_t now = {.struct_size = sizeof now};
+    const char *tags[] = {"one", "another", "a third"};
+    for (int i = 0; i < 3; i++) {
+        EXPECT(HBM_OK, hbm_tag_push(tags[i]));
+        for (int k = 0; k < 16; k++) OK(cudaMalloc(&blocks[k], 40 * MIB));
+        for (int k = 0; k < 16; k++) OK(cudaFree(blocks[k]));
+        EXPECT(HBM_OK, hbm_tag_pop());
+    }
+    EXPECT(HBM_OK, hbm_stats(0, HBM_KIND_POOL, &now));
+    CHECK(now.reserved <= 900 * MIB);
+}
+
 /* Between threads: all of it comes back. */
 enum { THREADS = 4, ROUNDS = 4000, SLOTS = 64 };
 static _Atomic(void *) slots[SLOTS];
@@ -172,6 +187,7 @@ int main(void) {
     other_devices();
     managed_elsewhere();
     threads();
+    from_tag_to_tag();
     captured_and_told();
     captured_by_the_library();
     return 0;

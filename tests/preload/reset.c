@@ -108,14 +108,9 @@ static void graphs_go_too(void) {
 }
 
 /* After a failure that breaks the context nothing works there; the reset makes it work again. */
-static void a_broken_context_is_mended(void) {
-    void *block, *stream, *ordered, *mapped;
-    works();
-    OK(cudaStreamCreate(&stream));
-    OK(cudaMalloc(&block, 4 * MIB));
-    OK(cudaMallocAsync(&ordered, 4 * MIB, stream));
-    OK(cudaFreeAsync(ordered, stream));
-    /* Memory that work uses is unmapped under it. */
+/* Memory that work uses is unmapped under it. */
+static void breaks(int device, void *block, void *stream) {
+    void *mapped;
     int (*hold)(void *), (*release)(void *), (*kernel)(void *, uint64_t, uint64_t), (*unmap)(uint64_t, size_t);
     look_up("hbmsim_hold", &hold);
     look_up("hbmsim_release", &release);
@@ -123,7 +118,7 @@ static void a_broken_context_is_mended(void) {
     look_up("cuMemUnmap", &unmap);
     hbm_export_t export = {.struct_size = sizeof export};
     EXPECT(HBM_OK, hbm_export(block, &export));
-    EXPECT(HBM_OK, hbm_import(&export, 0, &mapped));
+    EXPECT(HBM_OK, hbm_import(&export, device, &mapped));
     EXPECT(HBM_OK, hbm_export_close(export.serial));
     OK(close(export.fd));
     OK(hold(stream));
@@ -132,8 +127,36 @@ static void a_broken_context_is_mended(void) {
     OK(release(stream));
     CHECK(cudaDeviceSynchronize() == 700);
     CHECK(cudaMemsetAsync(block, 0, MIB, stream) == 700);
+}
+
+static void a_broken_context_is_mended(void) {
+    void *block, *stream, *ordered;
+    works();
+    OK(cudaStreamCreate(&stream));
+    OK(cudaMalloc(&block, 4 * MIB));
+    OK(cudaMallocAsync(&ordered, 4 * MIB, stream));
+    OK(cudaFreeAsync(ordered, stream));
+    breaks(0, block, stream);
     OK(cudaDeviceReset());
     CHECK(stats(0).allocated == 0 && stats(0).reserved == 0);
+    works();
+}
+
+/* What another device has done wrong keeps no memory of this one. */
+static void beside_a_broken_context(void) {
+    void *block, *stream;
+    OK(cudaSetDevice(1));
+    OK(cudaStreamCreate(&stream));
+    OK(cudaMalloc(&block, 4 * MIB));
+    breaks(1, block, stream);
+    OK(cudaSetDevice(0));
+    for (int i = 0; i < 1000; i++) {
+        OK(cudaMalloc(&block, MIB));
+        OK(cudaFree(block));
+    }
+    CHECK(stats(0).reserved <= 128 * MIB);
+    EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
+    CHECK(stats(0).reserved == 0);
     works();
 }
 
@@ -205,6 +228,7 @@ int main(int argc, char **argv) {
         {"capture", not_while_a_stream_captures},
         {"graphs", graphs_go_too},
         {"broken", a_broken_context_is_mended},
+        {"beside", beside_a_broken_context},
         {"unused", without_memory_of_ours},
         {"worked", after_a_device_that_only_works},
         {"peers", devices_reach_each_other},
