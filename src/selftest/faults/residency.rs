@@ -15,7 +15,10 @@ use crate::selftest::{Case, Context, Outcome, Stop};
 use crate::source::{ALIGN, Kind, LastUse};
 
 const MIB: u64 = 1 << 20;
-const SPEC: &str = "devices=2,memory=1GiB,poison=1";
+/// Chunks are small, since their contents are copied thousands of times.
+const SPEC: &str = "devices=2,memory=1GiB,poison=1,granularity=64KiB";
+/// Half of the smallest chunk.
+const HALF: u64 = 32 << 10;
 const TAG: &str = "faults";
 const UNKNOWN: i32 = 999;
 /// A bad value, and not supported: large or locked pages may be refused with either.
@@ -57,13 +60,13 @@ const OPERATIONS: [Operation; 9] = [
 type Holders = &'static [(Kind, Owner, u64)];
 
 const BLOCKS: Holders = &[
-    (Kind::Vmm, Owner::Block, 4 * MIB),
-    (Kind::Vmm, Owner::Segment, 2 * MIB),
+    (Kind::Vmm, Owner::Block, 4 * HALF),
+    (Kind::Vmm, Owner::Segment, 2 * HALF),
 ];
 const POOLED: Holders = &[
     (Kind::Pool, Owner::Block, 700),
-    (Kind::Pool, Owner::Block, 3 * MIB),
-    (Kind::Pool, Owner::Segment, 2 * MIB),
+    (Kind::Pool, Owner::Block, 3 * HALF),
+    (Kind::Pool, Owner::Segment, 2 * HALF),
 ];
 /// More than is copied before the first chunks go.
 const LONG: Holders = &[
@@ -300,8 +303,8 @@ impl Scene {
         self.audit().map_err(|stop| stop.at("right after"))?;
         self.is_as_was_said()?;
         let new = self.live.len();
-        self.lay((Kind::Vmm, Owner::Block, MIB), 77)
-            .and_then(|()| self.lay((Kind::Pool, Owner::Block, MIB), 78))
+        self.lay((Kind::Vmm, Owner::Block, HALF), 77)
+            .and_then(|()| self.lay((Kind::Pool, Owner::Block, HALF), 78))
             .map_err(|stop| stop.at("the next allocation"))?;
         let request = self.request();
         (self.process.wake(&request))
