@@ -49,9 +49,10 @@ demo: setup release
 
 test: setup build rust-tests python-tests lint
 
+# With the tests, since what they depend on gives the dependencies other features: built apart, the library is built twice.
 build: setup
 	@echo '== build'
-	cargo build --workspace --all-features
+	cargo build --workspace --all-features --lib --bins --tests --examples
 
 rust-tests: build
 	@echo '== Rust tests'

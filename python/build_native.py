@@ -127,7 +127,9 @@ def build(arch=None, portable=False):
     if not shutil.which("cargo"):
         raise Unavailable("cargo is not on the path; see https://rustup.rs")
     target_dir = os.environ.get("CARGO_TARGET_DIR") or os.path.join(ROOT, "target")
-    environment = dict(os.environ, CARGO_TARGET_DIR=target_dir, CARGO_PROFILE_RELEASE_STRIP="debuginfo")
+    # That of the standard library is stripped; ours is not made.
+    environment = dict(os.environ, CARGO_TARGET_DIR=target_dir, CARGO_PROFILE_RELEASE_STRIP="debuginfo",
+                       CARGO_PROFILE_RELEASE_DEBUG="false")
     environment["RUSTFLAGS"] = without_build_paths(environment)
     compiler = compiler_for(arch)
     if compiler != "rustc":

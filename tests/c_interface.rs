@@ -162,6 +162,8 @@ fn linked_statically_with_nothing_but_c_libraries() {
             .arg(&program)
             .arg(bench.libraries().join("libhbmalloc.a"))
             .args(STATIC_LIBRARIES)
+            // Debug information is most of the archive.
+            .arg("-Wl,--strip-debug")
             .run();
         bench
             .run(&program)

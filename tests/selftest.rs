@@ -76,33 +76,81 @@ fn stress() {
 }
 
 /// HIP as it should be. What it lacks is skipped with a reason.
-#[test]
-fn on_hip() {
-    for suite in ["driver", "ranges", "sources", "process", "pool"] {
-        passes_on("hip=6.4", suite);
+mod on_hip {
+    const MACHINE: &str = "hip=6.4";
+
+    #[test]
+    fn driver() {
+        super::passes_on(MACHINE, "driver");
+    }
+
+    #[test]
+    fn ranges() {
+        super::passes_on(MACHINE, "ranges");
+    }
+
+    #[test]
+    fn sources() {
+        super::passes_on(MACHINE, "sources");
+    }
+
+    #[test]
+    fn process() {
+        super::passes_on(MACHINE, "process");
+    }
+
+    #[test]
+    fn pool() {
+        super::passes_on(MACHINE, "pool");
+    }
+
+    #[test]
+    fn faults() {
+        super::passes_on(MACHINE, "faults");
     }
 }
 
-#[test]
-fn faults_on_hip() {
-    passes_on("hip=6.4", "faults");
-}
-
 /// HIP with all that is wrong with some version of it and changes no figures.
-#[test]
-fn on_hip_with_quirks() {
-    const QUIRKS: &str = "hip=7.14,hip_create_limit=256MiB,hip_large=256MiB,hip_set_device=1,hip_whole=1,hip_align=1,hip_access_fails=1,hip_stale=1";
-    for suite in ["ranges", "sources", "process", "pool"] {
-        passes_on(QUIRKS, suite);
+mod on_hip_with_quirks {
+    const MACHINE: &str = "hip=7.14,hip_create_limit=256MiB,hip_large=256MiB,hip_set_device=1,hip_whole=1,hip_align=1,hip_access_fails=1,hip_stale=1";
+
+    #[test]
+    fn ranges() {
+        super::passes_on(MACHINE, "ranges");
+    }
+
+    #[test]
+    fn sources() {
+        super::passes_on(MACHINE, "sources");
+    }
+
+    #[test]
+    fn process() {
+        super::passes_on(MACHINE, "process");
+    }
+
+    #[test]
+    fn pool() {
+        super::passes_on(MACHINE, "pool");
     }
 }
 
 /// What changes figures: memory that is held longer, descriptors that are few.
-#[test]
-fn on_hip_that_holds_memory_and_descriptors() {
-    passes_on("hip=6.4,hip_holds=1", "process");
-    passes_on("hip=7.14,hip_fds=1", "process");
-    passes_on("hip=7.14,hip_fds=1", "pool");
+mod on_hip_that_lacks {
+    #[test]
+    fn memory() {
+        super::passes_on("hip=6.4,hip_holds=1", "process");
+    }
+
+    #[test]
+    fn descriptors() {
+        super::passes_on("hip=7.14,hip_fds=1", "process");
+    }
+
+    #[test]
+    fn descriptors_for_a_pool() {
+        super::passes_on("hip=7.14,hip_fds=1", "pool");
+    }
 }
 
 #[test]

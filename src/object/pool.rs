@@ -299,13 +299,8 @@ impl ObjectPool {
 
     /// Whether the slab has more than `known` parts, perhaps after a while.
     fn wait(&self, size: u64, known: usize, deadline: Option<Instant>) -> bool {
-        let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
-        self.slab().is_some_and(|slab| {
-            if !is_over {
-                slab.need(size);
-            }
-            slab.wait_for_part(known, deadline) > known
-        })
+        self.slab()
+            .is_some_and(|slab| slab.wait_for_part(known, size, deadline) > known)
     }
 
     fn shortage(

@@ -25,7 +25,7 @@ def kinds():
     yield lm.alloc_pinned_ptr, lm.free_pinned_ptr, (size, 7), (), True
     yield lm.alloc_numa_ptr, lm.free_numa_ptr, (size, 0), (size,), False
     yield lm.alloc_pinned_numa_ptr, lm.free_pinned_numa_ptr, (size, 0), (size,), True
-    name = "/hbmalloc-test-lmcache"
+    name = "/hbmalloc-test-lmcache-%d" % os.getpid()
     yield lm.alloc_shm_pinned_ptr, lm.free_shm_pinned_ptr, (size, name), (size, name), True
 for allocate, free, arguments, rest, is_pinned in kinds():
     address = allocate(*arguments)

@@ -191,12 +191,13 @@ assert stopped(slab)["ready"] == 8 * MIB and slab.progress()["error"].driver_cod
 
 def test_the_first_part_cannot_be_pinned(slabs):
     slabs("""
-for options in ({}, {"initial": MIB}, {"numa_node": 0}, {"name": "hbmalloc-test-first"}):
+name = "hbmalloc-test-first-%d" % os.getpid()
+for options in ({}, {"initial": MIB}, {"numa_node": 0}, {"name": name}):
     for code in (2, 1, 999):
         fail(b"cuMemHostRegister_v2", 1, code)
         raises(hbmalloc.HbmallocError, lambda: Slab(8 * MIB, **options))
         gc.collect()
-        assert host.blocks() == EMPTY and "hbmalloc-test-first" not in os.listdir("/dev/shm")
+        assert host.blocks() == EMPTY and name not in os.listdir("/dev/shm")
         simulator().hbmsim_fail_clear()
     Slab(8 * MIB, **options).close()
 """)
@@ -610,8 +611,9 @@ def test_huge_pages_that_are_not_there(slabs):
     slabs("""
 error = raises(hbmalloc.HbmallocError, lambda: Slab(4 * MIB, huge_pages=True))
 assert "huge pages" in str(error) and "0" in str(error), error
-raises(hbmalloc.HbmallocError, lambda: Slab(4 * MIB, huge_pages=True, name="hbmalloc-test-huge"))
-assert host.blocks() == EMPTY and "hbmalloc-test-huge" not in os.listdir("/dev/shm")
+name = "hbmalloc-test-huge-%d" % os.getpid()
+raises(hbmalloc.HbmallocError, lambda: Slab(4 * MIB, huge_pages=True, name=name))
+assert host.blocks() == EMPTY and name not in os.listdir("/dev/shm")
 """)
 
 

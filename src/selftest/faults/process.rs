@@ -15,6 +15,9 @@ use crate::selftest::{Case, Context, Outcome, Stop};
 use crate::source::{ALIGN, Kind, LastUse};
 
 const BYTES: u64 = 5 << 20;
+/// As much is filled at each such step, so that every chunk of a block is used and few pages of it.
+const STEP: u64 = 1 << 20;
+const FILLED: u64 = 4 << 10;
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,10 +311,13 @@ impl Stage for Scene {
             outcome => outcome.map_err(|error| Stop::from(error).at("the next allocation"))?,
         }
         for address in &self.live {
-            self.machine
-                .device
-                .fill(*address, 7, BYTES, self.streams[0].stream())
-                .map_err(|error| Stop::from(error).at("the next work"))?;
+            let places = (0..BYTES).step_by(STEP as usize).chain([BYTES - FILLED]);
+            for at in places.map(|offset| address + offset) {
+                self.machine
+                    .device
+                    .fill(at, 7, FILLED, self.streams[0].stream())
+                    .map_err(|error| Stop::from(error).at("the next work"))?;
+            }
         }
         while !self.live.is_empty() {
             self.free()

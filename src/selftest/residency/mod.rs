@@ -132,10 +132,10 @@ fn request(tags: &[&str]) -> Request {
 /// What a block of `bytes` holds: every 512 bytes of every block differ from all others.
 fn pattern(seed: u64, bytes: u64) -> Vec<u8> {
     let mut all = vec![seed as u8; bytes as usize];
-    for (number, unit) in all.chunks_mut(512).enumerate() {
-        let word = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number as u64;
-        let length = unit.len().min(8);
-        unit[..length].copy_from_slice(&word.to_le_bytes()[..length]);
+    for at in (0..all.len()).step_by(512) {
+        let word = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (at / 512) as u64;
+        let end = all.len().min(at + 8);
+        all[at..end].copy_from_slice(&word.to_le_bytes()[..end - at]);
     }
     all
 }

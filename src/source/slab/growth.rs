@@ -8,7 +8,6 @@ use crate::source::host::{self, PageKind, Wanted};
 use crate::sys::pages::Pages;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,10 +45,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `is_there` holds or growing has stopped.
-    pub(super) fn wait(&self, deadline: Option<Instant>, is_there: impl Fn(&State) -> bool) {
+    /// Waits until `is_there` holds or growing has stopped. Parts are `needed` bytes long meanwhile, where that is more.
+    pub(super) fn wait(
+        &self,
+        needed: u64,
+        deadline: Option<Instant>,
+        is_there: impl Fn(&State) -> bool,
+    ) {
         let mut state = self.lock();
         state.waiting += 1;
+        state.needed = state.needed.max(needed);
         self.changed.notify_all();
         while state.is_growing && !state.must_stop && !is_there(&state) {
             let left = deadline.map_or(Duration::from_secs(1), |deadline| {
@@ -81,8 +86,13 @@ impl Shared {
             if missing == 0 || state.must_stop {
                 break self.end(state);
             }
+            // Who waits may need several, and wakes too late to say so again.
+            let needed = match state.waiting {
+                0 => std::mem::take(&mut state.needed),
+                _ => state.needed,
+            };
             drop(state);
-            let part = self.part.max(self.needed.swap(0, Ordering::Relaxed));
+            let part = self.part.max(needed);
             match self.add_part(part.min(missing), Some(&mut pace)) {
                 Ok(()) => self.changed.notify_all(),
                 Err(error) => {

@@ -11,7 +11,6 @@ use crate::sys::pages::{HUGE_PAGE, Pages};
 use crate::sys::policy::Binding;
 use std::ffi::c_uint;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -91,6 +90,8 @@ struct State {
     is_growing: bool,
     must_stop: bool,
     waiting: usize,
+    /// What somebody who waits, or waited last, needs in one piece.
+    needed: u64,
     failure: Option<Error>,
 }
 
@@ -113,9 +114,8 @@ struct Shared {
     operation: &'static str,
     address: u64,
     bytes: u64,
-    /// The most that growing registers at once, and more that the next part is to have.
+    /// The most that growing registers at once, until more is needed in one piece.
     part: u64,
-    needed: AtomicU64,
     pace: u64,
     processors: Vec<usize>,
     /// Where its memory must be, unless the system refused.
@@ -166,7 +166,6 @@ impl Slab {
             address: pages.address(),
             bytes,
             part: part_of(wanted.part, set_aside.unwrap_or(HUGE_PAGE)),
-            needed: AtomicU64::new(0),
             pace: if wanted.pace == 0 { PACE } else { wanted.pace },
             processors: (wanted.binding.as_ref()).map_or(Vec::new(), Binding::processors),
             is_unbound: wanted.binding.is_some() && !is_bound,
@@ -243,23 +242,22 @@ impl Slab {
         Ok(())
     }
 
-    /// The next part is as long as `bytes` in one piece need.
-    pub fn need(&self, bytes: u64) {
-        let part = part_of(bytes.max(1), self.shared.set_aside.unwrap_or(HUGE_PAGE));
-        self.shared.needed.fetch_max(part, Ordering::Relaxed);
-    }
-
     /// Waits until there are more than `known` parts or no more are coming, at most until `deadline`; growing
-    /// makes haste meanwhile. How many there are then.
-    pub fn wait_for_part(&self, known: usize, deadline: Option<Instant>) -> usize {
+    /// makes haste meanwhile, by parts that are as long as `bytes` in one piece need. How many there are then.
+    pub fn wait_for_part(&self, known: usize, bytes: u64, deadline: Option<Instant>) -> usize {
+        let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let needed = match is_over {
+            true => 0,
+            false => part_of(bytes.max(1), self.shared.set_aside.unwrap_or(HUGE_PAGE)),
+        };
         self.shared
-            .wait(deadline, |state| state.parts.len() > known);
+            .wait(needed, deadline, |state| state.parts.len() > known);
         self.shared.lock().parts.len()
     }
 
     /// Waits until `bytes` are there, at most until `deadline`. The failure that stopped it, if one did.
     pub fn wait_for_bytes(&self, bytes: u64, deadline: Option<Instant>) -> Result<Progress> {
-        self.shared.wait(deadline, |state| state.ready >= bytes);
+        self.shared.wait(0, deadline, |state| state.ready >= bytes);
         let progress = self.progress();
         match progress.failure {
             Some(error) if progress.ready < bytes => Err(error),

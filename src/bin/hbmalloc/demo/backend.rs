@@ -223,10 +223,10 @@ impl<'a> Replay<'a> {
             .copy_to_host(&mut tail, end - content.own, stream)?;
         self.checksum.add(&head, &tail);
         self.figures.verified += (head.len() + tail.len()) as u64;
-        let wrong = (head.iter().zip(&expected)).position(|(read, written)| read != written);
-        let wrong = wrong.map(|at| at as u64).or_else(|| {
-            let at = tail.iter().position(|byte| *byte != content.fill())?;
-            Some(end - address - content.own + at as u64)
+        let fill = vec![content.fill(); tail.len()];
+        let wrong = first_difference(&head, &expected).or_else(|| {
+            let at = first_difference(&tail, &fill)?;
+            Some(end - address - content.own + at)
         });
         Ok(match wrong {
             None => Ok(()),
@@ -296,4 +296,16 @@ impl<'a> Replay<'a> {
             problems.push(format!("faults on the device: {}", faults.join("; ")));
         }
     }
+}
+
+/// Where two readings of the same length differ first; whole at once, since they mostly agree.
+fn first_difference(read: &[u8], written: &[u8]) -> Option<u64> {
+    if read == written {
+        return None;
+    }
+    let at = read
+        .iter()
+        .zip(written)
+        .position(|(one, other)| one != other);
+    at.map(|at| at as u64)
 }

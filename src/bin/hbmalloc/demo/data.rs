@@ -52,7 +52,9 @@ pub fn pattern(block: usize, bytes: u64) -> Vec<u8> {
         word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (word ^ (word >> 31)).to_le_bytes()
     };
-    (0..bytes / 8).flat_map(|_| next()).collect()
+    let mut all = Vec::with_capacity(bytes as usize);
+    (0..bytes / 8).for_each(|_| all.extend_from_slice(&next()));
+    all
 }
 
 /// Which of the blocks alive was allocated last, and how many bytes of pattern each block has.
