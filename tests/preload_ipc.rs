@@ -123,6 +123,7 @@ tests! {
     a_reset_takes_handles: "handles";
     streams_of_another_device: "elsewhere";
     captures_of_threads: "per-thread";
+    ends_of_captures_that_fail: "ends";
     pools_of_the_program: "pools";
     errors_are_remembered: "errors";
 }
