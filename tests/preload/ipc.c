@@ -91,16 +91,16 @@ static void handles_that_are_none(void) {
     srand(7);
     for (int i = 0; i < 100; i++) {
         for (size_t at = 0; at < sizeof bad; at++) bad.reserved[at] = (unsigned char)(rand() >> 8);
-        CHECK(cudaIpcOpenMemHandle(&here, bad, 1) == INVALID);
+        CHECK(told(cudaIpcOpenMemHandle(&here, bad, 1)) == INVALID);
     }
     memset(&bad, 0, sizeof bad);
-    CHECK(cudaIpcOpenMemHandle(&here, bad, 1) == INVALID);
+    CHECK(told(cudaIpcOpenMemHandle(&here, bad, 1)) == INVALID);
     CHECK(stand_in_calls("cudaIpcOpenMemHandle") == 101);
     /* The process, its number, the export, the device, the length. */
     for (size_t at = 16; at < 48; at++) {
         bad = good;
         bad.reserved[at] ^= 0x40;
-        CHECK(cudaIpcOpenMemHandle(&here, bad, 1) == GONE);
+        CHECK(told(cudaIpcOpenMemHandle(&here, bad, 1)) == GONE);
         EXPECT_ERROR_TEXT("process");
     }
     CHECK(stand_in_calls("cudaIpcOpenMemHandle") == 101);
@@ -204,7 +204,7 @@ static void calls_that_fail(void) {
     }
     /* The exporter's. */
     BID(&one, .what = 'q', .bytes = 2);
-    CHECK(cudaIpcOpenMemHandle(&here, handle, 1) == GONE);
+    CHECK(told(cudaIpcOpenMemHandle(&here, handle, 1)) == GONE);
     OK(cudaIpcOpenMemHandle(&here, handle, 1));
     CHECK(different(here, 0x29, bytes) == 0);
     OK(cudaIpcCloseMemHandle(here));
