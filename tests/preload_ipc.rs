@@ -155,7 +155,7 @@ fn blocks_of_their_own_go_both_ways() {
 /// Of a folder that cannot be had, and of one whose sockets would have names that are too long.
 #[test]
 fn processes_meet_elsewhere() {
-    let preloaded = Preloaded::new("context_elsewhere", "preload/ipc.c");
+    let preloaded = Preloaded::new("context_meet", "preload/ipc.c");
     let long = preloaded.meet.path().join("x".repeat(100));
     fs::create_dir(&long).unwrap();
     for folder in [preloaded.meet.path().join("none"), long.clone()] {
