@@ -98,6 +98,7 @@ tests! {
     on_another_device: "device";
     by_many_threads: "threads";
     calls_that_fail: "fails";
+    a_close_that_fails: "close";
 }
 
 tests! {

@@ -218,6 +218,31 @@ static void calls_that_fail(void) {
     end(&one, 0);
 }
 
+/* What could not be closed is, by the next call, and then the exporter's alone. */
+static void a_close_that_fails(void) {
+    static const char *const names[] = {"cuCtxRecordEvent", "cuMemUnmap"};
+    int (*fail)(const char *, uint64_t, int, uint64_t);
+    other_t one = start();
+    void *here = NULL;
+    look_up("hbmsim_fail", &fail);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        uint64_t there = give(&one, 4 * MIB), other = give(&one, MIB);
+        OK(cudaIpcOpenMemHandle(&here, handle_of(&one, there), 1));
+        OK(BID(&one, .what = 'f', .address = there).code);
+        OK(fail(names[i], 1, 801, 1));
+        CHECK(told(cudaIpcCloseMemHandle(here)) == 801);
+        CHECK(told(cudaIpcCloseMemHandle(here)) == INVALID);
+        CHECK(BID(&one, .what = 'h').value > MIB);
+        OK(cudaIpcOpenMemHandle(&here, handle_of(&one, other), 1));
+        comes_to(&one, 'h', MIB);
+        OK(cudaIpcCloseMemHandle(here));
+        OK(BID(&one, .what = 'f', .address = other).code);
+        comes_to(&one, 'h', 0);
+        comes_to(&one, 'p', 0);
+    }
+    end(&one, 0);
+}
+
 static void memory_of_the_driver(void) {
     void *block;
     ipc_t handle;
@@ -247,6 +272,7 @@ int main(int argc, char **argv) {
         {"device", on_another_device},
         {"threads", by_many_threads},
         {"fails", calls_that_fail},
+        {"close", a_close_that_fails},
         {"plain", memory_of_the_driver},
         {"part", part_of_memory_of_the_driver},
     };
