@@ -99,6 +99,7 @@ tests! {
     on_another_device: "device";
     by_many_threads: "threads";
     calls_that_fail: "fails";
+    a_close_that_fails: "close";
 }
 
 tests! {
@@ -124,6 +125,7 @@ tests! {
     a_reset_takes_handles: "handles";
     streams_of_another_device: "elsewhere";
     captures_of_threads: "per-thread";
+    ends_of_captures_that_fail: "ends";
     pools_of_the_program: "pools";
     errors_are_remembered: "errors";
 }
@@ -155,7 +157,7 @@ fn blocks_of_their_own_go_both_ways() {
 /// Of a folder that cannot be had, and of one whose sockets would have names that are too long.
 #[test]
 fn processes_meet_elsewhere() {
-    let preloaded = Preloaded::new("context_elsewhere", "preload/ipc.c");
+    let preloaded = Preloaded::new("context_meet", "preload/ipc.c");
     let long = preloaded.meet.path().join("x".repeat(100));
     fs::create_dir(&long).unwrap();
     for folder in [preloaded.meet.path().join("none"), long.clone()] {

@@ -18,7 +18,15 @@ pub const NO_RUNTIME: c_int = 3;
 
 /// The runtime's code for a failure, whose text `hbm_last_error` has.
 pub fn code(error: Error) -> c_int {
-    remembered(code_of(error))
+    let code = code_of(&error);
+    last::remember(error);
+    remembered(code)
+}
+
+/// `code` for a failure that the runtime has a number of its own for, which `cudaGetLastError` then does not give.
+pub fn told_as(code: c_int, error: Error) -> c_int {
+    last::remember(error);
+    code
 }
 
 /// The answer to arguments that cannot be.
@@ -42,8 +50,8 @@ fn remembered(code: c_int) -> c_int {
     code
 }
 
-fn code_of(error: Error) -> c_int {
-    let code = match (error.status(), error.code()) {
+fn code_of(error: &Error) -> c_int {
+    match (error.status(), error.code()) {
         (Status::OutOfMemory, _) => OUT_OF_MEMORY,
         (Status::InvalidArgument | Status::NotOwned, _) => INVALID,
         (Status::NoDriver, _) => 35,
@@ -54,9 +62,7 @@ fn code_of(error: Error) -> c_int {
         // The runtime has the driver's numbers since 10.1.
         (Status::Driver, Some(code)) => code.0,
         _ => 999,
-    };
-    last::remember(error);
-    code
+    }
 }
 
 /// Runs the body of an export.

@@ -94,6 +94,18 @@ fn end(stream: *mut c_void) {
     }
 }
 
+/// Whether a capture that began here is open yet: the stream says so, its capture spoiled or not.
+fn still_captures(stream: *mut c_void) -> bool {
+    if !open().contains_key(&Meant::here(stream)) {
+        return false;
+    }
+    let mut status: c_int = 0;
+    let out: *mut c_int = &mut status;
+    // Who cannot say, of a broken context say, has no capture that work could disturb.
+    let _ = runtime!(cudaStreamIsCapturing(stream: *mut c_void, out: *mut c_int));
+    status != 0
+}
+
 macro_rules! begins {
     ($($name:ident, $stream:expr;)*) => { $(
         /// As the runtime's.
@@ -132,7 +144,10 @@ macro_rules! ends {
         #[unsafe(no_mangle)]
         pub extern "C" fn $name(stream: *mut c_void, graph: *mut *mut c_void) -> c_int {
             let answered = runtime!($name(stream: *mut c_void, graph: *mut *mut c_void));
-            end($stream(stream));
+            // The end of a spoiled capture fails, and is one all the same.
+            if answered == SUCCESS || !still_captures($stream(stream)) {
+                end($stream(stream));
+            }
             answered
         }
     )* };

@@ -91,16 +91,16 @@ static void handles_that_are_none(void) {
     srand(7);
     for (int i = 0; i < 100; i++) {
         for (size_t at = 0; at < sizeof bad; at++) bad.reserved[at] = (unsigned char)(rand() >> 8);
-        CHECK(cudaIpcOpenMemHandle(&here, bad, 1) == INVALID);
+        CHECK(told(cudaIpcOpenMemHandle(&here, bad, 1)) == INVALID);
     }
     memset(&bad, 0, sizeof bad);
-    CHECK(cudaIpcOpenMemHandle(&here, bad, 1) == INVALID);
+    CHECK(told(cudaIpcOpenMemHandle(&here, bad, 1)) == INVALID);
     CHECK(stand_in_calls("cudaIpcOpenMemHandle") == 101);
     /* The process, its number, the export, the device, the length. */
     for (size_t at = 16; at < 48; at++) {
         bad = good;
         bad.reserved[at] ^= 0x40;
-        CHECK(cudaIpcOpenMemHandle(&here, bad, 1) == GONE);
+        CHECK(told(cudaIpcOpenMemHandle(&here, bad, 1)) == GONE);
         EXPECT_ERROR_TEXT("process");
     }
     CHECK(stand_in_calls("cudaIpcOpenMemHandle") == 101);
@@ -204,7 +204,7 @@ static void calls_that_fail(void) {
     }
     /* The exporter's. */
     BID(&one, .what = 'q', .bytes = 2);
-    CHECK(cudaIpcOpenMemHandle(&here, handle, 1) == GONE);
+    CHECK(told(cudaIpcOpenMemHandle(&here, handle, 1)) == GONE);
     OK(cudaIpcOpenMemHandle(&here, handle, 1));
     CHECK(different(here, 0x29, bytes) == 0);
     OK(cudaIpcCloseMemHandle(here));
@@ -215,6 +215,31 @@ static void calls_that_fail(void) {
     CHECK(BID(&one, .what = 'g', .address = there).code != 0);
     handle_of(&one, there);
     OK(cudaFree(mine));
+    end(&one, 0);
+}
+
+/* What could not be closed is, by the next call, and then the exporter's alone. */
+static void a_close_that_fails(void) {
+    static const char *const names[] = {"cuCtxRecordEvent", "cuMemUnmap"};
+    int (*fail)(const char *, uint64_t, int, uint64_t);
+    other_t one = start();
+    void *here = NULL;
+    look_up("hbmsim_fail", &fail);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        uint64_t there = give(&one, 4 * MIB), other = give(&one, MIB);
+        OK(cudaIpcOpenMemHandle(&here, handle_of(&one, there), 1));
+        OK(BID(&one, .what = 'f', .address = there).code);
+        OK(fail(names[i], 1, 801, 1));
+        CHECK(told(cudaIpcCloseMemHandle(here)) == 801);
+        CHECK(told(cudaIpcCloseMemHandle(here)) == INVALID);
+        CHECK(BID(&one, .what = 'h').value > MIB);
+        OK(cudaIpcOpenMemHandle(&here, handle_of(&one, other), 1));
+        comes_to(&one, 'h', MIB);
+        OK(cudaIpcCloseMemHandle(here));
+        OK(BID(&one, .what = 'f', .address = other).code);
+        comes_to(&one, 'h', 0);
+        comes_to(&one, 'p', 0);
+    }
     end(&one, 0);
 }
 
@@ -247,6 +272,7 @@ int main(int argc, char **argv) {
         {"device", on_another_device},
         {"threads", by_many_threads},
         {"fails", calls_that_fail},
+        {"close", a_close_that_fails},
         {"plain", memory_of_the_driver},
         {"part", part_of_memory_of_the_driver},
     };

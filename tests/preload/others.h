@@ -20,6 +20,7 @@
 typedef struct { unsigned char reserved[64]; } ipc_t;
 
 int cudaDeviceReset(void);
+int cudaGetLastError(void);
 int cudaFreeAsync(void *, void *);
 int cudaMallocAsync(void **, size_t, void *);
 int cudaSetDevice(int);
@@ -63,6 +64,13 @@ typedef struct {
 } answer_t;
 
 static const char *program;
+
+/* What a function answered; what the runtime remembers of a failure is no other code. */
+static int told(int code) {
+    int last = cudaGetLastError();
+    CHECK(last == 0 || last == code);
+    return code;
+}
 
 static void fill_bytes(void *address, int byte, size_t bytes) {
     OK(cudaMemsetAsync(address, byte, bytes, NULL));
@@ -115,11 +123,11 @@ static void obey(int way) {
         answer_t answer = {0};
         void *address = (void *)(uintptr_t)order.address;
         switch (order.what) {
-        case 'a': answer.code = cudaMalloc(&address, order.bytes); answer.value = (uintptr_t)address; break;
-        case 'f': answer.code = cudaFree(address); break;
-        case 'g': answer.code = cudaIpcGetMemHandle(&answer.handle, address); break;
-        case 'o': answer.code = cudaIpcOpenMemHandle(&address, order.handle, 1); answer.value = (uintptr_t)address; break;
-        case 'c': answer.code = cudaIpcCloseMemHandle(address); break;
+        case 'a': answer.code = told(cudaMalloc(&address, order.bytes)); answer.value = (uintptr_t)address; break;
+        case 'f': answer.code = told(cudaFree(address)); break;
+        case 'g': answer.code = told(cudaIpcGetMemHandle(&answer.handle, address)); break;
+        case 'o': answer.code = told(cudaIpcOpenMemHandle(&address, order.handle, 1)); answer.value = (uintptr_t)address; break;
+        case 'c': answer.code = told(cudaIpcCloseMemHandle(address)); break;
         case 'w': fill_bytes(address, order.byte, order.bytes); break;
         case 'r': answer.value = different(address, order.byte, order.bytes); break;
         case 'd': answer.code = cudaSetDevice((int)order.bytes); break;

@@ -103,9 +103,21 @@ static void a_reset_takes_handles(void) {
     CHECK(faults() == 0);
 }
 
+/* Whether a use of much memory on a stream, and its free, are waited for or behind an order point. */
+static int takes_order_points(void *stream) {
+    uint64_t before = calls("cuCtxRecordEvent") + calls("cuCtxSynchronize");
+    for (int i = 0; i < 20; i++) {
+        void *block = NULL;
+        OK(cudaMalloc(&block, 30 * MIB));
+        OK(cudaMemsetAsync(block, i, MIB, stream));
+        OK(cudaFree(block));
+    }
+    return calls("cuCtxRecordEvent") + calls("cuCtxSynchronize") > before;
+}
+
 /* Memory and captures of streams are those of the stream's device, whichever is current. */
 static void of_another_device(void) {
-    void *there = stream_of(1), *block = NULL, *again = NULL, *graph = NULL, *pool = NULL, *taken[20];
+    void *there = stream_of(1), *block = NULL, *again = NULL, *graph = NULL, *pool = NULL;
     OK(cudaSetDevice(0));
     OK(cudaMallocAsync(&block, 3 * MIB, there));
     CHECK(stats(1).requested == 3 * MIB && stats(0).requested == 0 && stand_in_calls("cudaMallocAsync") == 0);
@@ -130,13 +142,7 @@ static void of_another_device(void) {
     OK(cudaSetDevice(0));
     OK(cudaStreamBeginCapture(there, 2));
     OK(cudaSetDevice(1));
-    uint64_t points = calls("cuCtxRecordEvent"), waits = calls("cuCtxSynchronize");
-    for (int i = 0; i < 20; i++) {
-        OK(cudaMalloc(&taken[i], 30 * MIB));
-        OK(cudaMemsetAsync(taken[i], i, MIB, there));
-        OK(cudaFree(taken[i]));
-    }
-    CHECK(calls("cuCtxRecordEvent") == points && calls("cuCtxSynchronize") == waits);
+    CHECK(!takes_order_points(there));
     OK(cudaSetDevice(0));
     OK(cudaStreamEndCapture(there, &graph));
     CHECK(graph != NULL);
@@ -195,6 +201,28 @@ static void captures_of_threads(void) {
     for (int i = 0; i < 4; i++) CHECK(pthread_join(threads[i], NULL) == 0);
     OK(cudaFree(block));
     OK(cudaDeviceReset());
+}
+
+/* A capture is open for as long as its stream captures, whatever was answered to whoever would end it. */
+static void ends_that_fail(void) {
+    int (*fail)(const char *, uint64_t, int, uint64_t);
+    void *stream = stream_of(0), *block = NULL, *graph = NULL;
+    look_up("hbmsim_fail", &fail);
+    OK(cudaMalloc(&block, 40 * MIB));
+    OK(cudaFree(block));
+    OK(cudaStreamBeginCapture(stream, 0));
+    fail("cuStreamEndCapture", 1, 908, 1);
+    CHECK(cudaStreamEndCapture(stream, &graph) == 908);
+    CHECK(!takes_order_points(stream));
+    OK(cudaStreamEndCapture(stream, &graph));
+    CHECK(graph != NULL && takes_order_points(stream));
+    OK(cudaStreamBeginCapture(stream, 0));
+    CHECK(cudaStreamSynchronize(stream) == 900);
+    CHECK(cudaStreamEndCapture(stream, &graph) == 901);
+    CHECK(takes_order_points(stream));
+    OK(cudaStreamDestroy(stream));
+    OK(cudaDeviceReset());
+    CHECK(faults() == 0);
 }
 
 /* `cudaMemPoolProps`. */
@@ -306,6 +334,7 @@ int main(int argc, char **argv) {
         {"elsewhere", of_another_device},
         {"one", of_the_only_device},
         {"per-thread", captures_of_threads},
+        {"ends", ends_that_fail},
         {"pools", pools_of_the_program},
         {"errors", errors_are_remembered},
     };

@@ -9,7 +9,7 @@ mod place;
 
 pub use exports::{Freeing, freeing, is_in_use};
 
-use crate::answer::{SUCCESS, answer, code, refused};
+use crate::answer::{SUCCESS, answer, code, refused, told_as};
 use crate::runtime::{current_device, make_ready, runtime};
 use handle::{BYTES, Handle};
 use hbmalloc::error::{Error, Status};
@@ -80,11 +80,8 @@ pub extern "C" fn cudaIpcOpenMemHandle(
         return refused();
     }
     if exporter::is_own(ours) {
-        code(
-            Error::invalid("open memory of another process", "it is this process's own")
-                .advice("Use the address that it has here"),
-        );
-        return OWN_MEMORY;
+        let error = Error::invalid("open memory of another process", "it is this process's own");
+        return told_as(OWN_MEMORY, error.advice("Use the address that it has here"));
     }
     let device = match (make_ready(), current_device()) {
         (SUCCESS, Ok(device)) => device,
@@ -96,9 +93,9 @@ pub extern "C" fn cudaIpcOpenMemHandle(
             unsafe { out.write(address as *mut c_void) };
             SUCCESS
         }
-        Err(error) => match (error.status(), code(error)) {
-            (Status::NotOwned | Status::Io, _) => NO_SUCH_MEMORY,
-            (_, code) => code,
+        Err(error) => match error.status() {
+            Status::NotOwned | Status::Io => told_as(NO_SUCH_MEMORY, error),
+            _ => code(error),
         },
     }
 }

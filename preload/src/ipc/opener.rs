@@ -40,7 +40,7 @@ struct State {
     by_address: HashMap<u64, Opened>,
     /// By the numbers that processes drew.
     ways: HashMap<u64, Way>,
-    /// Closed by the program while a stream captured, so that the work on it could not be waited for.
+    /// Closed by the program, but mapped yet: while a stream captures, say, work on it cannot be waited for.
     left: Vec<(u64, Handle, Way)>,
 }
 
@@ -122,25 +122,25 @@ pub fn forget_device(device: i32) {
     unmap_all(gone);
 }
 
-/// What cannot be unmapped now is tried again.
 fn unmap_all(gone: Vec<(u64, Handle, Way)>) {
     for (address, handle, way) in gone {
-        if unmap(address, handle, way.clone()).is_err() {
-            state().left.push((address, handle, way));
-        }
+        let _ = unmap(address, handle, way);
     }
 }
 
+/// What cannot be unmapped now is tried again: the program is told of it, and does not come again.
 fn unmap(address: u64, handle: Handle, way: Way) -> Result<()> {
     // Waits for the work on it, so without the lock.
-    match observe::process().close_import(address) {
-        Err(error) if matches!(error.status(), Status::Capturing | Status::Busy) => {
-            state().left.push((address, handle, way));
-        }
-        Err(error) if error.status() != Status::Shutdown => return Err(error),
-        _ => tell_closed(handle, &way),
+    let outcome = observe::process().close_import(address);
+    let failed = outcome.as_ref().err().map(Error::status);
+    match failed {
+        None | Some(Status::Shutdown | Status::NotOwned) => tell_closed(handle, &way),
+        Some(_) => state().left.push((address, handle, way)),
     }
-    Ok(())
+    match failed {
+        Some(Status::Capturing | Status::Busy | Status::Shutdown) => Ok(()),
+        _ => outcome,
+    }
 }
 
 fn close_left() {
