@@ -212,7 +212,7 @@ impl Cache {
             count: AtomicU32::new(0),
             slots: std::array::from_fn(|_| AtomicU64::new(0)),
         };
-        let waiting = heap.key.order.is_everywhere().then(Waiting::new);
+        let waiting = heap.key.order.is_everywhere().then(Waiting::default);
         Cache {
             heap,
             waiting,
@@ -357,7 +357,7 @@ impl Cache {
 
     /// How many such blocks there are, and their bytes; a moment's reading.
     pub fn waiting(&self) -> (u64, u64) {
-        (self.waiting.as_ref()).map_or((0, 0), |waiting| (waiting.len(), waiting.bytes()))
+        (self.waiting.as_ref()).map_or((0, 0), |waiting| (waiting.blocks(), waiting.bytes()))
     }
 
     /// Takes the freed blocks that any work may still use.

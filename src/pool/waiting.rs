@@ -23,9 +23,8 @@ pub struct Waiting {
     slots: Box<[(AtomicU64, AtomicU64)]>,
 }
 
-impl Waiting {
-    /// An empty one.
-    pub fn new() -> Waiting {
+impl Default for Waiting {
+    fn default() -> Waiting {
         let slot = |_| (AtomicU64::new(0), AtomicU64::new(0));
         Waiting {
             count: AtomicU64::new(0),
@@ -33,7 +32,9 @@ impl Waiting {
             slots: (0..SLOTS).map(slot).collect(),
         }
     }
+}
 
+impl Waiting {
     /// Adds a block to a list that is not full; whether it is now.
     #[inline]
     pub fn add(&self, address: u64, word: Word) -> bool {
@@ -57,7 +58,7 @@ impl Waiting {
     }
 
     /// How many there are; a moment's reading.
-    pub fn len(&self) -> u64 {
+    pub fn blocks(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
