@@ -76,8 +76,10 @@ fn memory_of_the_runtime() {
 fn what_a_free_orders_against() {
     let preloaded = Preloaded::new("preload_order");
     let program = preloaded.program("preload/order.c", "libcudart.so.13");
-    let run = preloaded.run(&program);
-    run.env("HBMALLOC_SIM", "devices=3,memory=4GiB").succeeds();
+    for waste in ["balanced", "tight"] {
+        let run = preloaded.run(&program).env("HBMALLOC_WASTE", waste);
+        run.env("HBMALLOC_SIM", "devices=3,memory=4GiB").succeeds();
+    }
 }
 
 #[test]
