@@ -18,6 +18,9 @@ BUILT ?=
 # Those that are installed beside libhbmalloc.so and libhbmalloc.a, under their own names.
 LIBRARIES := libhbmalloc_sim.so libhbmalloc_preload.so
 
+# Cargo would look for the jobs of this make, which only its own recipes may take.
+unexport MAKEFLAGS
+
 # The children find what this build made, not what a wheel installed.
 FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)
 
@@ -67,6 +70,11 @@ rust-tests: build
 python-tests: build $(VENV)/.ready
 	@echo '== Python tests'
 	HBMALLOC_LIBRARY=$(abspath $(TARGET))/debug/libhbmalloc.so $(VENV)/bin/python -m pytest tests/python
+
+# Of several jobs the tests are to begin first: cargo does one build at a time.
+ifneq ($(filter test,$(MAKECMDGOALS)),)
+lint: | build
+endif
 
 lint: setup
 	@echo '== lint'
