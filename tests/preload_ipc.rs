@@ -117,6 +117,7 @@ tests! {
     freed_in_the_order_of_a_stream: "ordered";
     freed_in_a_chunk_that_is_open: "chunk";
     others_are_stopped: "stopped";
+    many_openers_of_one_process: "many";
 }
 
 tests! {

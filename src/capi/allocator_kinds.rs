@@ -20,7 +20,8 @@ pub(super) struct Allocator {
     pub backing: Backing,
     pub device: i32,
     pub tag: TagId,
-    /// Blocks given out, but for the pool and arenas, which know.
+    /// Blocks that are being allocated; of custom functions and memory of the host, those given out too. Of the others
+    /// the process knows, whose resets take them.
     live: AtomicU64,
     /// Arenas over it; [`CLOSED`] once it is going.
     arenas: AtomicU64,
@@ -118,12 +119,22 @@ impl Allocator {
         })
     }
 
+    /// Whether the process knows its blocks.
+    fn is_recorded(&self) -> bool {
+        matches!(self.backing, Backing::Device { .. })
+    }
+
     fn check_unused(&self) -> Result<()> {
-        let live = match self.is_pool() {
-            true => observe::process().pooled_blocks_of(self.id),
-            false => self.live.load(Ordering::Acquire),
+        // In this order: what is being allocated is recorded before it is counted no more.
+        let counted = self.live.load(Ordering::Acquire);
+        let recorded = match &self.backing {
+            Backing::Device { .. } if self.is_pool() => {
+                observe::process().pooled_blocks_of(self.id)
+            }
+            Backing::Device { .. } => observe::process().source_blocks_of(self.id),
+            _ => 0,
         };
-        match live {
+        match counted + recorded {
             0 => Ok(()),
             live => Err(busy(format!("{live} of its blocks are not deallocated"))),
         }
@@ -160,13 +171,6 @@ impl Allocator {
             Backing::Device { .. } => Some(self.device),
             Backing::Host(_) | Backing::Custom(_) => None,
             Backing::Arena(place) => place.upstream().device_of_blocks(),
-        }
-    }
-
-    /// A block of it went with its device.
-    pub fn note_lost(&self) {
-        if !self.is_arena() {
-            self.live.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -213,9 +217,11 @@ impl Allocator {
 
     /// Allocates a block that is counted.
     pub fn allocate_expected(&self, bytes: u64, align: Align, stream: Stream) -> Result<u64> {
-        self.allocate(bytes, align, stream).inspect_err(|_| {
+        let made = self.allocate(bytes, align, stream);
+        if made.is_err() || self.is_recorded() {
             self.live.fetch_sub(1, Ordering::AcqRel);
-        })
+        }
+        made
     }
 
     /// Takes a block back, of `bytes` where that is told. Whether the block is gone now, and how it went.
@@ -249,7 +255,7 @@ impl Allocator {
             }
             Backing::Custom(custom) => custom.deallocate(address, bytes, used_on),
         };
-        if is_gone {
+        if is_gone && !self.is_recorded() {
             self.live.fetch_sub(1, Ordering::AcqRel);
         }
         (is_gone, outcome)

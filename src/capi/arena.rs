@@ -221,9 +221,8 @@ impl Upstream for Over {
         self.0.device_of_blocks()
     }
 
-    fn note_lost(&self) {
-        self.0.note_lost();
-    }
+    // Who has a device has its blocks recorded.
+    fn note_lost(&self) {}
 
     fn gives_back_at_once(&self) -> bool {
         self.0.gives_back_at_once()

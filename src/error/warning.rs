@@ -37,9 +37,11 @@ pub enum Warning {
     BufferedFile,
     /// Memory of the host could not be bound to a node.
     Unbound,
+    /// Memory of another process could not be opened, since it serves no more openers.
+    NotServed,
 }
 
-const KINDS: usize = Warning::Unbound as usize + 1;
+const KINDS: usize = Warning::NotServed as usize + 1;
 
 /// How often each kind of warning arose.
 #[derive(Default)]

@@ -5,6 +5,7 @@ use crate::core::gauge::{Gauge, Reading};
 use crate::error::{Error, Result, Status};
 use crate::extent::table::{Owner, Residency};
 use crate::pool::Footprint;
+use crate::registry::{AllocatorId, Record};
 use crate::source::{Block, Kind};
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -119,6 +120,12 @@ pub struct Stats {
 }
 
 impl Process {
+    /// How many blocks of sources, and not of pools, an allocator has given out.
+    pub fn source_blocks_of(&self, allocator: AllocatorId) -> u64 {
+        let is_its = |record: &Record| record.allocator == Some(allocator);
+        self.registry.addresses(is_its).len() as u64
+    }
+
     /// Statistics of `kind`, or of every kind, on a device. Of a device that is not
     /// in use there is nothing to count, and asking does not bring it into use.
     pub fn stats(&self, ordinal: i32, kind: Option<Kind>) -> Result<Stats> {

@@ -43,13 +43,23 @@ pub fn try_lock(file: &File) -> bool {
 
 /// Waits until a socket has something to read, or is closed.
 pub fn wait_to_read(socket: BorrowedFd<'_>) {
+    // Whatever ends it, the next call on the socket says the rest.
+    poll_to_read(socket, -1);
+}
+
+/// Whether a socket has something to read now, or is closed.
+pub fn can_read(socket: BorrowedFd<'_>) -> bool {
+    poll_to_read(socket, 0)
+}
+
+fn poll_to_read(socket: BorrowedFd<'_>, milliseconds: i32) -> bool {
     let mut polled = libc::pollfd {
         fd: socket.as_raw_fd(),
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: one struct, valid for the call. Whatever ends it, the next call on the socket says the rest.
-    unsafe { libc::poll(&mut polled, 1, -1) };
+    // SAFETY: one struct, valid for the call.
+    unsafe { libc::poll(&mut polled, 1, milliseconds) > 0 }
 }
 
 /// A number that nobody can guess, where the system has one.

@@ -2,6 +2,7 @@
 #include "others.h"
 
 #include <sys/file.h>
+#include <sys/resource.h>
 
 static void the_exporter_is_killed(void) {
     other_t one = start(), two = start(), three = start();
@@ -397,6 +398,54 @@ static void others_are_stopped(void) {
     end(&two, 0);
 }
 
+/* A process has many openers; who finds no room hears of it at once, and has it once others are gone. */
+static void many_openers(void) {
+    enum { FEW = 300, ALL = 1024 };
+    struct rlimit files;
+    OK(getrlimit(RLIMIT_NOFILE, &files));
+    if (files.rlim_max < 2 * ALL) {
+        puts("skipped: so many files cannot be had");
+        return;
+    }
+    files.rlim_cur = files.rlim_max;
+    OK(setrlimit(RLIMIT_NOFILE, &files));
+    other_t one = start();
+    ipc_t handle = handle_of(&one, give(&one, MIB));
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    char path[4096];
+    find_folder(path);
+    CHECK(snprintf(at.sun_path, sizeof at.sun_path, "%.90s/socket", path) < (int)sizeof at.sun_path);
+    static int visitors[ALL];
+    void *here = NULL;
+    uint64_t before = seconds();
+    for (int i = 0; i < ALL; i++) {
+        if (i == FEW) {
+            OK(cudaIpcOpenMemHandle(&here, handle, 1));
+            OK(cudaIpcCloseMemHandle(here));
+            CHECK(seconds() - before < 10);
+            usleep(100000);
+        }
+        visitors[i] = socket(AF_UNIX, SOCK_STREAM, 0);
+        OK(connect(visitors[i], (struct sockaddr *)&at, sizeof at));
+    }
+    for (int i = 0; i < 10; i++) {
+        before = seconds();
+        CHECK(told(cudaIpcOpenMemHandle(&here, handle, 1)) == GONE);
+        EXPECT_ERROR_TEXT("serves no more");
+        CHECK(seconds() - before < 10);
+    }
+    close(visitors[0]);
+    int code = GONE;
+    for (int i = 0; i < 5000 && code != 0; i++) {
+        usleep(1000);
+        code = cudaIpcOpenMemHandle(&here, handle, 1);
+    }
+    OK(code);
+    OK(cudaIpcCloseMemHandle(here));
+    for (int i = 1; i < ALL; i++) close(visitors[i]);
+    end(&one, 0);
+}
+
 int main(int argc, char **argv) {
     static const part_t parts[] = {
         {"killed", the_exporter_is_killed},
@@ -412,6 +461,7 @@ int main(int argc, char **argv) {
         {"ordered", freed_in_the_order_of_a_stream},
         {"chunk", freed_in_a_chunk_that_is_open},
         {"stopped", others_are_stopped},
+        {"many", many_openers},
     };
     return run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
 }

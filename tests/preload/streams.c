@@ -73,9 +73,19 @@ static void a_reset_takes_handles(void) {
     EXPECT(HBM_OK, hbm_allocator_allocate(arenas[1], 1000, 0, stream, &block));
     EXPECT(HBM_OK, hbm_allocator_allocate(arenas[3], 3 * MIB, 0, stream, &block));
     EXPECT(HBM_OK, hbm_allocator_allocate(arenas[2], 1000, 0, elsewhere, &block));
+    /* And of allocators themselves. */
+    static const int kinds[] = {HBM_KIND_VMM, HBM_KIND_DEVICE, HBM_KIND_MANAGED, HBM_KIND_ASYNC, HBM_KIND_POOL};
+    hbm_allocator_t *direct[5];
+    void *blocks[5];
+    for (int i = 0; i < 5; i++) {
+        direct[i] = allocator_of(kinds[i], 0);
+        EXPECT(HBM_OK, hbm_allocator_allocate(direct[i], 3 * MIB, 0, stream, &blocks[i]));
+        EXPECT(HBM_BUSY, hbm_allocator_destroy(direct[i]));
+    }
     uint64_t warnings = stats(0).warnings;
     OK(cudaDeviceReset());
     CHECK(stats(0).reserved == 0 && stats(0).allocated == 0);
+    for (int i = 0; i < 5; i++) EXPECT(HBM_OK, hbm_allocator_destroy(direct[i]));
     uint64_t destroyed = calls("cuStreamDestroy_v2"), events = calls("cuEventDestroy_v2");
     EXPECT(HBM_NOT_OWNED, hbm_stream_destroy(stream));
     EXPECT(HBM_NOT_OWNED, hbm_event_record(event, NULL));

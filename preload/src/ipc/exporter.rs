@@ -13,8 +13,8 @@ use once_cell::sync::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// Where others find this process, and the number that it drew. Known without a lock: at exit, and after a fork, one may
 /// be held for ever.
@@ -65,7 +65,7 @@ const THREAD: &str = "hbmalloc-ipc";
 
 /// A process that has memory of this one open.
 struct Visitor {
-    socket: Kept<UnixStream>,
+    socket: Arc<Kept<UnixStream>>,
     /// How often, by the numbers of the exports.
     open: HashMap<u64, u32>,
 }
@@ -79,9 +79,9 @@ impl Drop for Visitor {
     }
 }
 
-/// So many are served at a time, each by a thread of its own: one that is stopped keeps nobody else waiting. More wait
-/// to be let in.
-const MOST: usize = 256;
+/// So many are served at a time, each by a thread of its own: one that is stopped keeps nobody else waiting. More are
+/// told that there is no room.
+const MOST: usize = 1024;
 
 static SERVED: AtomicUsize = AtomicUsize::new(0);
 
@@ -90,20 +90,22 @@ fn serve(listener: &UnixListener) {
         let Ok(socket) = place::receive(listener) else {
             continue;
         };
-        while SERVED.load(Ordering::SeqCst) >= MOST {
-            std::thread::sleep(Duration::from_millis(1));
+        let socket = Arc::new(Kept::new(socket));
+        let is_served = SERVED.load(Ordering::SeqCst) < MOST && {
+            let visitor = Visitor::new(socket.clone());
+            linux::spawn_without_signals(THREAD, move || visitor.serve()).is_ok()
+        };
+        if !is_served {
+            let _ = handle::send_count(socket.as_fd(), handle::NO_ROOM);
         }
-        let visitor = Visitor::new(socket);
-        // The connection ends where there is no thread for it.
-        let _ = linux::spawn_without_signals(THREAD, move || visitor.serve());
     }
 }
 
 impl Visitor {
-    fn new(socket: UnixStream) -> Visitor {
+    fn new(socket: Arc<Kept<UnixStream>>) -> Visitor {
         SERVED.fetch_add(1, Ordering::SeqCst);
         Visitor {
-            socket: Kept::new(socket),
+            socket,
             open: HashMap::new(),
         }
     }
@@ -140,7 +142,7 @@ impl Visitor {
                     return handle::send_count(self.socket.as_fd(), 0);
                 };
                 *self.open.entry(number).or_default() += 1;
-                handle::send_count(self.socket.as_fd(), chunks)?;
+                handle::send_count(self.socket.as_fd(), chunks as u64)?;
                 self.send(span)
             }
         }

@@ -92,9 +92,12 @@ pub fn receive_request(socket: BorrowedFd<'_>) -> Result<(Wish, Handle)> {
 }
 
 /// What an exporter answers: in how many chunks the memory comes, each in a message of its own; 0 where it is gone.
-pub fn send_count(socket: BorrowedFd<'_>, chunks: usize) -> Result<()> {
-    descriptors::send(socket, &(chunks as u64).to_le_bytes(), None)
+pub fn send_count(socket: BorrowedFd<'_>, chunks: u64) -> Result<()> {
+    descriptors::send(socket, &chunks.to_le_bytes(), None)
 }
+
+/// Instead of a count: no more openers are served. It comes unasked, and the connection ends.
+pub const NO_ROOM: u64 = u64::MAX;
 
 pub fn receive_count(socket: BorrowedFd<'_>) -> Result<u64> {
     let mut message = [0; 8];

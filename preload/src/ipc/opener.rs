@@ -2,9 +2,10 @@
 
 use super::handle::{self, Handle, Wish};
 use super::place;
-use hbmalloc::error::{Error, Result, Status};
+use hbmalloc::error::{Error, Result, Status, Warning};
 use hbmalloc::observe;
 use hbmalloc::process::{self, sharing};
+use hbmalloc::sys::local;
 use hbmalloc::sys::unshared::Kept;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -201,9 +202,16 @@ impl Connection {
 /// The inner error leaves the connection as good as it was.
 fn import(socket: &UnixStream, handle: Handle, device: i32) -> Result<Result<u64>> {
     let socket = socket.as_fd();
-    let chunks = handle::send_request(socket, Wish::Open, handle)
-        .and_then(|()| handle::receive_count(socket))
-        .map_err(|error| is_gone(handle).also(&error.to_string()))?;
+    let asked = handle::send_request(socket, Wish::Open, handle);
+    let chunks = match asked {
+        // Who is refused may find the other end closed, and the word of it here.
+        Err(error) if !local::can_read(socket) => Err(error),
+        _ => handle::receive_count(socket),
+    };
+    let chunks = chunks.map_err(|error| is_gone(handle).also(&error.to_string()))?;
+    if chunks == handle::NO_ROOM {
+        return Err(is_full(handle));
+    }
     if chunks == 0 {
         return Ok(Err(Error::new(Status::NotOwned, OPEN)
             .detail(format!(
@@ -231,4 +239,17 @@ fn is_gone(handle: Handle) -> Error {
             place::looked_in()
         ))
         .advice("It must live, be of this user and see the same XDG_RUNTIME_DIR, or /tmp where neither has one")
+}
+
+fn is_full(handle: Handle) -> Error {
+    let error = Error::new(Status::Io, OPEN)
+        .detail(format!(
+            "process {} serves no more processes at a time than have memory of it open now",
+            handle.process
+        ))
+        .advice("Close what is needed no more, or open it in fewer processes");
+    observe::process()
+        .warnings()
+        .warn(Warning::NotServed, || error.to_string());
+    error
 }
