@@ -221,9 +221,6 @@ impl Upstream for Over {
         self.0.device_of_blocks()
     }
 
-    // Who has a device has its blocks recorded.
-    fn note_lost(&self) {}
-
     fn gives_back_at_once(&self) -> bool {
         self.0.gives_back_at_once()
     }

@@ -29,9 +29,6 @@ pub trait Upstream: Send + Sync {
     /// The device whose reset takes what it gave.
     fn device(&self) -> Option<i32>;
 
-    /// A block that it gave went with its device.
-    fn note_lost(&self);
-
     /// Whether what is freed is given back at once, so that its trim does not count it.
     fn gives_back_at_once(&self) -> bool;
 
@@ -302,13 +299,9 @@ impl Arena {
         let Ok(mut state) = self.state(number, "reset") else {
             return;
         };
-        let Some(upstream) = state.upstream.clone() else {
-            return;
-        };
-        if upstream.device() == Some(device) {
-            let lost = state.lose_all();
-            drop(state);
-            (0..lost).for_each(|_| upstream.note_lost());
+        let upstream = state.upstream.as_ref();
+        if upstream.and_then(|upstream| upstream.device()) == Some(device) {
+            state.lose_all();
         }
     }
 

@@ -328,17 +328,16 @@ impl State {
         }
     }
 
-    /// The region and what is spilled are no more; how many pieces of upstream's that were.
-    pub fn lose_all(&mut self) -> u64 {
+    /// The region and what is spilled are no more.
+    pub fn lose_all(&mut self) {
         let spilled = std::mem::take(&mut self.spilled);
         let region = self.lift();
         let lengths = spilled.values().map(|spill| spill.bytes);
         let lost = lengths.chain(region.map(|region| region.bytes));
-        let count = lost.map(|bytes| self.note_returned(bytes)).count() as u64;
+        lost.for_each(|bytes| self.note_returned(bytes));
         self.spilled_sums = Spilled::default();
         self.spills.now = 0;
         self.set_marks();
-        count
     }
 
     /// How many blocks are given out.
