@@ -135,6 +135,18 @@ pub extern "C" fn cudaMallocManaged(out: *mut *mut c_void, bytes: usize, flags: 
     }
 }
 
+/// `rows` rows of `width` bytes, each beginning at a multiple of [`PITCH`]. On success `pitch` is the bytes from one to the
+/// next.
+fn allocate_rows(out: *mut *mut c_void, pitch: &mut usize, width: usize, rows: usize) -> c_int {
+    let row = width.checked_next_multiple_of(PITCH);
+    let bytes = row.and_then(|row| row.checked_mul(rows));
+    let (Some(row), Some(bytes)) = (row, bytes) else {
+        return refused();
+    };
+    *pitch = row;
+    allocate_here(None, bytes, out)
+}
+
 /// As the runtime's: rows of `width` bytes, each beginning at a multiple of 512.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaMallocPitch(
@@ -143,12 +155,11 @@ pub extern "C" fn cudaMallocPitch(
     width: usize,
     height: usize,
 ) -> c_int {
-    let row = width.checked_next_multiple_of(PITCH);
-    let bytes = row.and_then(|row| row.checked_mul(height));
-    let (Some(row), Some(bytes), false) = (row, bytes, pitch.is_null()) else {
+    if pitch.is_null() {
         return refused();
-    };
-    let answered = allocate_here(None, bytes, out);
+    }
+    let mut row = 0;
+    let answered = allocate_rows(out, &mut row, width, height);
     if answered == SUCCESS {
         // SAFETY: checked for null; the rest is the caller's promise.
         unsafe { pitch.write(row) };
@@ -186,7 +197,7 @@ pub extern "C" fn cudaMalloc3D(out: *mut PitchedPointer, extent: Extent) -> c_in
         return refused();
     };
     let (mut address, mut pitch) = (std::ptr::null_mut(), 0);
-    let answered = cudaMallocPitch(&mut address, &mut pitch, extent.width, rows);
+    let answered = allocate_rows(&mut address, &mut pitch, extent.width, rows);
     if answered == SUCCESS {
         // SAFETY: checked for null; the rest is the caller's promise.
         unsafe {

@@ -276,5 +276,5 @@ int main(int argc, char **argv) {
         {"plain", memory_of_the_driver},
         {"part", part_of_memory_of_the_driver},
     };
-    return run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
+    return obey_or_run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
 }

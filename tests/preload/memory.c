@@ -8,14 +8,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static hbm_stats_t stats(void) {
-    hbm_stats_t now;
-    memset(&now, 0, sizeof now);
-    now.struct_size = sizeof now;
-    EXPECT(HBM_OK, hbm_stats(0, -1, &now));
-    return now;
-}
-
 static uint64_t driver_calls(const char *name) {
     uint64_t (*calls)(const char *);
     look_up("hbmsim_calls", &calls);
@@ -36,13 +28,13 @@ static void usual(void) {
         CHECK((uintptr_t)blocks[i] % 512 == 0);
         OK(cudaMemsetAsync(blocks[i], (int)i, 1 + i * 10007, NULL));
     }
-    CHECK(stats().allocations >= 100 && stand_in_calls("cudaMalloc") == 0);
+    CHECK(stats_of(0, -1).allocations >= 100 && stand_in_calls("cudaMalloc") == 0);
     for (size_t i = 0; i < 100; i++) {
         CHECK(byte_at(blocks[i]) == i && byte_at((char *)blocks[i] + i * 10007) == i);
     }
     uint64_t frees = stand_in_calls("cudaFree");
     for (size_t i = 0; i < 100; i++) OK(cudaFree(blocks[i]));
-    CHECK(stand_in_calls("cudaFree") == frees && stats().allocated == 0);
+    CHECK(stand_in_calls("cudaFree") == frees && stats_of(0, -1).allocated == 0);
     /* Not ours any more: what the runtime says of it. */
     CHECK(cudaFree(blocks[0]) != 0 && stand_in_calls("cudaFree") == frees + 1);
     OK(cudaFree(NULL));
@@ -55,9 +47,7 @@ static void usual(void) {
     CHECK(stand_in_calls("cudaMalloc") == 2);
     OK(cudaSetDevice(1));
     OK(cudaMalloc(&none, 5));
-    hbm_stats_t other = {.struct_size = sizeof other};
-    EXPECT(HBM_OK, hbm_stats(1, -1, &other));
-    CHECK(other.requested == 5 && stats().requested == 0);
+    CHECK(stats_of(1, -1).requested == 5 && stats_of(0, -1).requested == 0);
     OK(cudaSetDevice(0));
     OK(cudaFree(none));
 }
@@ -96,14 +86,14 @@ static void rows(void) {
     void *block = NULL;
     size_t pitch = 0;
     OK(cudaMallocPitch(&block, &pitch, 1000, 10));
-    CHECK(pitch == 1024 && stats().requested == 10240);
+    CHECK(pitch == 1024 && stats_of(0, -1).requested == 10240);
     OK(cudaFree(block));
     CHECK(cudaMallocPitch(&block, &pitch, SIZE_MAX, 2) == 1 && cudaMallocPitch(&block, NULL, 1, 1) == 1);
     CHECK(cudaMallocPitch(&block, &pitch, SIZE_MAX / 4, 8) == 1);
     pitched_t pitched = {0};
     extent_t extent = {600, 3, 2};
     OK(cudaMalloc3D(&pitched, extent));
-    CHECK(pitched.pitch == 1024 && pitched.row == 600 && pitched.rows == 3 && stats().requested == 6 * 1024);
+    CHECK(pitched.pitch == 1024 && pitched.row == 600 && pitched.rows == 3 && stats_of(0, -1).requested == 6 * 1024);
     OK(cudaFree(pitched.address));
     CHECK(cudaMalloc3D(NULL, extent) == 1);
 }
@@ -121,12 +111,12 @@ static void ordered(void) {
     OK(cudaFreeAsync_ptsz(block, NULL));
     OK(cudaDeviceGetDefaultMemPool(&pool, 0));
     OK(cudaMallocFromPoolAsync(&block, 100, pool, stream));
-    CHECK(stand_in_calls("cudaMallocFromPoolAsync") == 0 && stats().requested == 100);
+    CHECK(stand_in_calls("cudaMallocFromPoolAsync") == 0 && stats_of(0, -1).requested == 100);
     /* Any of them may be freed by any of them. */
     OK(cudaFree(block));
     OK(cudaMalloc(&block, 100));
     OK(cudaFreeAsync(block, stream));
-    CHECK(stats().allocated == 0 && stand_in_calls("cudaFreeAsync") == 0);
+    CHECK(stats_of(0, -1).allocated == 0 && stand_in_calls("cudaFreeAsync") == 0);
     OK(cudaStreamDestroy(stream));
 }
 
@@ -223,7 +213,7 @@ static void threads(void) {
     pthread_t ours[4];
     for (uintptr_t i = 0; i < 4; i++) CHECK(pthread_create(&ours[i], NULL, beside, (void *)(i + 1)) == 0);
     for (int i = 0; i < 4; i++) CHECK(pthread_join(ours[i], NULL) == 0);
-    CHECK(stats().allocated == 0);
+    CHECK(stats_of(0, -1).allocated == 0);
 }
 
 static void info(void) {
@@ -270,6 +260,6 @@ int main(void) {
     threads();
     info();
     forked();
-    CHECK(stats().allocated == 0 && stats().rejected_frees == 0);
+    CHECK(stats_of(0, -1).allocated == 0 && stats_of(0, -1).rejected_frees == 0);
     return 0;
 }

@@ -1,7 +1,7 @@
 /* Programs of CUDA's runtime that share memory: one that has the say, and others, started by exec, that do as it bids
  * over a socket, as exporters and as openers. */
 #define _GNU_SOURCE
-#include "../c/driver.h"
+#include "runtime.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -9,38 +9,12 @@
 #include <pthread.h>
 #include <pwd.h>
 #include <signal.h>
-#include <stdint.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-typedef struct { unsigned char reserved[64]; } ipc_t;
-
-int cudaDeviceReset(void);
-int cudaGetLastError(void);
-int cudaFreeAsync(void *, void *);
-int cudaMallocAsync(void **, size_t, void *);
-int cudaSetDevice(int);
-int cudaStreamBeginCapture(void *, int);
-int cudaStreamCreate(void **);
-int cudaStreamDestroy(void *);
-int cudaStreamEndCapture(void *, void **);
-int cudaStreamSynchronize(void *);
-int cudaMalloc(void **, size_t);
-int cudaFree(void *);
-int cudaDeviceSynchronize(void);
-int cudaMemset(void *, int, size_t);
-int cudaMemcpy(void *, const void *, size_t, int);
-int cudaMemsetAsync(void *, int, size_t, void *);
-int cudaIpcGetMemHandle(ipc_t *, void *);
-int cudaIpcOpenMemHandle(void **, ipc_t, unsigned);
-int cudaIpcCloseMemHandle(void *);
-uint64_t stand_in_calls(const char *);
-
-#define OK(call) CHECK((call) == 0)
 
 enum { INVALID = 1, OWN = 201, GONE = 400 };
 
@@ -75,24 +49,6 @@ static int told(int code) {
 static void fill_bytes(void *address, int byte, size_t bytes) {
     OK(cudaMemsetAsync(address, byte, bytes, NULL));
     OK(cudaDeviceSynchronize());
-}
-
-/* How many of them are not as they should be. */
-static uint64_t different(const void *address, unsigned char byte, size_t bytes) {
-    unsigned char *seen = malloc(bytes);
-    uint64_t count = 0;
-    OK(cudaMemcpy(seen, address, bytes, 4));
-    for (size_t i = 0; i < bytes; i++) count += seen[i] != byte;
-    free(seen);
-    return count;
-}
-
-static uint64_t held(void) {
-    hbm_stats_t now;
-    memset(&now, 0, sizeof now);
-    now.struct_size = sizeof now;
-    EXPECT(HBM_OK, hbm_stats(0, -1, &now));
-    return now.allocated;
 }
 
 static uint64_t pinned(void) {
@@ -131,7 +87,7 @@ static void obey(int way) {
         case 'w': fill_bytes(address, order.byte, order.bytes); break;
         case 'r': answer.value = different(address, order.byte, order.bytes); break;
         case 'd': answer.code = cudaSetDevice((int)order.bytes); break;
-        case 'h': answer.value = held(); break;
+        case 'h': answer.value = stats_of(0, -1).allocated; break;
         case 'p': answer.value = pinned(); break;
         case 'v': {
             char request[72] = {1}, path[4096], byte;
@@ -254,21 +210,9 @@ static void comes_to(other_t *other, char what, uint64_t wanted) {
     CHECK(BID(other, .what = what).value == wanted);
 }
 
-typedef struct {
-    const char *name;
-    void (*run)(void);
-} part_t;
-
 /* What a program was started for: to obey, or for the part of the test that it is told. */
-static int run_part(int argc, char **argv, const part_t *parts, size_t count) {
+static int obey_or_run_part(int argc, char **argv, const part_t *parts, size_t count) {
     program = argv[0];
     if (argc == 3) obey(atoi(argv[2]));
-    for (size_t i = 0; i < count; i++) {
-        if (argc == 2 && strcmp(argv[1], parts[i].name) == 0) {
-            parts[i].run();
-            return 0;
-        }
-    }
-    fprintf(stderr, "no part %s\n", argv[argc - 1]);
-    return 1;
+    return run_part(argc, argv, parts, count);
 }

@@ -7,23 +7,6 @@
 #include <stdint.h>
 #include <unistd.h>
 
-static hbm_stats_t stats(int device) {
-    hbm_stats_t now;
-    memset(&now, 0, sizeof now);
-    now.struct_size = sizeof now;
-    EXPECT(HBM_OK, hbm_stats(device, -1, &now));
-    return now;
-}
-
-static uint64_t different(const void *address, unsigned char byte, size_t bytes) {
-    unsigned char *seen = malloc(bytes);
-    uint64_t count = 0;
-    OK(cudaMemcpy(seen, address, bytes, 4));
-    for (size_t i = 0; i < bytes; i++) count += seen[i] != byte;
-    free(seen);
-    return count;
-}
-
 static void works(void) {
     void *block = NULL, *ordered = NULL, *stream = NULL;
     OK(cudaStreamCreate(&stream));
@@ -61,7 +44,7 @@ static void a_device_begins_anew(void) {
         OK(cudaFree(blocks[7]));
         OK(cudaDeviceReset());
         CHECK(stand_in_calls("cudaDeviceReset") == (uint64_t)round + 1);
-        hbm_stats_t now = stats(0);
+        hbm_stats_t now = stats_of(0, -1);
         CHECK(now.allocated == 0 && now.reserved == 0);
         /* What was there before is memory no more, and freeing it does no harm. */
         for (int i = 0; i < 8; i++) CHECK(cudaFree(blocks[i]) != 0);
@@ -74,7 +57,7 @@ static void a_device_begins_anew(void) {
         OK(cudaSetDevice(0));
         OK(hbm_trim(0, 0, NULL));
         OK(hbm_trim(1, 0, NULL));
-        CHECK(stats(0).reserved == 0 && stats(1).allocated == 0);
+        CHECK(stats_of(0, -1).reserved == 0 && stats_of(1, -1).allocated == 0);
     }
     CHECK(faults() == 0);
 }
@@ -102,7 +85,7 @@ static void graphs_go_too(void) {
     OK(cudaFree(block));
     OK(cudaStreamEndCapture(stream, &graph));
     OK(cudaDeviceReset());
-    CHECK(stats(0).reserved == 0 && stats(0).allocated == 0);
+    CHECK(stats_of(0, -1).reserved == 0 && stats_of(0, -1).allocated == 0);
     works();
     CHECK(faults() == 0);
 }
@@ -138,7 +121,7 @@ static void a_broken_context_is_mended(void) {
     OK(cudaFreeAsync(ordered, stream));
     breaks(0, block, stream);
     OK(cudaDeviceReset());
-    CHECK(stats(0).allocated == 0 && stats(0).reserved == 0);
+    CHECK(stats_of(0, -1).allocated == 0 && stats_of(0, -1).reserved == 0);
     works();
 }
 
@@ -154,9 +137,9 @@ static void beside_a_broken_context(void) {
         OK(cudaMalloc(&block, MIB));
         OK(cudaFree(block));
     }
-    CHECK(stats(0).reserved <= 128 * MIB);
+    CHECK(stats_of(0, -1).reserved <= 128 * MIB);
     EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
-    CHECK(stats(0).reserved == 0);
+    CHECK(stats_of(0, -1).reserved == 0);
     works();
 }
 
@@ -190,10 +173,10 @@ static void after_a_device_that_only_works(void) {
             OK(cudaMalloc(&block, MIB));
             OK(cudaFree(block));
         }
-        CHECK(stats(0).reserved <= 128 * MIB && stats(1).reserved == 0);
+        CHECK(stats_of(0, -1).reserved <= 128 * MIB && stats_of(1, -1).reserved == 0);
         /* Waits for all that is freed. */
         EXPECT(HBM_OK, hbm_trim(0, 0, NULL));
-        CHECK(stats(0).pending_frees == 0 && stats(0).reserved == 0);
+        CHECK(stats_of(0, -1).pending_frees == 0 && stats_of(0, -1).reserved == 0);
         works();
     }
     CHECK(faults() == 0);
@@ -220,10 +203,7 @@ static void devices_reach_each_other(void) {
 }
 
 int main(int argc, char **argv) {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } parts[] = {
+    static const part_t parts[] = {
         {"anew", a_device_begins_anew},
         {"capture", not_while_a_stream_captures},
         {"graphs", graphs_go_too},
@@ -233,12 +213,5 @@ int main(int argc, char **argv) {
         {"worked", after_a_device_that_only_works},
         {"peers", devices_reach_each_other},
     };
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (argc == 2 && strcmp(argv[1], parts[i].name) == 0) {
-            parts[i].run();
-            return 0;
-        }
-    }
-    fprintf(stderr, "no part %s\n", argv[argc - 1]);
-    return 1;
+    return run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
 }

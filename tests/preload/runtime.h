@@ -8,6 +8,7 @@
 
 typedef struct { size_t width, height, depth; } extent_t;
 typedef struct { void *address; size_t pitch, row, rows; } pitched_t;
+typedef struct { unsigned char reserved[64]; } ipc_t;
 
 int cudaDeviceEnablePeerAccess(int, unsigned);
 int cudaDeviceGetDefaultMemPool(void **, int);
@@ -24,6 +25,9 @@ int cudaGetLastError(void);
 int cudaHostAlloc(void **, size_t, unsigned);
 int cudaHostGetDevicePointer(void **, void *, unsigned);
 int cudaHostGetFlags(unsigned *, void *);
+int cudaIpcCloseMemHandle(void *);
+int cudaIpcGetMemHandle(ipc_t *, void *);
+int cudaIpcOpenMemHandle(void **, ipc_t, unsigned);
 int cudaMalloc(void **, size_t);
 int cudaMalloc3D(pitched_t *, extent_t);
 int cudaMallocAsync(void **, size_t, void *);
@@ -37,6 +41,7 @@ int cudaMemPoolCreate(void **, const void *);
 int cudaMemPoolDestroy(void *);
 int cudaMemSetMemPool(const int[2], int, void *);
 int cudaMemcpy(void *, const void *, size_t, int);
+int cudaMemset(void *, int, size_t);
 int cudaMemsetAsync(void *, int, size_t, void *);
 int cudaSetDevice(int);
 int cudaStreamBeginCapture(void *, int);
@@ -49,5 +54,32 @@ int cudaStreamSynchronize(void *);
 uint64_t stand_in_calls(const char *);
 
 #define OK(call) CHECK((call) == 0)
+
+/* How many bytes are not that one. */
+static inline uint64_t different(const void *address, unsigned char byte, size_t bytes) {
+    unsigned char *seen = malloc(bytes);
+    uint64_t count = 0;
+    OK(cudaMemcpy(seen, address, bytes, 4));
+    for (size_t i = 0; i < bytes; i++) count += seen[i] != byte;
+    free(seen);
+    return count;
+}
+
+typedef struct {
+    const char *name;
+    void (*run)(void);
+} part_t;
+
+/* The part of the test that a program is told. */
+static inline int run_part(int argc, char **argv, const part_t *parts, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (argc == 2 && strcmp(argv[1], parts[i].name) == 0) {
+            parts[i].run();
+            return 0;
+        }
+    }
+    fprintf(stderr, "no part %s\n", argv[argc - 1]);
+    return 1;
+}
 
 #endif

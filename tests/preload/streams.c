@@ -5,14 +5,6 @@
 #include <pthread.h>
 #include <stdint.h>
 
-static hbm_stats_t stats(int device) {
-    hbm_stats_t now;
-    memset(&now, 0, sizeof now);
-    now.struct_size = sizeof now;
-    EXPECT(HBM_OK, hbm_stats(device, -1, &now));
-    return now;
-}
-
 static void *stream_of(int device) {
     void *stream = NULL;
     OK(cudaSetDevice(device));
@@ -46,14 +38,14 @@ static void arenas_are_told(void) {
     void *stream = stream_of(0), *second = stream_of(0);
     hbm_allocator_t *pool = allocator_of(HBM_KIND_POOL, 0), *vmm = allocator_of(HBM_KIND_VMM, 0);
     hbm_allocator_t *arena = arena_on(vmm, stream), *other = arena_on(pool, second);
-    uint64_t warnings = stats(0).warnings;
+    uint64_t warnings = stats_of(0, -1).warnings;
     OK(cudaStreamDestroy(stream));
     EXPECT(HBM_OK, hbm_allocator_destroy(arena));
     EXPECT(HBM_OK, hbm_allocator_destroy(other));
     EXPECT(HBM_OK, hbm_allocator_destroy(pool));
     EXPECT(HBM_OK, hbm_allocator_destroy(vmm));
     OK(cudaStreamDestroy(second));
-    CHECK(stats(0).warnings == warnings && faults() == 0);
+    CHECK(stats_of(0, -1).warnings == warnings && faults() == 0);
 }
 
 /* What was made on a device before its reset is named no more, whoever comes to have the handles. */
@@ -82,9 +74,9 @@ static void a_reset_takes_handles(void) {
         EXPECT(HBM_OK, hbm_allocator_allocate(direct[i], 3 * MIB, 0, stream, &blocks[i]));
         EXPECT(HBM_BUSY, hbm_allocator_destroy(direct[i]));
     }
-    uint64_t warnings = stats(0).warnings;
+    uint64_t warnings = stats_of(0, -1).warnings;
     OK(cudaDeviceReset());
-    CHECK(stats(0).reserved == 0 && stats(0).allocated == 0);
+    CHECK(stats_of(0, -1).reserved == 0 && stats_of(0, -1).allocated == 0);
     for (int i = 0; i < 5; i++) EXPECT(HBM_OK, hbm_allocator_destroy(direct[i]));
     uint64_t destroyed = calls("cuStreamDestroy_v2"), events = calls("cuEventDestroy_v2");
     EXPECT(HBM_NOT_OWNED, hbm_stream_destroy(stream));
@@ -102,7 +94,7 @@ static void a_reset_takes_handles(void) {
     for (int i = 0; i < 8; i++) OK(cudaMalloc(&later[i], MIB));
     EXPECT(HBM_OK, hbm_allocator_deallocate(arenas[2], block, elsewhere));
     for (int i = 3; i >= 0; i--) EXPECT(HBM_OK, hbm_allocator_destroy(arenas[i]));
-    CHECK(stats(0).allocations - stats(0).deallocations == 8 && stats(0).warnings == warnings);
+    CHECK(stats_of(0, -1).allocations - stats_of(0, -1).deallocations == 8 && stats_of(0, -1).warnings == warnings);
     EXPECT(HBM_OK, hbm_allocator_destroy(pool));
     EXPECT(HBM_OK, hbm_allocator_destroy(vmm));
     EXPECT(HBM_OK, hbm_allocator_destroy(other));
@@ -130,7 +122,7 @@ static void of_another_device(void) {
     void *there = stream_of(1), *block = NULL, *again = NULL, *graph = NULL, *pool = NULL;
     OK(cudaSetDevice(0));
     OK(cudaMallocAsync(&block, 3 * MIB, there));
-    CHECK(stats(1).requested == 3 * MIB && stats(0).requested == 0 && stand_in_calls("cudaMallocAsync") == 0);
+    CHECK(stats_of(1, -1).requested == 3 * MIB && stats_of(0, -1).requested == 0 && stand_in_calls("cudaMallocAsync") == 0);
     OK(cudaMemsetAsync(block, 7, 3 * MIB, there));
     OK(cudaFreeAsync(block, there));
     OK(cudaMallocAsync(&again, 3 * MIB, there));
@@ -138,12 +130,12 @@ static void of_another_device(void) {
     OK(cudaFreeAsync(again, there));
     OK(cudaDeviceGetDefaultMemPool(&pool, 1));
     OK(cudaMallocFromPoolAsync(&block, 100, pool, there));
-    CHECK(stats(1).requested == 100 && stand_in_calls("cudaMallocFromPoolAsync") == 0);
+    CHECK(stats_of(1, -1).requested == 100 && stand_in_calls("cudaMallocFromPoolAsync") == 0);
     OK(cudaFreeAsync(block, there));
     /* Of a pool of yet another device the memory is there, which the runtime alone can do. */
     OK(cudaDeviceGetDefaultMemPool(&pool, 0));
     OK(cudaMallocFromPoolAsync(&block, 100, pool, there));
-    CHECK(stats(0).requested == 0 && stats(1).requested == 0 && stand_in_calls("cudaMallocFromPoolAsync") == 1);
+    CHECK(stats_of(0, -1).requested == 0 && stats_of(1, -1).requested == 0 && stand_in_calls("cudaMallocFromPoolAsync") == 1);
     OK(cudaFreeAsync(block, there));
     /* The capture is known to be open there: nothing is waited for. */
     OK(cudaSetDevice(1));
@@ -158,17 +150,17 @@ static void of_another_device(void) {
     CHECK(graph != NULL);
     OK(cudaDeviceReset());
     OK(cudaMallocAsync(&block, 3 * MIB, there));
-    uint64_t warnings = stats(0).warnings;
+    uint64_t warnings = stats_of(0, -1).warnings;
     OK(cudaStreamDestroy(there));
     OK(cudaFree(block));
     EXPECT(HBM_OK, hbm_trim(1, 0, NULL));
-    CHECK(stats(1).reserved == 0 && stats(0).warnings == warnings);
+    CHECK(stats_of(1, -1).reserved == 0 && stats_of(0, -1).warnings == warnings);
     /* A capture that its stream takes along. */
     there = stream_of(1);
     OK(cudaSetDevice(0));
     OK(cudaStreamBeginCapture(there, 2));
     OK(cudaStreamDestroy(there));
-    CHECK(stats(0).warnings == warnings && faults() == 0);
+    CHECK(stats_of(0, -1).warnings == warnings && faults() == 0);
 }
 
 /* Where there is one device, nobody asks whose a stream is. */
@@ -183,7 +175,7 @@ static void of_the_only_device(void) {
     OK(cudaStreamBeginCapture(stream, 2));
     OK(cudaStreamEndCapture(stream, &graph));
     OK(cudaStreamDestroy(stream));
-    CHECK(calls("cuStreamGetCtx") == asked && stats(0).allocated == 0);
+    CHECK(calls("cuStreamGetCtx") == asked && stats_of(0, -1).allocated == 0);
 }
 
 #define PER_THREAD ((void *)2)
@@ -271,7 +263,7 @@ static void pools_of_the_program(void) {
     CHECK(current == pool && is_of_runtime(here) && !is_of_runtime(there) && !is_of_runtime(NULL));
     /* The default pool by its name is what it was. */
     OK(cudaMallocFromPoolAsync(&block, 100, usual, here));
-    CHECK(stats(0).requested == 100);
+    CHECK(stats_of(0, -1).requested == 100);
     OK(cudaFreeAsync(block, here));
     CHECK(cudaDeviceSetMemPool(0, NULL) != 0 && is_of_runtime(here));
     OK(cudaDeviceSetMemPool(0, usual));
@@ -335,10 +327,7 @@ static void errors_are_remembered(void) {
 }
 
 int main(int argc, char **argv) {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } parts[] = {
+    static const part_t parts[] = {
         {"arenas", arenas_are_told},
         {"handles", a_reset_takes_handles},
         {"elsewhere", of_another_device},
@@ -348,12 +337,5 @@ int main(int argc, char **argv) {
         {"pools", pools_of_the_program},
         {"errors", errors_are_remembered},
     };
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (argc == 2 && strcmp(argv[1], parts[i].name) == 0) {
-            parts[i].run();
-            return 0;
-        }
-    }
-    fprintf(stderr, "no part %s\n", argv[argc - 1]);
-    return 1;
+    return run_part(argc, argv, parts, sizeof parts / sizeof parts[0]);
 }
