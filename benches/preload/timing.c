@@ -1,5 +1,6 @@
 /* Says at the end of a program how long its calls of cudaMalloc and cudaFree took: preloaded before the library that serves
- * them, or alone before CUDA's runtime.
+ * them, or alone before CUDA's runtime. Apart it says how much of that went into the calls of 100 us and more: memory made
+ * for the first time, contexts, waits.
  *
  *     cc -O2 -shared -fPIC benches/preload/timing.c -o timing.so -ldl
  *     LD_PRELOAD=./timing.so python3 program.py; LD_PRELOAD=./timing.so:.../libhbmalloc_preload.so python3 program.py
@@ -11,7 +12,9 @@
 #include <stdlib.h>
 #include <time.h>
 
-static atomic_ulong calls[2], nanoseconds[2];
+enum { LONG = 100000 };
+
+static atomic_ulong calls[2], nanoseconds[2], long_calls[2], long_nanoseconds[2];
 
 static void *next(const char *name) {
     void *found = dlsym(RTLD_NEXT, name);
@@ -30,13 +33,28 @@ static unsigned long now(void) {
     return (unsigned long)time.tv_sec * 1000000000ul + (unsigned long)time.tv_nsec;
 }
 
+static void count(int which, unsigned long begun) {
+    unsigned long took = now() - begun;
+    nanoseconds[which] += took;
+    calls[which]++;
+    if (took < LONG) return;
+    long_nanoseconds[which] += took;
+    long_calls[which]++;
+}
+
+static void tell_of(int which, const char *name) {
+    if (calls[which] == 0) return;
+    fprintf(stderr, "timing: %lu %s, %.2f us each; %lu of them long, %.2f ms in all\n", (unsigned long)calls[which], name,
+            (double)nanoseconds[which] / (double)calls[which] / 1e3, (unsigned long)long_calls[which],
+            (double)long_nanoseconds[which] / 1e6);
+}
+
 int cudaMalloc(void **out, size_t bytes) {
     static int (*real)(void **, size_t);
     if (real == NULL) *(void **)&real = next("cudaMalloc");
     unsigned long begun = now();
     int code = real(out, bytes);
-    nanoseconds[0] += now() - begun;
-    calls[0]++;
+    count(0, begun);
     return code;
 }
 
@@ -45,14 +63,11 @@ int cudaFree(void *address) {
     if (real == NULL) *(void **)&real = next("cudaFree");
     unsigned long begun = now();
     int code = real(address);
-    nanoseconds[1] += now() - begun;
-    calls[1]++;
+    count(1, begun);
     return code;
 }
 
 __attribute__((destructor)) static void tell(void) {
-    if (calls[0] == 0) return;
-    fprintf(stderr, "timing: %lu cudaMalloc, %.2f us each; %lu cudaFree, %.2f us each\n", (unsigned long)calls[0],
-            (double)nanoseconds[0] / (double)calls[0] / 1e3, (unsigned long)calls[1],
-            calls[1] == 0 ? 0.0 : (double)nanoseconds[1] / (double)calls[1] / 1e3);
+    tell_of(0, "cudaMalloc");
+    tell_of(1, "cudaFree");
 }

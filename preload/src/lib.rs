@@ -18,6 +18,17 @@ use std::ffi::{CString, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::LazyLock;
 
+/// Before a program has threads the system registers it for barriers on them at once; among many threads it takes 10 ms, of
+/// the first cudaMalloc.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static REGISTER_FOR_BARRIERS: extern "C" fn() = {
+    extern "C" fn register() {
+        hbmalloc::sys::linux::has_barrier_on_all_threads();
+    }
+    register
+};
+
 /// The file of this library, for who looks for the one that serves the process. Not in the header: nobody links to it.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_preload_path() -> *const c_char {

@@ -1,8 +1,9 @@
-// An unmodified program of CUDA's runtime: devices that are reset, and memory of one device that kernels of another still
-// write to when it is freed. Prints how many words were wrong.
+// A program of CUDA's runtime: devices that are reset, and memory of one device that kernels of another still write to when
+// it is freed. Prints how many words were wrong. CUDA's own cudaFree does not wait for the other device, whose kernel then
+// meets no memory, so without the preload library only the resets are for trying.
 //
 //     nvcc -O2 -std=c++17 -cudart shared tests/gpu/devices.cu -o devices
-//     ./devices; hbmalloc run -- ./devices
+//     ./devices resets; hbmalloc run -- ./devices
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -105,9 +106,9 @@ static void peers() {
     std::printf("freed under another device's work\n");
 }
 
-int main() {
+int main(int argc, char **) {
     resets();
-    peers();
+    if (argc == 1) peers();
     std::printf("%llu words were wrong\n", wrong_words);
     return wrong_words != 0;
 }

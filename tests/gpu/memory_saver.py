@@ -144,6 +144,9 @@ def backups(saver):
         kept.zero_()
         check(torch.equal(saver.get_cpu_backup(kept), wanted), "the backup was not retained")
         saver.retain_cpu_backup = False
+        saver.pause("backup")
+        saver.resume("backup")
+        check(saver.get_cpu_backup(kept) is None, "retained though not asked for")
     with case("disk"):
         with saver.region(tag="disk", enable_disk_backup=True):
             cold = empty()
@@ -206,7 +209,9 @@ def failures(saver):
         with saver.region(tag="refused", enable_cpu_backup=True):
             kept = empty()
         write(kept, 7)
+        # A pause takes what is pinned already, whatever the limit.
         hbmalloc.trim_host_buffer()
+        check(hbmalloc.host_buffer()["pinned"] == 0, "%s" % hbmalloc.host_buffer())
         hbmalloc.set_option("sleep_host_limit", "1MiB")
         with raises(hbmalloc.OutOfMemoryError, "sleep_host_limit"):
             saver.pause("refused")
