@@ -111,7 +111,7 @@ test-aarch64: setup
 
 release: setup
 	@echo '== release build'
-	cargo build --release --workspace --lib
+	cargo build --release --workspace --exclude hbmalloc-loom --lib
 	cargo build --release --features cli --bin hbmalloc
 
 # A path may hold spaces and quotes. Not by export: what is built first would see it too.

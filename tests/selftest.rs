@@ -23,10 +23,6 @@ fn selftest_on(machine: &str, arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), text)
 }
 
-fn passes(suite: &str) {
-    passes_on("", suite);
-}
-
 fn passes_on(machine: &str, suite: &str) {
     let (code, text) = selftest_on(machine, &[suite]);
     assert_eq!(code, Some(0), "\n{text}");
@@ -34,105 +30,31 @@ fn passes_on(machine: &str, suite: &str) {
     println!("{text}");
 }
 
-#[test]
-fn driver() {
-    passes("driver");
+/// A test for each of the suites, on a machine of its own.
+macro_rules! suites {
+    ($machine:expr; $($suite:ident)*) => { $(
+        #[test]
+        fn $suite() {
+            super::passes_on($machine, stringify!($suite));
+        }
+    )* };
 }
 
-#[test]
-fn ranges() {
-    passes("ranges");
-}
-
-#[test]
-fn sources() {
-    passes("sources");
-}
-
-#[test]
-fn process() {
-    passes("process");
-}
-
-#[test]
-fn pool() {
-    passes("pool");
-}
-
-#[test]
-fn residency() {
-    passes("residency");
-}
-
-#[test]
-fn faults() {
-    passes("faults");
-}
-
-/// Short, unless `HBMALLOC_STRESS_SECONDS` says otherwise.
-#[test]
-fn stress() {
-    passes("stress");
+/// All of them. The stress is short, unless `HBMALLOC_STRESS_SECONDS` says otherwise.
+mod on_cuda {
+    suites! { ""; driver ranges sources process pool residency faults stress }
 }
 
 /// HIP as it should be. What it lacks is skipped with a reason.
 mod on_hip {
-    const MACHINE: &str = "hip=6.4";
-
-    #[test]
-    fn driver() {
-        super::passes_on(MACHINE, "driver");
-    }
-
-    #[test]
-    fn ranges() {
-        super::passes_on(MACHINE, "ranges");
-    }
-
-    #[test]
-    fn sources() {
-        super::passes_on(MACHINE, "sources");
-    }
-
-    #[test]
-    fn process() {
-        super::passes_on(MACHINE, "process");
-    }
-
-    #[test]
-    fn pool() {
-        super::passes_on(MACHINE, "pool");
-    }
-
-    #[test]
-    fn faults() {
-        super::passes_on(MACHINE, "faults");
-    }
+    suites! { "hip=6.4"; driver ranges sources process pool faults }
 }
 
 /// HIP with all that is wrong with some version of it and changes no figures.
 mod on_hip_with_quirks {
     const MACHINE: &str = "hip=7.14,hip_create_limit=256MiB,hip_large=256MiB,hip_set_device=1,hip_whole=1,hip_align=1,hip_access_fails=1,hip_stale=1";
 
-    #[test]
-    fn ranges() {
-        super::passes_on(MACHINE, "ranges");
-    }
-
-    #[test]
-    fn sources() {
-        super::passes_on(MACHINE, "sources");
-    }
-
-    #[test]
-    fn process() {
-        super::passes_on(MACHINE, "process");
-    }
-
-    #[test]
-    fn pool() {
-        super::passes_on(MACHINE, "pool");
-    }
+    suites! { MACHINE; ranges sources process pool }
 }
 
 /// What changes figures: memory that is held longer, descriptors that are few.

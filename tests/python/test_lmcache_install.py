@@ -60,8 +60,9 @@ sys.modules["lmcache"] = None
 raises(RuntimeError, compat.install, text="LMCache cannot be imported")
 assert not compat.is_installed()
 compat.uninstall()
+import importlib.util
 from hbmalloc.compat.lmcache import _check
-_check.importlib.util.find_spec = lambda name: None
+importlib.util.find_spec = lambda name: None
 assert _check.check(1 << 24) == 1
 """)
 

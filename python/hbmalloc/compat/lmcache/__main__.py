@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ..._errors import HbmallocError
-from ..._runtime import _size
+from .._checking import size_of
 from . import _bench, _check
 
 
@@ -18,9 +18,7 @@ def main():
     try:
         if arguments.command == "bench":
             return _bench.bench()
-        size = _size(arguments.bytes)
-        if isinstance(size, float) or size < 1 << 24:
-            parser.error("--bytes: a size from 16MiB on")
+        size = size_of(parser, arguments.bytes, 1 << 24, "16MiB")
         return _check.check(size)
     except HbmallocError as error:
         return str(error)

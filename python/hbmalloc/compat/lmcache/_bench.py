@@ -6,7 +6,7 @@ import platform
 import statistics
 import time
 
-from . import _check
+from .._checking import installed_version
 from ._install import install
 
 _BATCH, _ROUNDS = 256, 100
@@ -55,7 +55,7 @@ def _line(text, medians):
 
 def bench():
     """Prints both's times; 1 where there is no LMCache."""
-    version = _check.lmcache_version()
+    version = installed_version("LMCache", "lmcache")
     if version is None:
         return 1
     import torch

@@ -1,25 +1,10 @@
 """Whether LMCache's host memory is hbmalloc's on this machine: allocated and freed through LMCache's own names."""
 
-import importlib.metadata
-import importlib.util
-import sys
-
 from ... import get_library_path, host
+from .._checking import installed_version
 from ._install import install
 
 _PATTERN = 0x5A
-
-
-def lmcache_version():
-    """The version of the installed LMCache; None, after saying so, where there is none. Does not import it."""
-    if importlib.util.find_spec("lmcache") is None:
-        print("LMCache is not installed in %s: install it there, or run this with the Python that LMCache is installed in" %
-              sys.executable)
-        return None
-    try:
-        return importlib.metadata.version("lmcache")
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
 
 
 def _require(condition, text):
@@ -92,7 +77,7 @@ def _name(served):
 
 def check(size):
     """Allocates and frees `size` bytes in every way; 0 if hbmalloc serves all of them, else 1."""
-    version = lmcache_version()
+    version = installed_version("LMCache", "lmcache")
     if version is None:
         return 1
     try:

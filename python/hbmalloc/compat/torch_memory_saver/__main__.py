@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from ..._errors import HbmallocError
-from ..._runtime import _size
+from .._checking import size_of
 from . import _check, preload_path
 
 
@@ -23,9 +23,7 @@ def main():
     try:
         if arguments.command == "path":
             return print(preload_path())
-        size = _size(arguments.bytes)
-        if isinstance(size, float) or size < 1 << 21:
-            parser.error("--bytes: a size from 2MiB on, not %s" % arguments.bytes)
+        size = size_of(parser, arguments.bytes, 1 << 21, "2MiB")
         if arguments.command == "try":
             return _check.try_once(size, arguments.mode)
         return _check.check(size)

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ..._errors import HbmallocError
-from ..._runtime import _size
+from .._checking import size_of
 from . import _check
 
 
@@ -18,10 +18,8 @@ def main():
         if name == "try":
             command.add_argument("--native-only", action="store_true")
     arguments = parser.parse_args()
-    size = _size(arguments.bytes)
-    if isinstance(size, float) or size < 1 << 21:
-        parser.error("--bytes: a size from 2MiB on, not %s" % arguments.bytes)
     try:
+        size = size_of(parser, arguments.bytes, 1 << 21, "2MiB")
         if arguments.command == "try":
             return _check.try_once(size, arguments.native_only)
         return _check.check(size)

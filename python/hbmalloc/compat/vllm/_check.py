@@ -4,58 +4,29 @@ Each way of being installed is tried in a process of its own, since it is once a
 """
 
 import importlib
-import importlib.metadata
-import importlib.util
 import os
-import subprocess
-import sys
 
+from .._checking import fails_apart, installed_version, require
 from . import _native, counters, install
 
 #: What is tried, and whether vLLM keeps its own class.
 WAYS = {"hbmalloc's class": False, "vLLM's own class over hbmalloc's native module": True}
-_LIMIT_SECONDS = 300
 _SLACK = 64 << 20
-
-
-def vllm_version():
-    """The version of the installed vLLM, None where there is none. Does not import it."""
-    if importlib.util.find_spec("vllm") is None:
-        return None
-    try:
-        return importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
 
 
 def check(size):
     """Tries every way with `size` bytes; 0 if all is well, else 1."""
-    version = vllm_version()
+    version = installed_version("vLLM", "vllm")
     if version is None:
-        print("vLLM is not installed in %s: install it there, or run the check with the Python that vLLM is "
-              "installed in" % sys.executable)
         return 1
     print("vLLM %s, native module %s" % (version, _native.path()))
-    failed = 0
+    failures = 0
     for name, native_only in WAYS.items():
-        command = [sys.executable, "-m", "hbmalloc.compat.vllm", "try", "--bytes", str(size)]
         print("%s:" % name, flush=True)
+        arguments = ["hbmalloc.compat.vllm", "try", "--bytes", str(size)] + ["--native-only"] * native_only
         # What runs here installs by itself.
-        environment = dict(os.environ, HBMALLOC_VLLM="0")
-        try:
-            status = subprocess.run(
-                command + ["--native-only"] * native_only, env=environment, timeout=_LIMIT_SECONDS).returncode
-        except subprocess.TimeoutExpired:
-            status = "no end in %d s" % _LIMIT_SECONDS
-        if status != 0:
-            failed += 1
-            print("  FAIL (%s)" % status, flush=True)
-    return 1 if failed else 0
-
-
-def _require(condition, text):
-    if not condition:
-        sys.exit("  " + text)
+        failures += fails_apart(arguments, dict(os.environ, HBMALLOC_VLLM="0"))
+    return 1 if failures else 0
 
 
 def try_once(size, native_only):
@@ -64,7 +35,7 @@ def try_once(size, native_only):
     import torch
     from vllm.device_allocator.cumem import CuMemAllocator
 
-    _require(torch.cuda.is_available(), "PyTorch finds no GPU: run the check on the machine that vLLM is to run on")
+    require(torch.cuda.is_available(), "PyTorch finds no GPU: run the check on the machine that vLLM is to run on")
     served = importlib.import_module("vllm.cumem_allocator").__file__
     before = counters()
     allocator = CuMemAllocator.get_instance()
@@ -79,15 +50,15 @@ def try_once(size, native_only):
     allocator.sleep(("weights",))
     asleep = torch.cuda.mem_get_info()[0]
     # The driver may have taken some for itself meanwhile.
-    _require(asleep - awake >= 2 * size - _SLACK, "asleep, the device has only %d bytes more free, not %d" % (
+    require(asleep - awake >= 2 * size - _SLACK, "asleep, the device has only %d bytes more free, not %d" % (
         asleep - awake, 2 * size))
     allocator.wake_up(["weights"])
-    _require(kept.data_ptr() == address and torch.equal(kept.cpu(), wanted), "what was saved came back changed")
+    require(kept.data_ptr() == address and torch.equal(kept.cpu(), wanted), "what was saved came back changed")
     allocator.wake_up(["kv_cache"])
     lost.fill_(7)
-    _require(int(lost.sum()) == 7 * (size // 8), "memory that was discarded cannot be used")
+    require(int(lost.sum()) == 7 * (size // 8), "memory that was discarded cannot be used")
     done = {name: counters()[name] - before[name] for name in ("reserves", "creates", "unmaps")}
-    _require(done["reserves"] >= 2, "hbmalloc's native module was not called: %s served" % served)
+    require(done["reserves"] >= 2, "hbmalloc's native module was not called: %s served" % served)
     print("  %d bytes slept and woke at the same addresses: %.2f GiB of the device free meanwhile, contents whole" % (
         usage, (asleep - awake) / 1024 ** 3))
     print("  served by %s: %s" % (served, ", ".join("%d %s" % (count, name) for name, count in done.items())))
