@@ -178,6 +178,14 @@ fn two_units_are_one_program() {
     bench.run(&program).succeeds();
 }
 
+#[test]
+fn without_types_at_run_time() {
+    let bench = Workbench::new("hpp_no_rtti");
+    let flags = [&STRICT[..], &["-fno-rtti"]].concat();
+    let program = compiled(&bench, "no_rtti", &["cpp/no_rtti.cpp"], &flags);
+    bench.run(&program).succeeds();
+}
+
 /// What is mostly of no interest to one program must be found by one that asks for it: hidden symbols are the
 /// default of many projects, and the state of the header is one all the same.
 #[test]

@@ -83,6 +83,16 @@ fn what_a_free_orders_against() {
 }
 
 #[test]
+fn whatever_memory_is_taken_from() {
+    let preloaded = Preloaded::new("preload_backends");
+    let program = preloaded.program("preload/backends.c", "libcudart.so.13");
+    for backend in ["pool", "device", "managed", "async", "vmm", "pinned"] {
+        let run = preloaded.run(&program).env("HBMALLOC_BACKEND", backend);
+        run.env("HBMALLOC_SIM", "devices=1,memory=4GiB").succeeds();
+    }
+}
+
+#[test]
 fn two_runtimes_in_one_process() {
     let preloaded = Preloaded::new("preload_two");
     preloaded.stand_in("libcudart.so.12");

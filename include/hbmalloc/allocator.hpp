@@ -20,12 +20,12 @@ inline std::shared_ptr<AllocatorImpl> plain(Device device) {
     static auto &lock = *new std::mutex;
     static auto &made = *new std::map<std::pair<DeviceType, int>, std::shared_ptr<AllocatorImpl>>;
     const Kind kind = device.type == kCPU ? Kind::host : device.type == kCPUpinned ? Kind::pinned : Kind::device;
-    const int ordinal = device.type == kCPU ? 0 : device.type == kCPUpinned ? current_device() : device.id;
     std::lock_guard<std::mutex> guard(lock);
-    auto &slot = made[{device.type, ordinal}];
+    auto &slot = made[{device.type, device.type == kDEVICE ? device.id : 0}];
     if (slot == nullptr) {
         Options options;
-        options.device = ordinal;
+        // Pinned memory is had by way of whatever device is in use; all reach it.
+        options.device = device.type == kCPUpinned ? current_device() : device.type == kDEVICE ? device.id : 0;
         slot = std::make_shared<KindAllocator>(kind, options);
     }
     return slot;

@@ -3,7 +3,7 @@
 
 #include <hbmalloc/allocator.hpp>
 
-#include <unordered_map>
+#include <map>
 
 namespace [[gnu::visibility("default")]] hbmalloc {
 
@@ -80,15 +80,17 @@ private:
         }
 
         std::int32_t deallocate(void *address, std::size_t bytes, StreamRef stream) noexcept {
-            Whole whole{address, bytes};
-            {
+            auto known = [&] {
                 std::lock_guard<std::mutex> guard(lock);
-                if (auto found = larger_blocks.find(address); found != larger_blocks.end()) {
-                    whole = found->second;
-                    larger_blocks.erase(found);
-                }
+                return larger_blocks.extract(address);
+            }();
+            const Whole whole = known.empty() ? Whole{address, bytes} : known.mapped();
+            const hbm_status status = impl->try_deallocate(whole.address, whole.bytes, stream);
+            if (status != HBM_OK && !known.empty()) {
+                std::lock_guard<std::mutex> guard(lock);
+                larger_blocks.insert(std::move(known));
             }
-            return impl->try_deallocate(whole.address, whole.bytes, stream);
+            return status;
         }
 
         std::int32_t trim(std::uint64_t keep, std::uint64_t *released) noexcept {
@@ -103,7 +105,8 @@ private:
 
         std::shared_ptr<AllocatorImpl> impl;
         std::mutex lock;
-        std::unordered_map<void *, Whole> larger_blocks;
+        // A node goes in and out without memory being asked for.
+        std::map<void *, Whole> larger_blocks;
     };
 
     std::unique_ptr<State> state_;

@@ -8,7 +8,7 @@
 namespace [[gnu::visibility("default")]] hbmalloc {
 
 // A std::pmr::memory_resource over an allocator whose memory the host may read and write: of the host, pinned or managed.
-// Any thread, as far as the allocator. Equal to others over the same allocator.
+// Any thread, as far as the allocator. Equal to others over the same allocator; without RTTI to itself alone.
 class HostResource : public std::pmr::memory_resource {
 public:
     // Throws Failure (HBM_UNSUPPORTED) where the host cannot touch the memory.
@@ -36,8 +36,12 @@ private:
     }
 
     bool do_is_equal(const std::pmr::memory_resource &other) const noexcept override {
+#ifdef __cpp_rtti
         auto *same = dynamic_cast<const HostResource *>(&other);
         return same != nullptr && same->allocator_ == allocator_;
+#else
+        return this == &other;
+#endif
     }
 
     Allocator allocator_;

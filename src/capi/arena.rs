@@ -4,7 +4,7 @@
 use super::allocator::{find, hbm_allocator_t};
 use super::allocator_kinds::Allocator;
 use super::descriptor::Backing;
-use super::{export, write_struct};
+use super::{export, streams, write_struct};
 use crate::core::size::Align;
 use crate::core::stack::ALIGN;
 use crate::core::sync::lock;
@@ -236,6 +236,10 @@ impl Upstream for Over {
 
     fn record_stream(&self, address: u64, stream: Stream) -> Result<()> {
         self.0.record_stream(address, stream)
+    }
+
+    fn synchronize(&self, stream: Stream) -> Result<()> {
+        streams::synchronize(self.0.device, stream)
     }
 
     fn trim(&self, keep: u64) -> Result<u64> {

@@ -150,11 +150,13 @@ pub extern "C" fn hbm_stream_destroy(stream: *mut c_void) -> i32 {
 /// while it captures. Errors of that work are HBM_DRIVER.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_stream_synchronize(device: i32, stream: *mut c_void) -> i32 {
-    export(|| {
-        let device = self::device(device)?;
-        let _guard = device.enter()?;
-        Stream::from_raw(stream).synchronize(&device)
-    })
+    export(|| synchronize(device, Stream::from_raw(stream)))
+}
+
+pub(super) fn synchronize(device: i32, stream: Stream) -> Result<()> {
+    let device = self::device(device)?;
+    let _guard = device.enter()?;
+    stream.synchronize(&device)
 }
 
 /// Makes what `stream`, a live one of `device`, is given from here on wait for the last recording of `event`, of

@@ -64,8 +64,10 @@ impl Process {
         if !capturing && is_ordered {
             self.outside_captures(device)?;
         }
-        // A stream-ordered allocation on a capturing stream would become a node of the graph.
         let kind = match demand.kind {
+            // The driver's pool gives out what work of one stream comes after, and of no other.
+            Kind::Async if !is_ordered => Kind::Device,
+            // A stream-ordered allocation on a capturing stream would become a node of the graph.
             Kind::Async if capturing => Kind::Vmm,
             kind => kind,
         };

@@ -1,6 +1,8 @@
 // Kinds, streams, statuses, exceptions and buffers of hbmalloc.hpp.
 #include "expect.hpp"
 
+#include <dlfcn.h>
+
 #include <thread>
 #include <vector>
 
@@ -193,6 +195,102 @@ void allocators_that_end_too_early() {
     CHECK(hbm_trim(0, 0, nullptr) == HBM_OK);
 }
 
+// Of the program's own, aligned to 16 at least, on a stream.
+struct Unsteady : hbmalloc::AllocatorImpl {
+    Stream own = Stream::create();
+    int live = 0, failures = 0;
+
+    void *allocate(ssize_t size) override {
+        live++;
+        return std::malloc(static_cast<std::size_t>(size));
+    }
+    void deallocate(void *address, ssize_t) override {
+        if (failures > 0) {
+            failures--;
+            throw hbmalloc::Failure(HBM_BUSY, 0, "not now");
+        }
+        live--;
+        std::free(address);
+    }
+    Stream stream() const override { return own; }
+    Device device() const override { return kCPU; }
+};
+
+// What could not be freed is there, and can be freed again.
+void freed_again() {
+    auto unsteady = std::make_shared<Unsteady>();
+    Refusals refusals;
+    {
+        auto arena = Allocator(unsteady).adapt<hbmalloc::Arena>();
+        Allocator any = arena;
+        for (int failures : {0, 1, 2}) {
+            void *block = any.allocate(1000);
+            std::memset(block, 1, 1000);
+            unsteady->failures = failures;
+            for (int i = 0; i < failures; i++) {
+                CHECK(any.try_deallocate(block, 1000) == HBM_BUSY);
+                std::memset(block, 2, 1000);
+            }
+            CHECK(any.try_deallocate(block, 1000) == HBM_OK && unsteady->live == 0);
+            CHECK(any.try_deallocate(block, 1000) == HBM_NOT_OWNED);
+        }
+    }
+    CHECK(unsteady->live == 0 && refusals.take() == 0);
+}
+
+// Functions that cannot be told of a stream have its work waited for, and the arena over them goes on.
+void freed_behind_another_stream() {
+    Stream other = Stream::create();
+    int live = 0;
+    const auto functions = hbmalloc::FunctionAllocator::Create(
+        [&](ssize_t size) {
+            live++;
+            return std::malloc(static_cast<std::size_t>(size));
+        },
+        [&](void *address, ssize_t) {
+            live--;
+            std::free(address);
+        },
+        Device(kCPU));
+    Refusals refusals;
+    {
+        auto arena = functions.adapt<hbmalloc::Arena>();
+        arena->deallocate(arena->allocate(4096), 4096);
+        arena->iter();
+        for (int i = 0; i < 3; i++) {
+            Buffer buffer(arena, 100);
+            std::memset(buffer.data(), i, 100);
+            buffer.set_stream(other);
+        }
+        CHECK(refusals.take() == 0 && arena->arena_stats().blocks == 0 && arena->arena_stats().spilled_blocks == 0);
+        arena->iter();
+        CHECK(arena->arena_stats().region_bytes >= 4096 && live == 1);
+    }
+    CHECK(live == 0 && refusals.take() == 0);
+}
+
+// Pinned memory is the host's, whatever device a thread uses.
+void pinned_by_threads_of_all_devices() {
+    void *driver = dlopen("libhbmalloc_sim.so", RTLD_NOW), *contexts[2];
+    CHECK(driver != nullptr);
+    const auto retain = reinterpret_cast<int (*)(void **, int)>(dlsym(driver, "cuDevicePrimaryCtxRetain"));
+    const auto use = reinterpret_cast<int (*)(void *)>(dlsym(driver, "cuCtxSetCurrent"));
+    for (int device : {0, 1}) {
+        CHECK(retain(&contexts[device], device) == 0);
+    }
+    Refusals refusals;
+    std::thread([&] {
+        CHECK(use(contexts[1]) == 0);
+        Allocator there(kCPUpinned);
+        void *block = there->allocate(1000);
+        CHECK(use(contexts[0]) == 0);
+        CHECK(there == Allocator(kCPUpinned) && hbmalloc::current_device() == 0);
+        Allocator(kCPUpinned)->deallocate(block, 1000);
+    }).join();
+    CHECK(refusals.take() == 0);
+    dlclose(driver);
+}
+
 void handlers() {
     Allocator pool(Kind::pool);
     auto before = hbmalloc::set_deallocation_handler([](const hbmalloc::DeallocationError &) { throw std::runtime_error("mine"); });
@@ -251,6 +349,9 @@ int main(int count, char **arguments) {
         statuses();
         buffers();
         any_thread();
+        freed_again();
+        freed_behind_another_stream();
+        pinned_by_threads_of_all_devices();
     }
     allocators_that_end_too_early();
     std::puts("allocators: fine");

@@ -38,8 +38,11 @@ pub trait Upstream: Send + Sync {
     /// Takes back what it gave; whether the block is gone, and how that went.
     fn deallocate(&self, address: u64, bytes: u64, used_on: Stream) -> (bool, Result<()>);
 
-    /// Work of a stream uses the block.
+    /// Work of a stream uses the block. [`Status::Unsupported`] of what cannot be told.
     fn record_stream(&self, address: u64, stream: Stream) -> Result<()>;
+
+    /// Waits until a stream has done what it was given.
+    fn synchronize(&self, stream: Stream) -> Result<()>;
 
     /// Gives back what it caches, down to `keep` bytes; the bytes.
     fn trim(&self, keep: u64) -> Result<u64>;
@@ -213,6 +216,10 @@ impl Arena {
             Ok(Some((passing, Some(spill)))) => (passing, spill),
             Ok(Some((passing, None))) => {
                 let popped = (self.record_region(&passing, number, used_on))
+                    .or_else(|error| match error.status() {
+                        Status::Unsupported => passing.upstream.synchronize(used_on),
+                        _ => Err(error),
+                    })
                     .and_then(|()| pop(&mut *self.state(number, DEALLOCATE)?, address, bytes));
                 return (popped.is_ok(), popped);
             }

@@ -16,6 +16,7 @@ struct Books {
     /// The most bytes it has.
     room: u64,
     recorded: Vec<(u64, Stream)>,
+    waited_for: Vec<Stream>,
     trims: Vec<u64>,
 }
 
@@ -23,6 +24,8 @@ struct Books {
 struct Fake {
     books: Mutex<Books>,
     any_stream: bool,
+    /// It has no way to be told of streams.
+    is_deaf: bool,
 }
 
 impl Fake {
@@ -73,7 +76,18 @@ impl Upstream for Fake {
     }
 
     fn record_stream(&self, address: u64, stream: Stream) -> Result<()> {
+        if self.is_deaf {
+            return Err(Error::new(Status::Unsupported, "upstream"));
+        }
         lock(&self.books).recorded.push((address, stream));
+        Ok(())
+    }
+
+    fn synchronize(&self, stream: Stream) -> Result<()> {
+        if self.fails() {
+            return Err(Error::new(Status::Driver, "upstream"));
+        }
+        lock(&self.books).waited_for.push(stream);
         Ok(())
     }
 
@@ -396,6 +410,36 @@ fn an_arena_in_use_does_not_end() {
     assert_eq!(status(take(&arena, 1)), Status::InvalidArgument);
     assert_eq!(status(give(&arena, block, None)), Status::InvalidArgument);
     assert_eq!(status(arena.end(NUMBER)), Status::InvalidArgument);
+}
+
+#[test]
+fn what_upstream_cannot_be_told_is_waited_for() {
+    let upstream = Arc::new(Fake {
+        is_deaf: true,
+        ..Fake::default()
+    });
+    lock(&upstream.books).room = 1 << 40;
+    let arena = Arena::new();
+    arena.begin(NUMBER, upstream.clone());
+    let spilled = take(&arena, 4096).unwrap();
+    give(&arena, spilled, None).unwrap();
+    arena.iter(NUMBER, OWN).unwrap();
+    let (block, other) = (take(&arena, 100).unwrap(), other_stream());
+    {
+        let mut books = lock(&upstream.books);
+        books.fails_at = Some(books.calls + 1);
+    }
+    arena.deallocate(NUMBER, block, None, other).1.unwrap_err();
+    assert_eq!(stats(&arena).blocks.now, 1);
+    arena.deallocate(NUMBER, block, None, other).1.unwrap();
+    assert_eq!(lock(&upstream.books).waited_for, [other]);
+    // The region goes on: all its work is done.
+    assert_eq!(take(&arena, 100).unwrap(), block);
+    assert_eq!(stats(&arena).spilled.now, 0);
+    // Later work cannot be waited for.
+    arena.record_stream(NUMBER, block, other).unwrap_err();
+    give(&arena, block, None).unwrap();
+    arena.end(NUMBER).unwrap();
 }
 
 #[test]

@@ -67,6 +67,13 @@ impl Arena {
         let stream = self.pick(&streams, random);
         let kind = self.kinds[random.below(self.kinds.len())];
         let requested = random.size(LARGEST);
+        let last_use = match random.below(8) {
+            0 => LastUse::Unknown,
+            1 => LastUse::Anywhere,
+            2 => LastUse::Everywhere,
+            3..=4 => LastUse::Told,
+            _ => LastUse::Streams,
+        };
         let address = self.process.allocate(Demand {
             kind,
             device: 0,
@@ -78,13 +85,7 @@ impl Arena {
             } else {
                 Owner::Block
             },
-            last_use: match random.below(8) {
-                0 => LastUse::Unknown,
-                1 => LastUse::Anywhere,
-                2 => LastUse::Everywhere,
-                3..=4 => LastUse::Told,
-                _ => LastUse::Streams,
-            },
+            last_use,
             allocator: None,
             location: None,
             tag: TagId::NONE,
@@ -96,7 +97,10 @@ impl Arena {
             address,
             requested,
             bytes,
-            kind,
+            kind: match (kind, last_use) {
+                (Kind::Async, LastUse::Everywhere) => Kind::Device,
+                _ => kind,
+            },
             cookie: None,
         };
         if random.once_in(4) && requested >= 2 * COOKIE as u64 {
