@@ -841,7 +841,8 @@ int32_t hbm_allocator_allocate(struct hbm_allocator_t *allocator,
 // hbm_allocator_record_stream takes; a handle that is the block's own means that stream.
 // HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
 // alone. HBM_INVALID_ARGUMENT for a block of an arena's region that other blocks lie on. NULL is fine. Does not wait,
-// but for device, managed and pinned memory. Any thread.
+// but for device, managed and pinned memory, and for another stream than the arena's where that is over custom functions.
+// Any thread.
 int32_t hbm_allocator_deallocate(struct hbm_allocator_t *allocator,
                                  void *address,
                                  void *stream);

@@ -1,6 +1,7 @@
 //! What a process held and gave, for `hbmalloc run` to tell: written at its exit into a folder that the command made.
 
 use hbmalloc::observe;
+use hbmalloc::source::Kind;
 use hbmalloc::sys::linux;
 use std::ffi::c_int;
 use std::fmt::Write;
@@ -67,6 +68,15 @@ fn text() -> String {
         let _ = write!(text, "device {device}");
         for (name, figure) in figures {
             let _ = write!(text, " {name} {figure}");
+        }
+        // Of all together the most is not known: each may have had it at another time.
+        for kind in Kind::ALL {
+            match process.stats(device, Some(kind)) {
+                Ok(stats) if stats.peak_reserved > 0 => {
+                    let _ = write!(text, " held.{} {}", kind.name(), stats.peak_reserved);
+                }
+                _ => {}
+            }
         }
         text.push('\n');
     }

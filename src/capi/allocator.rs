@@ -289,7 +289,8 @@ unsafe extern "C" fn allocate(
 /// hbm_allocator_record_stream takes; a handle that is the block's own means that stream.
 /// HBM_NOT_OWNED for an address that is no block of this allocator, or no longer one; it is left
 /// alone. HBM_INVALID_ARGUMENT for a block of an arena's region that other blocks lie on. NULL is fine. Does not wait,
-/// but for device, managed and pinned memory. Any thread.
+/// but for device, managed and pinned memory, and for another stream than the arena's where that is over custom functions.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn hbm_allocator_deallocate(
     allocator: *mut hbm_allocator_t,

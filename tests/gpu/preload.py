@@ -70,8 +70,8 @@ def limited():
     check("out 4096\nout of memory" in done.stdout, done.stdout)
 
 
-def compiled(name, source, *alone):
-    """A program of C++ under ours, and without, there with the arguments `alone`."""
+def compiled(name, source, *alone, backends=()):
+    """A program of C++ under ours, with further backends too, and without, there with the arguments `alone`."""
     compiler = shutil.which("nvcc")
     if compiler is None:
         gpucase.line("SKIP", name, "no nvcc")
@@ -79,7 +79,9 @@ def compiled(name, source, *alone):
     with case(name), tempfile.TemporaryDirectory() as folder:
         program = os.path.join(folder, "program")
         run([compiler, "-O2", "-std=c++17", "-cudart", "shared", source, "-o", program])
-        for how, command in (("alone", [program, *alone]), ("under", COMMAND + [program])):
+        commands = [("alone", [program, *alone]), ("under", COMMAND + [program])]
+        commands += [("under, " + backend, COMMAND[:-1] + ["--backend", backend, "--", program]) for backend in backends]
+        for how, command in commands:
             done = run(command)
             check("\n0 words were wrong" in done.stdout, done.stdout)
             print("   %s:\n   %s" % (how, done.stdout.replace("\n", "\n   ")))
@@ -106,7 +108,8 @@ def timed():
 if __name__ == "__main__":
     programs()
     limited()
-    compiled("a program of C++: its kernels find what they wrote", os.path.join(BENCHES, "streams.cu"))
+    compiled("a program of C++: its kernels find what they wrote", os.path.join(BENCHES, "streams.cu"),
+             backends=("async", "vmm", "managed"))
     compiled("a program of C++: reset, and freed under another device's work", os.path.join(os.path.dirname(CHILD), "devices.cu"), "resets")
     timed()
     gpucase.finish()
