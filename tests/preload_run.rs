@@ -3,8 +3,10 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -283,4 +285,41 @@ fn ignored_signals_stay_ignored_for_the_program_alone() {
         let (_, given, told) = ended(run_after(trap, &bench, &command).args(ask));
         assert_eq!(given, wanted, "{trap}: {told}");
     }
+}
+
+#[test]
+fn options_end_where_the_program_begins() {
+    let (bench, command, _) = installed("run_options");
+    for wrong in [
+        &["--bogus", "--", "true"][..],
+        &["--bogus", "true"],
+        &["--stats", "-x", "true"],
+    ] {
+        let (code, _, told) = ended(run(&bench, &command).args(wrong));
+        let named = wrong
+            .iter()
+            .find(|word| told.contains(&format!("'{word}'")));
+        assert!(
+            code == Some(2) && named.is_some() && told.contains("--help"),
+            "{wrong:?} {code:?} {told}"
+        );
+    }
+    for (given, wanted) in [
+        (
+            &["echo", "--stats", "-x", "--", "y"][..],
+            "--stats -x -- y\n",
+        ),
+        (&["--", "echo", "--bogus", "--", "y"], "--bogus -- y\n"),
+        (&["--stats", "echo", "--limit", "1GiB"], "--limit 1GiB\n"),
+    ] {
+        let (code, out, told) = ended(run(&bench, &command).args(given));
+        assert_eq!((code, out.as_str()), (Some(0), wanted), "{told}");
+    }
+    let odd = bench.path("-odd-name");
+    std::fs::write(&odd, "#!/bin/sh\necho odd $1\n").unwrap();
+    std::fs::set_permissions(&odd, Permissions::from_mode(0o755)).unwrap();
+    let mut odd = run(&bench, &command);
+    odd.env("PATH", bench.path(""))
+        .args(["--", "-odd-name", "-x"]);
+    assert_eq!(ended(&mut odd).1, "odd -x\n");
 }
