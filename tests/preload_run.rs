@@ -3,7 +3,11 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use support::{Language, Workbench, built};
@@ -68,6 +72,33 @@ fn run(bench: &Workbench, command: &Path) -> Command {
     run
 }
 
+/// The same, by a shell that has done what `before` says.
+fn run_after(before: &str, bench: &Workbench, command: &Path) -> Command {
+    let usual = run(bench, command);
+    let mut shell = Command::new("bash");
+    shell
+        .args(["-c", &format!("{before}; exec \"$@\""), "bash"])
+        .arg(command)
+        .arg("run")
+        .envs(
+            usual
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .stdin(Stdio::null());
+    shell
+}
+
+/// The folders of reports that are still there.
+fn folders_left(bench: &Workbench) -> Vec<String> {
+    std::fs::read_dir(bench.path(""))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains("hbmalloc-run"))
+        .collect()
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -129,17 +160,7 @@ fn what_a_program_held_is_told() {
     );
     assert_eq!(code, Some(0));
     assert!(told.contains("ended without telling"), "{told}");
-    let left: Vec<_> = std::fs::read_dir(bench.path(""))
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
-    assert!(
-        !left
-            .iter()
-            .any(|name| name.to_string_lossy().contains("hbmalloc-run")),
-        "{left:?}"
-    );
+    assert_eq!(folders_left(&bench), [""; 0]);
 }
 
 #[test]
@@ -214,18 +235,8 @@ fn signals_reach_the_program() {
         assert_eq!(child.wait().unwrap().code(), Some(wanted), "{name}");
     }
     // What is ignored from the start, as by nohup, stays so for the program.
-    let usual = run(&bench, &command);
-    let mut shell = Command::new("bash");
-    shell
-        .args(["-c", "trap '' HUP; exec \"$@\"", "bash"])
-        .arg(&command);
-    shell.args(["run", "bash", "-c", "kill -HUP $$ $PPID; sleep 0.1; exit 4"]);
-    shell.envs(
-        usual
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    shell.stdin(Stdio::null());
+    let mut shell = run_after("trap '' HUP", &bench, &command);
+    shell.args(["bash", "-c", "kill -HUP $$ $PPID; sleep 0.1; exit 4"]);
     assert_eq!(ended(&mut shell).0, Some(4));
     // What a terminal sends to both is left to the program.
     let mut child = run(&bench, &command)
@@ -240,4 +251,75 @@ fn signals_reach_the_program() {
     // SAFETY: as above.
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
     assert_eq!(child.wait().unwrap().code(), Some(4));
+}
+
+#[test]
+fn the_end_is_the_program_s_where_nothing_can_be_told() {
+    let (bench, command, _) = installed("run_untold");
+    let (open, closed) = UnixStream::pair().unwrap();
+    drop(closed);
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    for unwritable in [Stdio::from(full.unwrap()), Stdio::from(OwnedFd::from(open))] {
+        let mut run = run(&bench, &command);
+        run.args(["--stats", "--", "bash", "-c", "exit 3"]);
+        let status = run.stderr(unwritable).status().unwrap();
+        assert_eq!(status.code(), Some(3), "{status}");
+        assert_eq!(folders_left(&bench), [""; 0]);
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut run = run(&bench, &command);
+    run.arg("/no/such/program").stderr(full.unwrap());
+    assert_eq!(run.status().unwrap().code(), Some(127));
+}
+
+#[test]
+fn ignored_signals_stay_ignored_for_the_program_alone() {
+    let (bench, command, _) = installed("run_ignored");
+    let mut ignoring = run_after("trap '' CHLD PIPE", &bench, &command);
+    let (code, _, told) = ended(ignoring.args(["--", "bash", "-c", "exit 6"]));
+    assert_eq!(code, Some(6), "{told}");
+    let ask = ["grep", "SigIgn", "/proc/self/status"];
+    for trap in ["trap '' CHLD", "trap '' PIPE", "trap '' CHLD PIPE HUP", ":"] {
+        let direct = format!("{trap}; exec \"$@\"");
+        let (_, wanted, _) = ended(Command::new("bash").args(["-c", &direct, "bash"]).args(ask));
+        let (_, given, told) = ended(run_after(trap, &bench, &command).args(ask));
+        assert_eq!(given, wanted, "{trap}: {told}");
+    }
+}
+
+#[test]
+fn options_end_where_the_program_begins() {
+    let (bench, command, _) = installed("run_options");
+    for wrong in [
+        &["--bogus", "--", "true"][..],
+        &["--bogus", "true"],
+        &["--stats", "-x", "true"],
+    ] {
+        let (code, _, told) = ended(run(&bench, &command).args(wrong));
+        let named = wrong
+            .iter()
+            .find(|word| told.contains(&format!("'{word}'")));
+        assert!(
+            code == Some(2) && named.is_some() && told.contains("--help"),
+            "{wrong:?} {code:?} {told}"
+        );
+    }
+    for (given, wanted) in [
+        (
+            &["echo", "--stats", "-x", "--", "y"][..],
+            "--stats -x -- y\n",
+        ),
+        (&["--", "echo", "--bogus", "--", "y"], "--bogus -- y\n"),
+        (&["--stats", "echo", "--limit", "1GiB"], "--limit 1GiB\n"),
+    ] {
+        let (code, out, told) = ended(run(&bench, &command).args(given));
+        assert_eq!((code, out.as_str()), (Some(0), wanted), "{told}");
+    }
+    let odd = bench.path("-odd-name");
+    std::fs::write(&odd, "#!/bin/sh\necho odd $1\n").unwrap();
+    std::fs::set_permissions(&odd, Permissions::from_mode(0o755)).unwrap();
+    let mut odd = run(&bench, &command);
+    odd.env("PATH", bench.path(""))
+        .args(["--", "-odd-name", "-x"]);
+    assert_eq!(ended(&mut odd).1, "odd -x\n");
 }

@@ -1,6 +1,7 @@
 //! Finding the driver's library: CUDA's, HIP's, the simulated one, or a file by its path.
 
 use crate::error::{Error, Result, Status};
+use crate::sys::installed;
 use crate::sys::library::{self, Library};
 use std::ffi::{CString, c_char, c_int};
 use std::path::{Path, PathBuf};
@@ -66,30 +67,9 @@ fn open_hip() -> std::result::Result<Library, String> {
 
 const SIMULATOR: &str = "libhbmalloc_sim.so";
 
-/// The simulator lies beside the library in a wheel and after installation; cargo puts test
-/// programs one folder below it. The command, and a program that the library is linked into, have it
-/// in the `lib` next to their `bin`, which distributions call `lib64` or divide by machine, and a
-/// wheel's command in the package.
 fn find_simulator() -> Option<PathBuf> {
     let here = library::file_of(find_simulator as fn() -> Option<PathBuf> as usize)?;
-    let folder = here.parent()?;
-    let mut candidates = vec![
-        folder.to_owned(),
-        folder.join(".."),
-        folder.join("../lib"),
-        folder.join("../lib64"),
-        folder.join("../hbmalloc/lib"),
-    ];
-    if let Ok(entries) = std::fs::read_dir(folder.join("../lib")) {
-        for entry in entries.flatten() {
-            candidates.push(entry.path());
-            candidates.push(entry.path().join("site-packages/hbmalloc/lib"));
-        }
-    }
-    candidates
-        .into_iter()
-        .map(|candidate| candidate.join(SIMULATOR))
-        .find(|path| path.is_file())
+    installed::find(SIMULATOR, &here)
 }
 
 pub(super) fn configure_simulator(library: &Library, spec: &str) -> Result<()> {

@@ -8,6 +8,7 @@ pub mod descriptors;
 pub mod faked;
 pub mod heap;
 pub mod hip;
+pub mod installed;
 pub mod library;
 pub mod limits;
 pub mod linux;

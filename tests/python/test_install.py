@@ -189,6 +189,21 @@ def test_the_installed_command_finds_the_simulator(make, place, libdir):
     assert listed(place) == {}
 
 
+@pytest.mark.parametrize("libdir", ["lib", "lib64", MULTIARCH])
+def test_the_installed_command_runs_programs_on_its_own_library(make, place, tmp_path, libdir):
+    """Moved after it was staged, and with another of a wheel where python3 looks."""
+    make("install", DESTDIR=os.path.join(place, "stage"), PREFIX="/usr", LIBDIR=libdir)
+    prefix = os.path.join(place, "moved")
+    os.rename(os.path.join(place, "stage/usr"), prefix)
+    (tmp_path / "hbmalloc.py").write_text("def get_library_path(): return '/of/a/wheel/libhbmalloc.so.0'")
+    wheel = {"PYTHONPATH": str(tmp_path)}
+    said = call([os.path.join(prefix, "bin/hbmalloc"), "run", "--", "sh", "-c", "echo $LD_PRELOAD"], variables=wheel)
+    assert said.strip() == os.path.realpath(os.path.join(prefix, libdir, "libhbmalloc_preload.so"))
+    os.rename(os.path.join(prefix, libdir), os.path.join(prefix, "elsewhere"))
+    said = call([os.path.join(prefix, "bin/hbmalloc"), "run", "true"], status=1, variables=wheel)
+    assert "/of/a/wheel/libhbmalloc_preload.so" in said
+
+
 @pytest.mark.parametrize("libdir", ["lib", MULTIARCH])
 def test_cmake_finds_a_staged_folder_that_was_moved(make, place, tmp_path, libdir):
     cmake = tool("cmake")

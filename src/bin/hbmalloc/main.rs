@@ -4,6 +4,7 @@ mod bench;
 mod cxx;
 mod demo;
 mod doctor;
+mod inherited;
 mod json;
 mod kinds;
 mod machine;
@@ -46,9 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A closed pipe ends the program, as other commands do, instead of a panic in println.
-    // SAFETY: no thread of ours runs yet, and the default action is a valid handler.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    inherited::set_default();
     match Arguments::parse().command {
         Command::Doctor => doctor::run(),
         Command::Demo(options) => demo::run(&options),

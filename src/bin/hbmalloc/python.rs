@@ -1,5 +1,6 @@
 //! The Python beside this command, its package, and the shared library.
 
+use hbmalloc::sys::installed;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -59,12 +60,9 @@ pub fn library() -> Result<PathBuf, String> {
     if let Some(named) = std::env::var_os("HBMALLOC_LIBRARY").filter(|name| !name.is_empty()) {
         return Ok(PathBuf::from(named));
     }
-    let beside = own_folders().next().unwrap_or_default();
-    let places = [
-        beside.join("libhbmalloc.so"),
-        beside.join("../lib/libhbmalloc.so"),
-    ];
-    if let Some(found) = places.into_iter().find(|path| path.is_file()) {
+    // In wheels it has another name: of those the one that Python finds is meant.
+    let own = std::env::current_exe().unwrap_or_default();
+    if let Some(found) = installed::find("libhbmalloc.so", &own) {
         return Ok(found);
     }
     let program = program();

@@ -1,13 +1,13 @@
 //! `hbmalloc run`: an unmodified program under the preload library, and what it held.
 
 use crate::stopped::is_ignored;
-use crate::{kinds, python};
+use crate::{inherited, kinds, python};
 use hbmalloc::config::value::{format_bytes, parse_size};
 use hbmalloc::source::Kind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -25,12 +25,7 @@ pub struct Options {
     #[arg(long)]
     stats: bool,
     /// The program and its arguments
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "CMD"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -45,7 +40,17 @@ fn limit(text: &str) -> Result<String, String> {
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
+/// On standard error, since the output is the program's. Where nobody can read it, the program's end still counts.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(io::stderr(), $($text)*);
+    }};
+}
+
 pub fn run(options: &Options) -> ExitCode {
+    // A reader of standard error that is gone would end this command.
+    // SAFETY: ignoring is a valid handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let ready = library().and_then(|library| {
         let folder =
             Folder::make().map_err(|error| format!("no folder for its report: {error}"))?;
@@ -54,7 +59,7 @@ pub fn run(options: &Options) -> ExitCode {
     let (library, folder) = match ready {
         Ok(ready) => ready,
         Err(text) => {
-            eprintln!("hbmalloc run: {text}");
+            say!("hbmalloc run: {text}");
             return ExitCode::from(CANNOT_RUN);
         }
     };
@@ -67,7 +72,7 @@ pub fn run(options: &Options) -> ExitCode {
         }
         Err(error) => {
             let program = options.command[0].to_string_lossy();
-            eprintln!("hbmalloc run: {program}: {error}");
+            say!("hbmalloc run: {program}: {error}");
             ExitCode::from(match error.kind() {
                 io::ErrorKind::NotFound => NOT_FOUND,
                 _ => CANNOT_RUN,
@@ -132,6 +137,7 @@ fn under(library: &Path, folder: &Path, options: &Options) -> io::Result<ExitSta
     if let Some(limit) = &options.limit {
         command.env("HBMALLOC_LIMIT", limit);
     }
+    inherited::pass_on(&mut command);
     // What is ignored (nohup) stays so for the program.
     let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
     let mut signals = Signals::new(all.into_iter().filter(|signal| !is_ignored(*signal)))?;
@@ -175,14 +181,14 @@ fn wait_until_over(child: &Child) -> io::Result<()> {
     }
 }
 
-/// What each process that used a device said at its end. Standard error, since the output is the program's.
+/// What each process that used a device said at its end.
 fn tell(folder: &Path, is_whole: bool) {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
         .unwrap_or_default();
     files.sort();
     if files.is_empty() && is_whole {
-        eprintln!("hbmalloc: no process asked CUDA's runtime for memory");
+        say!("hbmalloc: no process asked CUDA's runtime for memory");
     }
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
@@ -195,10 +201,10 @@ fn tell(folder: &Path, is_whole: bool) {
         let who = format!("hbmalloc: {} ({number})", lines.next().unwrap_or_default());
         let mut devices = lines.map(Figures).peekable();
         if devices.peek().is_none() && is_whole {
-            eprintln!("{who}: ended without telling what it held: killed, or by _exit");
+            say!("{who}: ended without telling what it held: killed, or by _exit");
         }
         for device in devices {
-            eprintln!("{who}, {}", device.said(is_whole));
+            say!("{who}, {}", device.said(is_whole));
         }
     }
 }
