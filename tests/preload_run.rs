@@ -19,11 +19,14 @@ const PROGRAM: &str = r#"
 #include <unistd.h>
 int cudaMalloc(void **, unsigned long);
 int cudaFree(void *);
+int cudaMallocManaged(void **, unsigned long, unsigned);
 int main(int count, char **arguments) {
     void *block = NULL;
     if (cudaMalloc(&block, 100ul << 20) != 0) return 5;
     if (count > 1 && strcmp(arguments[1], "quit") == 0) _exit(0);
     if (count > 1 && strcmp(arguments[1], "more") == 0) return cudaMalloc(&block, 1000ul << 20);
+    if (count > 1 && strcmp(arguments[1], "managed") == 0)
+        return cudaFree(block) || cudaMallocManaged(&block, 500ul << 20, 1) || cudaFree(block);
     if (count > 1 && fork() == 0) exit(0);
     return cudaFree(block);
 }
@@ -134,6 +137,19 @@ fn what_a_program_held_is_told() {
     assert_eq!(code, Some(2), "{told}");
     assert!(
         told.contains("limit 512MiB, 1 times out of memory"),
+        "{told}"
+    );
+
+    // Each kind of memory had its most at another time, so the limit holds.
+    let (code, _, told) = ended(
+        run(&bench, &command)
+            .args(limited)
+            .arg(&program)
+            .arg("managed"),
+    );
+    assert_eq!(code, Some(0), "{told}");
+    assert!(
+        told.contains("held at most 1") && told.contains("MiB of pool, 500MiB of managed; 2"),
         "{told}"
     );
 

@@ -219,13 +219,32 @@ impl Figures<'_> {
         found.and_then(|_| words.next()?.parse().ok()).unwrap_or(0)
     }
 
+    /// What was held at most, by kinds of memory where there were several: each at a time of its own.
+    fn held(&self) -> String {
+        let mut words = self.0.split_whitespace();
+        let mut kinds = Vec::new();
+        while let Some(word) = words.next() {
+            if let Some(kind) = word.strip_prefix("held.") {
+                let bytes = words.next().and_then(|bytes| bytes.parse().ok());
+                kinds.push(format!("{} of {kind}", format_bytes(bytes.unwrap_or(0))));
+            }
+        }
+        match kinds.len() {
+            0 | 1 => format!(
+                "{} at most, {} of it in blocks",
+                format_bytes(self.get("peak_reserved")),
+                format_bytes(self.get("peak_allocated"))
+            ),
+            _ => format!("at most {}", kinds.join(", ")),
+        }
+    }
+
     fn said(&self, is_whole: bool) -> String {
         let bytes = |name| format_bytes(self.get(name));
         let mut said = format!(
-            "device {}: held {} at most, {} of it in blocks; {} allocations of {} in all, {} frees",
+            "device {}: held {}; {} allocations of {} in all, {} frees",
             self.get("device"),
-            bytes("peak_reserved"),
-            bytes("peak_allocated"),
+            self.held(),
             self.get("allocations"),
             bytes("total_allocated"),
             self.get("deallocations"),
