@@ -1,4 +1,4 @@
-//! Memory of no stream's: a free orders against all work of all devices, so blocks are reused behind order points.
+//! Memory of no stream's: a free orders against all work of the device, so blocks are reused behind order points.
 
 use crate::answer::{SUCCESS, answer, refused};
 use crate::ipc::{self, Freeing};
@@ -96,7 +96,7 @@ pub extern "C" fn cudaMalloc(out: *mut *mut c_void, bytes: usize) -> c_int {
     allocate_here(None, bytes, out)
 }
 
-/// As the runtime's, but that it waits for nothing: the memory is reused once all work given to the process's devices is done.
+/// As the runtime's, but that it waits for nothing: the memory is reused once all work given to its device is done.
 #[unsafe(no_mangle)]
 pub extern "C" fn cudaFree(address: *mut c_void) -> c_int {
     let mut is_free = false;

@@ -108,12 +108,6 @@ impl DriverCode {
     pub const NOT_SUPPORTED: DriverCode = DriverCode(801);
     /// The operation is not allowed while a stream captures.
     pub const CAPTURE_UNSUPPORTED: DriverCode = DriverCode(900);
-
-    /// Whether a context has come to an end by it, and all of its work: it is gone, or every call in it answers so from
-    /// then on (after uncorrectable memory and links, and what a kernel did wrong). Numbers of cuda.h.
-    pub fn ends_context(self) -> bool {
-        matches!(self.0, 201 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719)
-    }
 }
 
 /// A failure, with everything needed to act on it.

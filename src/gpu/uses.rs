@@ -4,7 +4,7 @@
 use super::device::{Device, undo};
 use super::fence::Fence;
 use super::stream::Stream;
-use crate::error::{DriverCode, Result};
+use crate::error::Result;
 use crate::sys::cuda::Handle;
 use std::fmt;
 use std::sync::Arc;
@@ -272,28 +272,6 @@ impl Uses {
         let mut fence = Fence::DONE;
         for device in self.devices() {
             fence.join(device.outside_captures(|| self.fence_on(&device))?);
-        }
-        Ok(fence)
-    }
-
-    /// [`Uses::fence`] for memory of `home`, of any device that may have reached it. One whose context an earlier failure
-    /// has ended has no work any more. Nothing is recorded on one while another captures: a capture may span them.
-    pub fn fence_around(&self, home: &Device) -> Result<Fence> {
-        let devices = self.devices();
-        for device in &devices {
-            device.outside_captures(|| Ok(()))?;
-        }
-        let mut fence = Fence::DONE;
-        for device in &devices {
-            match device.outside_captures(|| self.fence_on(device)) {
-                Err(error)
-                    if device.ordinal() != home.ordinal()
-                        && error.code().is_some_and(DriverCode::ends_context) =>
-                {
-                    tracing::debug!("device {} has no work: {error}", device.ordinal());
-                }
-                behind => fence.join(behind?),
-            }
         }
         Ok(fence)
     }

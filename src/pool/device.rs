@@ -20,7 +20,7 @@ use crate::core::space::{Color, Fit, Given, Space};
 use crate::core::sync::{lock, try_lock};
 use crate::error::Result;
 use crate::extent::DeviceState;
-use crate::gpu::{Device, Stream, Uses};
+use crate::gpu::{Device, Stream};
 use crate::source::Kind;
 use rustc_hash::FxHashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,9 +31,6 @@ pub type Lean = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Says where memory of a tag is to be made, by its number.
 pub type Placing = Box<dyn Fn(u16) -> Result<Location> + Send + Sync>;
-
-/// The work of all devices that are in use, by whomever.
-pub type Everybody = Box<dyn Fn() -> Uses + Send + Sync>;
 
 /// The pool of one device.
 pub struct DevicePool {
@@ -58,7 +55,6 @@ pub struct DevicePool {
     pub(super) all_work: Mutex<Progress>,
     is_tight: Lean,
     placing: Placing,
-    pub(super) everybody: Everybody,
     /// What happened.
     pub counters: Counters,
 }
@@ -70,7 +66,6 @@ impl DevicePool {
         radix: Arc<Radix>,
         is_tight: Lean,
         placing: Placing,
-        everybody: Everybody,
     ) -> DevicePool {
         DevicePool {
             state,
@@ -90,7 +85,6 @@ impl DevicePool {
             all_work: Mutex::default(),
             is_tight,
             placing,
-            everybody,
             counters: Counters::default(),
         }
     }
@@ -248,13 +242,18 @@ impl DevicePool {
         }
         // What this thread has freed comes first, by no order point of its own.
         heap.queue_behind_everything(cache.map(Cache::take_waiting).unwrap_or_default());
-        if self.or_later(heap.settle_pending_for(cache, heap.effort())) > 0 {
+        let mut settled = self.or_later(heap.settle_pending_for(cache, heap.effort()));
+        if settled == 0 {
+            settled = self.or_later(heap.catch_up(cache));
+        }
+        while settled > 0 {
             let kept = wanted.take_kept();
             let free = || self.take_free(&wanted).map(|given| given.address);
             if let Some(address) = kept.or_else(free) {
                 add(&self.counters.searches, 1);
                 return Ok(address);
             }
+            settled = self.or_later(heap.catch_up(cache));
         }
         let outcome = self.grow(&wanted);
         match &outcome {

@@ -10,7 +10,7 @@ impl Order {
     /// The stream's.
     pub const STREAM: Order = Order(0);
 
-    /// Everybody's: work of any stream of any device may use a block until it is freed, as cudaFree has it.
+    /// Everybody's: work of any stream of the device may use a block until it is freed, as cudaFree has it.
     pub const EVERYWHERE: Order = Order(u64::MAX - 1);
 
     /// That of the stream which the calling thread has by itself.

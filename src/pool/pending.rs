@@ -24,6 +24,10 @@ const WORTH_BLOCKS: usize = 64;
 /// ... or so many bytes: less is had sooner by making more, which stays within the slack that every pool may have.
 const WORTH_BYTES: u64 = 32 << 20;
 
+/// So many bytes, or as many as are in use where that is more, may wait before a request waits for them: a program that is
+/// so far ahead of its device loses nothing by it.
+const AHEAD_BYTES: u64 = 1 << 30;
+
 /// The blocks of one heap that wait.
 #[derive(Default)]
 pub struct Pending {
@@ -31,6 +35,8 @@ pub struct Pending {
     waiting: Vec<Block>,
     behind: Option<Uses>,
     fenced: VecDeque<(Fence, Vec<Block>)>,
+    /// Of all that waits.
+    bytes: u64,
     look_at: usize,
 }
 
@@ -50,9 +56,7 @@ pub enum Effort {
 impl Pending {
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
-        let fenced = self.fenced.iter().flat_map(|(_, blocks)| blocks);
-        let all = self.waiting.iter().chain(fenced);
-        all.map(|(_, word)| word.bytes()).sum()
+        self.bytes
     }
 
     /// Blocks that wait.
@@ -87,6 +91,7 @@ impl Pending {
     /// Adds a block; says whether it is time to look.
     pub(super) fn add(&mut self, address: u64, word: Word, uses: Uses) -> bool {
         self.waiting.push((address, word));
+        self.bytes += word.bytes();
         match &mut self.behind {
             Some(behind) => behind.join(uses),
             None => self.behind = Some(uses),
@@ -101,6 +106,7 @@ impl Pending {
 
     /// Adds blocks that any work may still use.
     fn add_all(&mut self, blocks: Vec<Block>, uses: Uses) {
+        self.bytes += bytes_of(&blocks);
         self.waiting.extend(blocks);
         self.behind.get_or_insert_default().join(uses);
     }
@@ -110,38 +116,24 @@ impl Pending {
         match effort {
             Effort::Ask => false,
             Effort::Batch => {
-                let bytes = |(_, word): &Block| word.bytes();
                 self.fenced.len() < MOST_POINTS
                     && (self.waiting.len() >= WORTH_BLOCKS
-                        || self.waiting.iter().map(bytes).sum::<u64>() >= WORTH_BYTES)
+                        || bytes_of(&self.waiting) >= WORTH_BYTES)
             }
             Effort::Record => self.fenced.len() < MOST_POINTS,
             Effort::Wait => true,
         }
     }
 
-    /// Whether something was, for memory of `home`. `everybody` is the work of all devices, where that may use the
-    /// blocks.
-    fn record(
-        &mut self,
-        effort: Effort,
-        home: &Device,
-        everybody: Option<&dyn Fn() -> Uses>,
-    ) -> Result<bool> {
+    /// Whether something was.
+    fn record(&mut self, effort: Effort) -> Result<bool> {
         let Some(uses) = &self.behind else {
             return Ok(false);
         };
         if !uses.is_by_stream() && !self.is_worth_a_point(effort) {
             return Ok(false);
         }
-        let fence = match everybody {
-            None => uses.fence()?,
-            Some(everybody) => {
-                let mut all = everybody();
-                all.join(uses.clone());
-                all.fence_around(home)?
-            }
-        };
+        let fence = uses.fence()?;
         self.behind = None;
         self.fenced
             .push_back((fence, std::mem::take(&mut self.waiting)));
@@ -173,11 +165,16 @@ impl Pending {
             }
         }
         self.fenced = left;
+        self.bytes -= bytes_of(&done);
         match outcome {
             Err(error) if done.is_empty() => Err(error),
             _ => Ok(done),
         }
     }
+}
+
+fn bytes_of(blocks: &[Block]) -> u64 {
+    blocks.iter().map(|(_, word)| word.bytes()).sum()
 }
 
 impl Heap {
@@ -218,6 +215,38 @@ impl Heap {
         }
     }
 
+    fn is_far_ahead(&self) -> bool {
+        if !self.key.order.is_everywhere() {
+            return false;
+        }
+        let waits = lock(&self.pending).bytes();
+        waits > AHEAD_BYTES && waits > self.pool.at(self.location()).allocated
+    }
+
+    /// Where the program is far ahead of its device, waits for what was freed first, and takes back what is done by then;
+    /// how many blocks. Frees of others do not wait meanwhile. Nothing while a capture is open.
+    pub(super) fn catch_up(&self, cache: Option<&Cache>) -> Result<usize> {
+        if !self.is_far_ahead() {
+            return Ok(0);
+        }
+        let device = self.pool.device();
+        let waited = device.outside_captures(|| {
+            let _guard = device.enter()?;
+            let first = {
+                let mut pending = lock(&self.pending);
+                if pending.fenced.is_empty() {
+                    pending.record(Effort::Record)?;
+                }
+                pending.fenced.front().map(|(fence, _)| fence.clone())
+            };
+            first.map_or(Ok(()), |first| first.wait())
+        });
+        match waited {
+            Err(error) if error.status() == Status::Capturing => Ok(0),
+            waited => waited.and_then(|()| self.settle_pending_for(cache, self.effort())),
+        }
+    }
+
     /// Takes blocks back that no work uses any more; how many. Nothing while a capture is open.
     pub(super) fn settle_pending(&self, effort: Effort) -> Result<usize> {
         self.settle_pending_for(None, effort)
@@ -233,8 +262,6 @@ impl Heap {
             return Ok(0);
         }
         let device = self.pool.device();
-        let everybody: &dyn Fn() -> Uses = &|| (self.pool.everybody)();
-        let everybody = self.key.order.is_everywhere().then_some(everybody);
         let done = device.outside_captures(|| {
             let _guard = device.enter()?;
             let mut pending = lock(&self.pending);
@@ -243,7 +270,7 @@ impl Heap {
                 Effort::Batch | Effort::Record => {
                     // What is reached makes room for another.
                     let mut done = pending.done(effort, device)?;
-                    let more = match pending.record(effort, device, everybody) {
+                    let more = match pending.record(effort) {
                         Ok(true) => pending.done(effort, device),
                         outcome => outcome.map(|_| Vec::new()),
                     };
@@ -255,10 +282,10 @@ impl Heap {
                     Ok(done)
                 }
                 Effort::Wait => {
-                    pending.record(effort, device, everybody)?;
+                    pending.record(effort)?;
                     pending.done(effort, device).or_else(|error| {
                         self.pool.or_later::<()>(Err(error));
-                        pending.record(effort, device, everybody)?;
+                        pending.record(effort)?;
                         pending.done(effort, device)
                     })
                 }

@@ -142,12 +142,15 @@ impl Process {
         if let Some(stream) = used_on {
             self.note_last_use(&mut record, stream, &device.state().device);
         }
+        let kind = record.source.kind();
         if record.last_use == LastUse::Everywhere {
             record.last_use = LastUse::Anywhere;
-            record.others.join(self.driver()?.uses_of_all());
-            record.others.leave_out_device(&device.state().device);
+            // It is no device's more than another's.
+            if kind == Kind::Managed {
+                record.others.join(self.driver()?.uses_of_all());
+                record.others.leave_out_device(&device.state().device);
+            }
         }
-        let kind = record.source.kind();
         device.took(kind, record.tag, record.counted_for, &record.block);
         let kept = Kept {
             block: record.block,

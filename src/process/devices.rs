@@ -38,7 +38,6 @@ pub struct DeviceEntry {
     pool: OnceCell<Arc<DevicePool>>,
     /// Held by who sleeps or wakes memory of the device.
     residency: Mutex<()>,
-    driver: Arc<Driver>,
 }
 
 /// What a source holds beside what it gave to the pool.
@@ -91,7 +90,6 @@ impl DeviceEntry {
             by_owner: ByOwner::default(),
             pool: OnceCell::new(),
             residency: Mutex::default(),
-            driver: driver.clone(),
             settings: kept,
             state,
         }
@@ -123,10 +121,8 @@ impl DeviceEntry {
             let settings = self.settings.clone();
             let is_tight = Box::new(move || settings.text(Opt::Waste) == "tight");
             let placing = self.placing(over);
-            let driver = self.driver.clone();
-            let everybody = Box::new(move || driver.uses_of_all());
             let state = self.state.clone();
-            Ok(pools.device(state, backing, is_tight, placing, everybody))
+            Ok(pools.device(state, backing, is_tight, placing))
         })
     }
 

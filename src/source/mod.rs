@@ -123,8 +123,9 @@ pub enum LastUse {
     Told,
     /// Any work already given to the device.
     Anywhere,
-    /// Any work already given to any device, as cudaFree has it, and what becomes of the block in a capture is the
-    /// program's own affair. Work of any stream may use the block at once, so [`Kind::Async`] has none for this.
+    /// Any work already given to the device, of managed memory to any, as cudaFree has it; what becomes of the block in a
+    /// capture is the program's own affair. Work of any stream may use the block at once, so [`Kind::Async`] has none for
+    /// this.
     Everywhere,
     /// Any work already given to the device, in a program that tells us neither of streams nor of
     /// captures: one may just have begun, so nothing is recorded before the next allocation.

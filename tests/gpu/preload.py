@@ -70,8 +70,8 @@ def limited():
     check("out 4096\nout of memory" in done.stdout, done.stdout)
 
 
-def compiled(name, source, *alone, backends=()):
-    """A program of C++ under ours, with further backends too, and without, there with the arguments `alone`."""
+def compiled(name, source, backends=()):
+    """A program of C++ without ours and under it, with further backends too."""
     compiler = shutil.which("nvcc")
     if compiler is None:
         gpucase.line("SKIP", name, "no nvcc")
@@ -79,7 +79,7 @@ def compiled(name, source, *alone, backends=()):
     with case(name), tempfile.TemporaryDirectory() as folder:
         program = os.path.join(folder, "program")
         run([compiler, "-O2", "-std=c++17", "-cudart", "shared", source, "-o", program])
-        commands = [("alone", [program, *alone]), ("under", COMMAND + [program])]
+        commands = [("alone", [program]), ("under", COMMAND + [program])]
         commands += [("under, " + backend, COMMAND[:-1] + ["--backend", backend, "--", program]) for backend in backends]
         for how, command in commands:
             done = run(command)
@@ -110,6 +110,6 @@ if __name__ == "__main__":
     limited()
     compiled("a program of C++: its kernels find what they wrote", os.path.join(BENCHES, "streams.cu"),
              backends=("async", "vmm", "managed"))
-    compiled("a program of C++: reset, and freed under another device's work", os.path.join(os.path.dirname(CHILD), "devices.cu"), "resets")
+    compiled("a program of C++: devices reset, and beside another's work", os.path.join(os.path.dirname(CHILD), "devices.cu"))
     timed()
     gpucase.finish()
