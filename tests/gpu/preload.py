@@ -84,7 +84,8 @@ def compiled(name, source, backends=()):
         for how, command in commands:
             done = run(command)
             check("\n0 words were wrong" in done.stdout, done.stdout)
-            print("   %s:\n   %s" % (how, done.stdout.replace("\n", "\n   ")))
+            told = [line for line in done.stderr.splitlines() if "allocations" in line]
+            print("   %s:\n   %s" % (how, "\n   ".join(done.stdout.splitlines() + told)))
 
 
 def timed():
