@@ -19,7 +19,7 @@ BUILT ?=
 LIBRARIES := libhbmalloc_sim.so libhbmalloc_preload.so
 
 # Cargo would look for the jobs of this make, which only its own recipes may take.
-unexport MAKEFLAGS
+unexport MAKEFLAGS MFLAGS
 
 # The children find what this build made, not what a wheel installed.
 FROM_SOURCE = PYTHONPATH="$(CURDIR)/python$${PYTHONPATH:+:$$PYTHONPATH}" HBMALLOC_PYTHON=$(PYTHON)
