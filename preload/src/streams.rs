@@ -34,9 +34,7 @@ pub fn device_of(stream: *mut c_void) -> Result<c_int, c_int> {
             Ok(context) => Ok(context.device().ordinal()),
             // Older drivers do not say while it captures.
             Err(_) => {
-                let captured = open()
-                    .get(&Meant::here(stream))
-                    .map(|capture| capture.device);
+                let captured = open().get(&Meant::here(stream)).map(|(device, _)| *device);
                 captured.map_or_else(current_device, Ok)
             }
         },
@@ -59,36 +57,8 @@ impl Meant {
     }
 }
 
-/// A capture: its stream's device, and all devices that know of it with the number that each has for it. Streams of others
-/// can join a capture, unseen.
-struct Capture {
-    device: c_int,
-    known: Vec<(c_int, u64)>,
-}
-
-impl Capture {
-    fn begin(stream: *mut c_void) -> Option<Capture> {
-        let process = process();
-        let device = device_of(stream).ok()?;
-        let mut known = vec![(device, process.capture_begins(device).ok()?)];
-        let others = process.ordinals_in_use().into_iter();
-        for other in others.filter(|other| *other != device) {
-            known.extend(process.capture_begins(other).map(|number| (other, number)));
-        }
-        Some(Capture { device, known })
-    }
-
-    fn shown(&self, stream: *mut c_void) {
-        let (device, number) = self.known[0];
-        let _ = process().capture_shown(device, number, Stream::from_raw(stream));
-    }
-
-    fn end(&self) {
-        for (device, number) in &self.known {
-            let _ = observe::process().capture_ended(*device, *number);
-        }
-    }
-}
+/// A capture: its device and its number.
+type Capture = (c_int, u64);
 
 fn open() -> MutexGuard<'static, HashMap<Meant, Capture>> {
     static OPEN: LazyLock<Mutex<HashMap<Meant, Capture>>> = LazyLock::new(Mutex::default);
@@ -96,23 +66,31 @@ fn open() -> MutexGuard<'static, HashMap<Meant, Capture>> {
 }
 
 fn begin(stream: *mut c_void, real: impl FnOnce() -> c_int) -> c_int {
-    let capture = Capture::begin(stream);
+    let process = process();
+    let capture = device_of(stream).ok().and_then(|device| {
+        let number = process.capture_begins(device).ok()?;
+        Some((device, number))
+    });
     let answered = real();
-    match (capture, answered) {
-        (None, _) => {}
-        (Some(capture), SUCCESS) => {
-            capture.shown(stream);
-            open().insert(Meant::here(stream), capture);
+    let Some((device, number)) = capture else {
+        return answered;
+    };
+    match answered {
+        SUCCESS => {
+            open().insert(Meant::here(stream), (device, number));
+            let _ = process.capture_shown(device, number, Stream::from_raw(stream));
         }
-        (Some(capture), _) => capture.end(),
+        _ => {
+            let _ = process.capture_ended(device, number);
+        }
     }
     answered
 }
 
 fn end(stream: *mut c_void) {
     let ended = open().remove(&Meant::here(stream));
-    if let Some(capture) = ended {
-        capture.end();
+    if let Some((device, number)) = ended {
+        let _ = observe::process().capture_ended(device, number);
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Driver {
     cuda: Arc<Cuda>,
     kind: DriverKind,
     version: i32,
-    warnings: Arc<Warnings>,
+    pub(super) warnings: Arc<Warnings>,
     devices: Vec<OnceCell<Arc<Device>>>,
 }
 

@@ -115,6 +115,28 @@ impl Driver {
         uses
     }
 
+    /// All work of the devices that are in use here, and of the one whose context is current.
+    pub fn uses_around(&self) -> Uses {
+        let mut uses = Uses::default();
+        self.open_devices()
+            .for_each(|device| uses.add_device(device));
+        match self.current_context() {
+            Ok(Some(context)) => uses.add_device(context.device()),
+            Ok(None) => {}
+            Err(error) => self.warnings.warn(Warning::Probe, || {
+                format!("work of the device in use is not waited for, if it is another than memory was allocated on: {error}")
+            }),
+        }
+        uses
+    }
+
+    /// An error while a stream of one of the devices that are in use, by whomever, captures.
+    pub fn none_captures(&self) -> Result<()> {
+        self.active_devices()
+            .iter()
+            .try_for_each(|device| device.outside_captures(|| Ok(())))
+    }
+
     /// What the streams of this handle were given on the devices that are in use, by whomever.
     pub fn uses_of_every(&self, stream: Stream) -> Uses {
         let mut uses = Uses::default();

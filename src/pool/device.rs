@@ -32,6 +32,9 @@ pub type Lean = Box<dyn Fn() -> bool + Send + Sync>;
 /// Says where memory of a tag is to be made, by its number.
 pub type Placing = Box<dyn Fn(u16) -> Result<Location> + Send + Sync>;
 
+/// An error while a stream of any device in use captures.
+pub type NoneCaptures = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// The pool of one device.
 pub struct DevicePool {
     pub(super) state: Arc<DeviceState>,
@@ -55,6 +58,7 @@ pub struct DevicePool {
     pub(super) all_work: Mutex<Progress>,
     is_tight: Lean,
     placing: Placing,
+    pub(super) none_captures: NoneCaptures,
     /// What happened.
     pub counters: Counters,
 }
@@ -66,6 +70,7 @@ impl DevicePool {
         radix: Arc<Radix>,
         is_tight: Lean,
         placing: Placing,
+        none_captures: NoneCaptures,
     ) -> DevicePool {
         DevicePool {
             state,
@@ -85,6 +90,7 @@ impl DevicePool {
             all_work: Mutex::default(),
             is_tight,
             placing,
+            none_captures,
             counters: Counters::default(),
         }
     }

@@ -11,6 +11,7 @@ use crate::error::{Result, Status};
 use crate::gpu::{Device, Fence, Stream, Uses};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// After so many blocks a free looks whether some can go.
 const LOOK_AT: usize = 64;
@@ -28,6 +29,10 @@ const WORTH_BYTES: u64 = 32 << 20;
 /// so far ahead of its device loses nothing by it.
 const AHEAD_BYTES: u64 = 1 << 30;
 
+/// How long a request waits so, looking again each moment.
+const PATIENCE: Duration = Duration::from_millis(200);
+const A_MOMENT: Duration = Duration::from_micros(20);
+
 /// The blocks of one heap that wait.
 #[derive(Default)]
 pub struct Pending {
@@ -37,6 +42,8 @@ pub struct Pending {
     fenced: VecDeque<(Fence, Vec<Block>)>,
     /// Of all that waits.
     bytes: u64,
+    /// A request has waited in vain since some of it was last seen done.
+    has_run_out: bool,
     look_at: usize,
 }
 
@@ -125,14 +132,15 @@ impl Pending {
         }
     }
 
-    /// Whether something was.
-    fn record(&mut self, effort: Effort) -> Result<bool> {
+    /// Whether something was; not unless `may_record`.
+    fn record(&mut self, effort: Effort, may_record: impl FnOnce() -> Result<()>) -> Result<bool> {
         let Some(uses) = &self.behind else {
             return Ok(false);
         };
         if !uses.is_by_stream() && !self.is_worth_a_point(effort) {
             return Ok(false);
         }
+        may_record()?;
         let fence = uses.fence()?;
         self.behind = None;
         self.fenced
@@ -166,6 +174,7 @@ impl Pending {
         }
         self.fenced = left;
         self.bytes -= bytes_of(&done);
+        self.has_run_out &= done.is_empty();
         match outcome {
             Err(error) if done.is_empty() => Err(error),
             _ => Ok(done),
@@ -223,28 +232,23 @@ impl Heap {
         waits > AHEAD_BYTES && waits > self.pool.at(self.location()).allocated
     }
 
-    /// Where the program is far ahead of its device, waits for what was freed first, and takes back what is done by then;
-    /// how many blocks. Frees of others do not wait meanwhile. Nothing while a capture is open.
+    /// Where the program is far ahead of its device, gives that some time to take blocks back; how many. Not for ever: the
+    /// work may be waiting for this very thread. None while a capture is open.
     pub(super) fn catch_up(&self, cache: Option<&Cache>) -> Result<usize> {
-        if !self.is_far_ahead() {
+        let is_patient = || !lock(&self.pending).has_run_out && (self.pool.none_captures)().is_ok();
+        if !self.is_far_ahead() || !is_patient() {
             return Ok(0);
         }
-        let device = self.pool.device();
-        let waited = device.outside_captures(|| {
-            let _guard = device.enter()?;
-            let first = {
-                let mut pending = lock(&self.pending);
-                if pending.fenced.is_empty() {
-                    pending.record(Effort::Record)?;
-                }
-                pending.fenced.front().map(|(fence, _)| fence.clone())
-            };
-            first.map_or(Ok(()), |first| first.wait())
-        });
-        match waited {
-            Err(error) if error.status() == Status::Capturing => Ok(0),
-            waited => waited.and_then(|()| self.settle_pending_for(cache, self.effort())),
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let settled = self.settle_pending_for(cache, self.effort())?;
+            if settled > 0 {
+                return Ok(settled);
+            }
+            std::thread::sleep(A_MOMENT);
         }
+        lock(&self.pending).has_run_out = true;
+        Ok(0)
     }
 
     /// Takes blocks back that no work uses any more; how many. Nothing while a capture is open.
@@ -262,6 +266,11 @@ impl Heap {
             return Ok(0);
         }
         let device = self.pool.device();
+        // Streams of other devices can join a capture, whose order points break it as well.
+        let may_record = || match self.key.order.is_everywhere() {
+            true => (self.pool.none_captures)(),
+            false => Ok(()),
+        };
         let done = device.outside_captures(|| {
             let _guard = device.enter()?;
             let mut pending = lock(&self.pending);
@@ -270,7 +279,7 @@ impl Heap {
                 Effort::Batch | Effort::Record => {
                     // What is reached makes room for another.
                     let mut done = pending.done(effort, device)?;
-                    let more = match pending.record(effort) {
+                    let more = match pending.record(effort, may_record) {
                         Ok(true) => pending.done(effort, device),
                         outcome => outcome.map(|_| Vec::new()),
                     };
@@ -282,10 +291,10 @@ impl Heap {
                     Ok(done)
                 }
                 Effort::Wait => {
-                    pending.record(effort)?;
+                    pending.record(effort, may_record)?;
                     pending.done(effort, device).or_else(|error| {
                         self.pool.or_later::<()>(Err(error));
-                        pending.record(effort)?;
+                        pending.record(effort, may_record)?;
                         pending.done(effort, device)
                     })
                 }

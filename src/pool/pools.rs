@@ -1,7 +1,7 @@
 //! The pools of a process: one way in for every request, whatever device it concerns.
 
 use super::cache::{BIN_SLOTS, BINNED_UNITS, Cache, bin_room};
-use super::device::{DevicePool, Lean, Placing};
+use super::device::{DevicePool, Lean, NoneCaptures, Placing};
 use super::heap::{GraphId, Heap, HeapKey};
 use super::local::{self, Instance};
 use super::retired::{Ids, Place};
@@ -95,9 +95,10 @@ impl Pools {
         backing: Backing,
         is_tight: Lean,
         placing: Placing,
+        none_captures: NoneCaptures,
     ) -> Arc<DevicePool> {
         let radix = self.radix.clone();
-        let pool = DevicePool::new(state, backing, radix, is_tight, placing);
+        let pool = DevicePool::new(state, backing, radix, is_tight, placing, none_captures);
         Arc::new(pool)
     }
 

@@ -143,14 +143,18 @@ impl Process {
             self.note_last_use(&mut record, stream, &device.state().device);
         }
         let kind = record.source.kind();
-        if record.last_use == LastUse::Everywhere {
+        let is_everywhere = record.last_use == LastUse::Everywhere;
+        if is_everywhere {
             record.last_use = LastUse::Anywhere;
-            // It is no device's more than another's.
-            if kind == Kind::Managed {
-                record.others.join(self.driver()?.uses_of_all());
-                record.others.leave_out_device(&device.state().device);
-            }
         }
+        // Memory that is no device's more than another's.
+        let mut others = match kind {
+            Kind::Pinned => self.driver()?.uses_around(),
+            Kind::Managed if is_everywhere => self.driver()?.uses_of_all(),
+            _ => Uses::default(),
+        };
+        others.leave_out_device(&device.state().device);
+        record.others.join(others);
         device.took(kind, record.tag, record.counted_for, &record.block);
         let kept = Kept {
             block: record.block,

@@ -38,6 +38,7 @@ pub struct DeviceEntry {
     pool: OnceCell<Arc<DevicePool>>,
     /// Held by who sleeps or wakes memory of the device.
     residency: Mutex<()>,
+    driver: Arc<Driver>,
 }
 
 /// What a source holds beside what it gave to the pool.
@@ -90,6 +91,7 @@ impl DeviceEntry {
             by_owner: ByOwner::default(),
             pool: OnceCell::new(),
             residency: Mutex::default(),
+            driver: driver.clone(),
             settings: kept,
             state,
         }
@@ -121,8 +123,10 @@ impl DeviceEntry {
             let settings = self.settings.clone();
             let is_tight = Box::new(move || settings.text(Opt::Waste) == "tight");
             let placing = self.placing(over);
+            let driver = self.driver.clone();
+            let none_captures = Box::new(move || driver.none_captures());
             let state = self.state.clone();
-            Ok(pools.device(state, backing, is_tight, placing))
+            Ok(pools.device(state, backing, is_tight, placing, none_captures))
         })
     }
 

@@ -3,6 +3,8 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -288,6 +290,32 @@ void pinned_by_threads_of_all_devices() {
         Allocator(kCPUpinned)->deallocate(block, 1000);
     }).join();
     CHECK(refusals.take() == 0);
+    // Work of any device may use it when it is freed.
+    const auto of = [&](auto *function, const char *name) { return reinterpret_cast<decltype(function)>(dlsym(driver, name)); };
+    const auto copy = of(static_cast<int (*)(unsigned long long, const void *, std::size_t, void *)>(nullptr), "cuMemcpyHtoDAsync_v2");
+    const auto hold = of(static_cast<int (*)(void *)>(nullptr), "hbmsim_hold");
+    const auto release = of(static_cast<int (*)(void *)>(nullptr), "hbmsim_release");
+    CHECK(use(contexts[1]) == 0);
+    {
+        Stream there = Stream::create_on(1);
+        Options on;
+        on.device = 1;
+        Buffer target(Allocator(Kind::device, on), 1000);
+        Allocator pinned(kCPUpinned);
+        void *block = pinned->allocate(1000);
+        CHECK(hold(there.handle()) == 0);
+        CHECK(copy(reinterpret_cast<std::uintptr_t>(target.data()), block, 1000, there.handle()) == 0);
+        std::atomic<bool> is_released{false};
+        std::thread releaser([&] {
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+            is_released = true;
+            CHECK(release(there.handle()) == 0);
+        });
+        pinned->deallocate(block, 1000);
+        CHECK(is_released && refusals.take() == 0);
+        releaser.join();
+    }
+    CHECK(use(contexts[0]) == 0);
     dlclose(driver);
 }
 
