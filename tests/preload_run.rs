@@ -127,13 +127,14 @@ fn what_a_program_held_is_told() {
     );
     assert!(told.contains("1 frees"), "{told}");
 
-    let limited = ["--stats", "--limit", "512MiB", "--backend", "pool", "--"];
-    let (code, _, told) = ended(
-        run(&bench, &command)
-            .args(limited)
-            .arg(&program)
-            .arg("more"),
-    );
+    let of = |options: &[&str], part: &str| {
+        let mut run = run(&bench, &command);
+        run.arg("--stats").args(options).arg("--");
+        let (code, _, told) = ended(run.arg(&program).arg(part));
+        (code, told)
+    };
+    let limited = ["--limit", "512MiB", "--backend", "pool"];
+    let (code, told) = of(&limited, "more");
     assert_eq!(code, Some(2), "{told}");
     assert!(
         told.contains("limit 512MiB, 1 times out of memory"),
@@ -141,12 +142,7 @@ fn what_a_program_held_is_told() {
     );
 
     // Each kind of memory had its most at another time, so the limit holds.
-    let (code, _, told) = ended(
-        run(&bench, &command)
-            .args(limited)
-            .arg(&program)
-            .arg("managed"),
-    );
+    let (code, told) = of(&limited, "managed");
     assert_eq!(code, Some(0), "{told}");
     assert!(
         told.contains("held at most 1") && told.contains("MiB of pool, 500MiB of managed; 2"),
@@ -154,12 +150,7 @@ fn what_a_program_held_is_told() {
     );
 
     // A child of a fork that has no allocation of its own tells nothing, nor twice what its parent told.
-    let (_, _, told) = ended(
-        run(&bench, &command)
-            .args(["--stats", "--"])
-            .arg(&program)
-            .arg("fork"),
-    );
+    let (_, told) = of(&[], "fork");
     assert_eq!(
         told.lines()
             .filter(|line| line.contains("device 0"))
@@ -168,12 +159,7 @@ fn what_a_program_held_is_told() {
         "{told}"
     );
 
-    let (code, _, told) = ended(
-        run(&bench, &command)
-            .args(["--stats", "--"])
-            .arg(&program)
-            .arg("quit"),
-    );
+    let (code, told) = of(&[], "quit");
     assert_eq!(code, Some(0));
     assert!(told.contains("ended without telling"), "{told}");
     assert_eq!(folders_left(&bench), [""; 0]);

@@ -25,11 +25,11 @@ const WORTH_BLOCKS: usize = 64;
 /// ... or so many bytes: less is had sooner by making more, which stays within the slack that every pool may have.
 const WORTH_BYTES: u64 = 32 << 20;
 
-/// So many bytes, or as many as are in use where that is more, may wait before a request waits for them: a program that is
-/// so far ahead of its device loses nothing by it.
+/// So many bytes, or as many as are in use where that is more, may wait before a request gives the device time: it has
+/// work for as long, so that a program so far ahead of it loses nothing.
 const AHEAD_BYTES: u64 = 1 << 30;
 
-/// How long a request waits so, looking again each moment.
+/// So much time at most, in which it looks again each moment.
 const PATIENCE: Duration = Duration::from_millis(200);
 const A_MOMENT: Duration = Duration::from_micros(20);
 

@@ -150,7 +150,7 @@ static void without_memory_of_ours(void) {
     works();
 }
 
-/* Frees wait for a device's work on which nothing was allocated; with its context that is gone. */
+/* A free can wait for a device's work on which nothing was allocated; with its context that is gone. */
 static void after_a_device_that_only_works(void) {
     void *stream, *own, *block;
     OK(cudaSetDevice(0));

@@ -22,11 +22,11 @@ def installed_version(name, module):
         return "of unknown version"
 
 
-def size_of(parser, text, least, least_text):
-    """The bytes that `--bytes` says, from `least` on; else the parser's error."""
+def size_of(parser, text, least_mib):
+    """The bytes that `--bytes` says, from so many MiB on; else the parser's error."""
     size = _size(text)
-    if isinstance(size, float) or size < least:
-        parser.error("--bytes: a size from %s on, not %s" % (least_text, text))
+    if isinstance(size, float) or size < least_mib << 20:
+        parser.error("--bytes: a size from %dMiB on, not %s" % (least_mib, text))
     return size
 
 

@@ -18,7 +18,7 @@ def main():
     try:
         if arguments.command == "bench":
             return _bench.bench()
-        size = size_of(parser, arguments.bytes, 1 << 24, "16MiB")
+        size = size_of(parser, arguments.bytes, 16)
         return _check.check(size)
     except HbmallocError as error:
         return str(error)

@@ -4,8 +4,6 @@ from ... import get_library_path, host
 from .._checking import installed_version
 from ._install import install
 
-_PATTERN = 0x5A
-
 
 def _require(condition, text):
     if not condition:

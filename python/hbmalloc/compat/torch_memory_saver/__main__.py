@@ -23,7 +23,7 @@ def main():
     try:
         if arguments.command == "path":
             return print(preload_path())
-        size = size_of(parser, arguments.bytes, 1 << 21, "2MiB")
+        size = size_of(parser, arguments.bytes, 2)
         if arguments.command == "try":
             return _check.try_once(size, arguments.mode)
         return _check.check(size)

@@ -19,7 +19,7 @@ def main():
             command.add_argument("--native-only", action="store_true")
     arguments = parser.parse_args()
     try:
-        size = size_of(parser, arguments.bytes, 1 << 21, "2MiB")
+        size = size_of(parser, arguments.bytes, 2)
         if arguments.command == "try":
             return _check.try_once(size, arguments.native_only)
         return _check.check(size)
